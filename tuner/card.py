@@ -1,0 +1,147 @@
+"""The model card: what was learned from what, with which result, and how to load it; nothing that is not so."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+from tuner import __version__
+from tuner.recipe import HUB_ID, KNOBS
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A LoRA adapter for [{{ base }}](https://huggingface.co/{{ base }}), tuned with QLoRA in Tuner.
+{{ about }}
+
+## What it learned
+
+- Trained on: {{ trained_on }}.
+- Dataset: {{ dataset }}. {{ receipt.rows_in }} rows came in, {{ receipt.train_rows }} were trained on and \
+{{ receipt.held_out_rows }} held out ({{ receipt.split }}). SHA-256 of the rows: `{{ receipt.sha256[:16] }}…`
+- Learned part: {{ learned }}.
+
+## Before and after
+
+On the {{ report.held_out_rows }} held-out rows, which were not trained on ({{ report.held_out_tokens }} learned tokens):
+
+| | base | tuned |
+|---|---|---|
+| loss (nats a token) | {{ "%.4f" | format(report.base.loss) }} | {{ "%.4f" | format(report.tuned.loss) }} |
+| perplexity | {{ "%.2f" | format(report.base.perplexity) }} | {{ "%.2f" | format(report.tuned.perplexity) }} |
+
+{{ report.rows_better }} of {{ report.held_out_rows }} rows became likelier. The version of step {{ report.best_step }} \
+of {{ plan.steps }} is the one published. The training loss went from {{ "%.3f" | format(first_loss) }} to \
+{{ "%.3f" | format(last_loss) }}.
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("{{ repo_id }}")
+tokenizer = AutoTokenizer.from_pretrained("{{ base }}")
+```
+
+Or talk to it in the browser: {{ share_link }}
+
+## Recipe
+
+```toml
+{{ recipe }}```
+
+Computed in {{ plan.precision }} on {{ plan.device }}, {{ minutes }} minutes; {{ versions }}.
+
+## Limits
+
+The adapter has the base model's knowledge and faults, and the dataset's. It was measured on the held-out rows only. \
+The base model's licence{{ licence_words }} applies to what is built on it.
+"""
+
+
+def record(run) -> dict:
+    """What the repository keeps about the run besides the card, for machines."""
+    plan, base = run.read("plan"), run.read("base")
+    return {
+        "made_with": f"tuner {__version__}", "base_model": base["id"], "base_revision": base["revision"],
+        "base_sha256": plan["base_sha256"], "base_what": base["what"], "precision": plan["precision"],
+        "quantisation": run.recipe.quantisation, "dequantised": plan["dequantised"], "attention": plan["attention"],
+        "kept_16bit": plan["kept_16bit"], "system_prompt": run.recipe.system_prompt,
+        "template_date": run.recipe.template_date, "keep_control_tokens": run.recipe.keep_control_tokens,
+    }
+
+
+def build(run, repo_id: str, share_link: str) -> str:
+    """The README of a finished run's repository.
+
+    `base_model`, `license` and `datasets` are named only as they really are: the licence is the base's own, a dataset
+    only where it is a Hub dataset.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    base, plan, report = run.read("base"), run.read("plan"), run.read("report")
+    receipt = run.read("data/receipt")
+    hub_dataset = receipt["source"].get("hub_id", "")
+    hub_dataset = hub_dataset if HUB_ID.fullmatch(hub_dataset) else ""
+    title = _plain(run.title)
+    kind = {"demo": "Tuner's own clickbait headlines", "paste": "pasted rows, not published",
+            "file": "an uploaded file, not published"}
+    data = ModelCardData(
+        base_model=base["id"], base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
+        datasets=[hub_dataset] if hub_dataset else None,
+        tags=["lora", "qlora", "transformers", "conversational", f"base_model:adapter:{base['id']}", "tuner"],
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation", dataset_type=hub_dataset or "private", dataset_name="held-out rows",
+                metric_type="loss", metric_value=round(report["tuned"]["loss"], 4), metric_name="loss (nats a token)",
+            ),
+            EvalResult(
+                task_type="text-generation", dataset_type=hub_dataset or "private", dataset_name="held-out rows",
+                metric_type="perplexity", metric_value=round(report["tuned"]["perplexity"], 3),
+            ),
+        ],
+        **base["licence"],
+    )
+    events, _ = run.events()
+    losses = [event["loss"] for event in events if event["kind"] == "step"]
+    seconds = [event["elapsed_s"] for event in events if event["kind"] == "result"]
+    licence = base["licence"].get("license_name") or base["licence"].get("license")
+    link = base["licence"].get("license_link")
+    return str(
+        ModelCard.from_template(
+            data, template_str=_TEMPLATE, title=title, base=base["id"], repo_id=repo_id, share_link=share_link,
+            about=_plain(run.recipe.about), trained_on=base["what"],
+            dataset=f"[{hub_dataset}](https://huggingface.co/datasets/{hub_dataset})" if hub_dataset
+            else kind.get(receipt["source"].get("kind"), "rows of the author's own, not published"),
+            receipt=receipt, report=report, plan=plan, first_loss=losses[0], last_loss=losses[-1],
+            learned="every token" if run.recipe.learn == "everything" else "the assistant's turns and their end token",
+            recipe=recipe_text(run.recipe), minutes=round((seconds[-1] if seconds else 0) / 60, 1), versions=versions(),
+            licence_words=f" ({licence}{', ' + link if link else ''})" if licence else "",
+        )
+    )
+
+
+def recipe_text(recipe) -> str:
+    """The settings that shape the result, as TOML; names of local files and titles are left out."""
+    import tomlkit
+
+    hidden = ("title", "about", "dataset", "sample_prompt", "columns")
+    return tomlkit.dumps({name: getattr(recipe, name) for name in KNOBS if name not in hidden and getattr(recipe, name) != ""})
+
+
+def versions() -> str:
+    """The libraries that made it, with their versions."""
+    found = [f"Python {platform.python_version()}"]
+    for name in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            pass
+    return ", ".join(found)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and YAML take as text: one line, without what opens a tag, a link or a template."""
+    return re.sub(r"[\[\]<>{}`|#]", "", " ".join(str(text).split()))[:200]

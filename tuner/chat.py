@@ -1,0 +1,258 @@
+"""Messages in, pieces of text out: base, tuned, or both, through a worker process of their own."""
+
+import json
+import math
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tuner import hub, run as runs, starter
+from tuner.errors import UserError, shorten
+from tuner.home import read_json, tuner_home
+from tuner.recipe import HUB_ID, STARTER_MODEL
+
+MAX_CHARACTERS = 100_000
+MAX_TURNS = 200
+IDLE_S = 600
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is talked to: a base model, and perhaps an adapter on it.
+
+    Args:
+        base: {"id", "revision", "dir", "what"}.
+        adapter_dir: "" for the base alone.
+        base_sha256: the weights the adapter was trained on; "" where nobody noted them.
+        plan: the choices that alter arithmetic, as the run that made the adapter took them.
+        note: what a visitor should know, such as that the base is another copy.
+    """
+
+    label: str
+    base: dict
+    adapter_dir: str = ""
+    base_sha256: str = ""
+    quantisation: str = "nf4"
+    plan: dict = field(default_factory=dict)
+    system_prompt: str = ""
+    template_date: str = "2026-01-01"
+    keep_control_tokens: bool = False
+    note: str = ""
+
+
+_ARITHMETIC = ("precision", "attention", "dequantised", "kept_16bit", "device")
+
+
+def of_base(base_id: str, token: str | None) -> Subject:
+    """The base model alone."""
+    return Subject(base_id, hub.fetch_base(base_id, "", token))
+
+
+def of_run(run: runs.Run) -> Subject:
+    """A finished run's tuned model, on exactly its own base.
+
+    Raises:
+        UserError: the run has no adapter yet.
+    """
+    base, plan, recipe = run.read("base"), run.read("plan"), run.recipe
+    if not run.read("done"):
+        raise UserError(f"“{shorten(run.title)}” is {run.state()} and has no tuned model yet. Wait for its end, then chat.")
+    return Subject(
+        run.title, base, str(run.adapter_dir), plan["base_sha256"], recipe.quantisation,
+        {name: plan[name] for name in _ARITHMETIC}, recipe.system_prompt, recipe.template_date, recipe.keep_control_tokens,
+    )
+
+
+def of_adapter(repo_id: str, token: str | None) -> Subject:
+    """A published adapter by its Hub id, on the base that it names.
+
+    Raises:
+        UserError: no such adapter, not LoRA, or its base cannot be had.
+    """
+    folder, config = hub.fetch_adapter(repo_id, "", token)
+    known = read_json(folder / "tuner.json", {})
+    known = known if isinstance(known, dict) else {}
+    base_id = config["base_model_name_or_path"]
+    revision = config.get("revision") or known.get("base_revision") or ""
+    if base_id == STARTER_MODEL and known.get("base_what") == starter.WHAT_IT_IS and starter.is_installed():
+        base = {"id": base_id, "revision": "", "dir": str(starter.prepare()), "what": starter.WHAT_IT_IS}
+    else:
+        base = hub.fetch_base(base_id, str(revision), token)
+    text = lambda name, default: known[name] if isinstance(known.get(name), str) else default  # noqa: E731
+    note, sha256 = "", text("base_sha256", "")
+    if sha256:
+        from tuner import bases
+
+        if bases.weights_hash(Path(base["dir"])) != sha256:
+            note = f"It was trained on another copy of the base ({shorten(text('base_what', 'unknown'), 100)}), so answers may differ a little."
+            sha256 = ""
+    return Subject(
+        repo_id, base, str(folder), sha256,
+        text("quantisation", "nf4") if text("quantisation", "nf4") in ("nf4", "none") else "nf4", {},
+        text("system_prompt", "")[:20_000], text("template_date", "2026-01-01"), known.get("keep_control_tokens") is True, note,
+    )
+
+
+def resolve(owner: str, what: str, token: str | None) -> Subject:
+    """A Subject of a run's id or folder, an adapter's Hub id, or a base model's Hub id.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    what = what.strip()
+    if not what:
+        raise UserError("Nothing to talk to was named. Choose the base model, one of your runs, or an adapter's Hub id.")
+    if (runs.runs_dir(owner) / Path(what).name / "recipe.toml").is_file() and ("/" not in what or Path(what).is_dir()):
+        return of_run(runs.find(owner, Path(what).name))
+    if not HUB_ID.fullmatch(what.removeprefix("https://huggingface.co/")):
+        raise UserError(f"{shorten(what)!r} is neither one of your runs nor a Hub id such as user/name.")
+    return of_adapter(what, token)
+
+
+def check_messages(messages: list[dict]) -> list[dict]:
+    """The messages as plain text turns; they come from a browser, so nothing about them is believed.
+
+    Raises:
+        UserError: empty, too long, or not turns of text.
+    """
+    kept = []
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            raise UserError("The conversation holds something that is not text. Clear it and write again.")
+        kept.append({"role": role, "content": content})
+    total = sum(len(message["content"]) for message in kept)
+    if len(kept) > MAX_TURNS or total > MAX_CHARACTERS:
+        raise UserError(
+            f"The conversation has {len(kept):,} turns and {total:,} characters; the most is {MAX_TURNS} and "
+            f"{MAX_CHARACTERS:,}. Clear it, or write less."
+        )
+    if not kept or kept[-1]["role"] != "user" or not kept[-1]["content"].strip():
+        raise UserError("The message is empty. Write something first.")
+    return kept
+
+
+def check_sampling(max_new_tokens=256, temperature=0.0, top_p=1.0, seed=0) -> dict:
+    """The sampling settings, if each is in its range; all problems at once."""
+    problems = []
+    for name, value, low, high in (
+        ("Longest answer", max_new_tokens, 1, 4096), ("Temperature", temperature, 0, 2), ("Top-p", top_p, 0.01, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+            problems.append(f"{name} is {shorten(value, 20)}; it must be between {low} and {high}.")
+    if problems:
+        raise UserError(*problems)
+    return {"max_new_tokens": int(max_new_tokens), "temperature": float(temperature), "top_p": float(top_p), "seed": int(seed)}
+
+
+class Worker:
+    """The chat's own process: started at first use, restarted after a crash, ended when idle.
+
+    It holds one base and the adapters asked for, and advances all answers in turn, token by token.
+    """
+
+    def __init__(self, idle_s: int = IDLE_S):
+        self.idle_s = idle_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._waiting: dict[int, queue.Queue] = {}
+        self._next = 0
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def answer(self, subject: Subject, messages: list[dict], *, tuned: bool = True, on_status=lambda text: None, **sampling) -> Iterator[str]:
+        """The next turn's pieces as they come. Closing the iterator ends the answer.
+
+        Args:
+            tuned: with the subject's adapter; else the base alone.
+            on_status: called with words while a model is loaded.
+
+        Raises:
+            UserError: bad messages or settings, a model that cannot be loaded, or a worker that died.
+        """
+        messages, sampling = check_messages(messages), check_sampling(**sampling)
+        if subject.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": subject.system_prompt}, *messages]
+        asked = {"do": "answer", "subject": asdict(subject), "messages": messages, "tuned": tuned and bool(subject.adapter_dir), **sampling}
+        yield from self._ask(asked, on_status)
+
+    def _ask(self, request: dict, on_status) -> Iterator[str]:
+        replies: queue.Queue = queue.Queue()
+        with self._lock:
+            process = self._alive()
+            number = self._next = self._next + 1
+            self._waiting[number] = replies
+            self._send(process, {**request, "id": number})
+        over = False
+        try:
+            while True:
+                reply = replies.get()
+                if "piece" in reply:
+                    yield reply["piece"]
+                elif "status" in reply:
+                    on_status(reply["status"])
+                elif "error" in reply:
+                    over = True
+                    raise UserError(reply["error"])
+                else:
+                    over = True
+                    return
+        finally:
+            with self._lock:
+                self._waiting.pop(number, None)
+                if not over and self._process is process and process.poll() is None:
+                    self._send(process, {"do": "cancel", "id": number})
+
+    def _send(self, process: subprocess.Popen, message: dict) -> None:
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+        except (BrokenPipeError, OSError):  # it has just died; its reader tells everybody who waits
+            pass
+
+    def _alive(self) -> subprocess.Popen:
+        if self._process is None or self._process.poll() is not None:
+            home = tuner_home()
+            home.mkdir(parents=True, exist_ok=True)
+            with open(home / "chat.log", "ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tuner.chat_worker", str(self.idle_s)], stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=runs.child_environment(),
+                    start_new_session=True, cwd=home,
+                )
+            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        return self._process
+
+    def _read(self, process: subprocess.Popen) -> None:
+        for line in process.stdout:
+            try:
+                reply = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if waiting := self._waiting.get(reply.get("id")):
+                waiting.put(reply)
+        process.wait()
+        with self._lock:
+            if self._process is process:
+                self._process = None
+                for waiting in self._waiting.values():
+                    waiting.put({"error": "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."})
+
+    def close(self) -> None:
+        """End the process; what it was answering ends with it."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,329 @@
+"""The same engine from a terminal: train, chat, check, quote, report, push, runs."""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from tuner import recipe as recipes
+from tuner.errors import UserError
+from tuner.home import DEMO_ROOT, safe_name
+
+# A person at this machine's own terminal; the page uses the same owner where it serves this machine only.
+LOCAL_OWNER = "local"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; 0 if it went well, 1 for a UserError (told in words), 2 for wrong usage."""
+    os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries talking to one another
+    parser = _parser()
+    asked = parser.parse_args(argv)
+    try:
+        return asked.verb(asked) or 0
+    except UserError as error:
+        if asked.json:
+            print(json.dumps({"error": error.problems}, ensure_ascii=False))
+        print(f"tuner: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntuner: stopped.", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tuner", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, handler, help: str) -> argparse.ArgumentParser:
+        its = verbs.add_parser(name, help=help, description=help)
+        its.add_argument("--json", action="store_true", help="machine-readable output on standard output")
+        its.set_defaults(verb=handler)
+        return its
+
+    its = verb("train", _train, "tune by a recipe, or go on with a run")
+    its.add_argument("what", metavar="RECIPE_OR_RUN", help="a preset's name, a recipe file, a run's id or folder")
+    its.add_argument("settings", nargs="*", metavar="field=value", help="settings to change, such as epochs=1")
+    its = verb("chat", _chat, "talk to a tuned model")
+    its.add_argument("what", metavar="ADAPTER_OR_RUN", help="a run's id, or an adapter's Hub id")
+    its.add_argument("--prompt", help="ask this once instead of reading lines")
+    its.add_argument("--base", action="store_true", help="answer with the base model alone, beside the tuned one")
+    its.add_argument("--max-new-tokens", type=int, default=256)
+    its.add_argument("--temperature", type=float, default=0.0)
+    its = verb("check", _check, "read a dataset and say what would be learned from it")
+    its.add_argument("what", metavar="DATASET", help="a file, or a Hub dataset's id")
+    its.add_argument("settings", nargs="*", metavar="field=value")
+    its = verb("quote", _quote, "say beforehand what a recipe needs")
+    its.add_argument("what", metavar="RECIPE")
+    its.add_argument("settings", nargs="*", metavar="field=value")
+    its = verb("report", _report, "measure a finished run again")
+    its.add_argument("what", metavar="RUN")
+    its = verb("push", _push, "publish a finished run's adapter")
+    its.add_argument("what", metavar="RUN")
+    its.add_argument("repo", metavar="REPO_ID", help="name, or user/name of your own account")
+    its.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
+    verb("runs", _runs, "list the runs on this machine")
+    return parser
+
+
+def _say(text: str = "") -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _settings(pairs: list[str]) -> dict:
+    found, problems = {}, []
+    for pair in pairs:
+        name, mark, text = pair.partition("=")
+        try:
+            if not mark:
+                raise UserError(f"{pair!r} is not a setting. Write it as field=value.")
+            found[name] = recipes.from_text(name, text)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def _recipe(what: str, pairs: list[str]):
+    """The recipe of a preset's name or a file, with changes, and the folder its dataset stands in."""
+    path = Path(what)
+    if not path.suffix and (DEMO_ROOT / f"{what}.toml").is_file():
+        path = DEMO_ROOT / f"{what}.toml"
+    loaded = recipes.load(path)
+    changes = _settings(pairs)
+    beside = Path.cwd() if "dataset" in changes else path.resolve().parent
+    return recipes.from_dict({**loaded.changed(), **changes}), beside
+
+
+def _run(what: str):
+    from tuner import run
+
+    if (Path(what) / "recipe.toml").is_file():
+        return run.from_folder(Path(what))
+    return run.find(LOCAL_OWNER, safe_name(what, "Run"))
+
+
+def _train(asked) -> int:
+    from tuner import data, hub, run
+
+    is_run = (Path(asked.what) / "recipe.toml").is_file() or (
+        "/" not in asked.what and "." not in asked.what and (run.runs_dir(LOCAL_OWNER) / asked.what).is_dir()
+    )
+    if is_run:
+        if asked.settings:
+            raise UserError("A run's settings cannot be changed once it exists. Start a new one with the recipe.")
+        going = _run(asked.what)
+    else:
+        recipe, beside = _recipe(asked.what, asked.settings)
+        dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, hub.own_token())
+        going = run.create(LOCAL_OWNER, recipe, dataset)
+        _say(f"Run {going.id}: {len(dataset.records()):,} rows, base {recipe.base_model}")
+    if os.environ.get("TUNER_CHILD") != "1":  # the page claims a run before it starts its child
+        run.claim(going)
+        going.log("status", state="waiting", message="Getting the base model ready")
+        _say("Getting the base model ready ...")
+        run.fetch_base(going, hub.own_token())
+    return _follow(going, asked.json)
+
+
+def _follow(going, as_json: bool) -> int:
+    """Train in this process while another thread draws the run's own events."""
+    from tuner import train
+
+    ended = threading.Event()
+    drawer = threading.Thread(target=_draw, args=(going, ended, as_json), daemon=True)
+    if os.environ.get("TUNER_CHILD") != "1":  # a child's log is for faults; its events are in the folder already
+        drawer.start()
+    try:
+        code = train.main(going)
+    finally:
+        ended.set()
+        if drawer.is_alive():
+            drawer.join(timeout=5)
+    if code:
+        raise UserError(going.error() or "Training ended early.")
+    report = going.read("report")
+    if as_json:
+        print(json.dumps({"run": going.id, "folder": str(going.folder), "state": going.state(), "report": report}, ensure_ascii=False))
+    else:
+        _say(
+            f"Held-out loss {report['base']['loss']:.4f} -> {report['tuned']['loss']:.4f} ({report['change']:+.0%}); "
+            f"adapter in {going.adapter_dir}"
+        )
+    return 0
+
+
+def _draw(going, ended: threading.Event, as_json: bool) -> None:
+    """A progress bar on standard error; with --json, each event as a line on standard output."""
+    from tqdm import tqdm
+
+    _, place = going.events()
+    bar = None
+    while True:
+        last = ended.is_set()
+        events, place = going.events(place)
+        for event in events:
+            if as_json:
+                print(json.dumps(event, ensure_ascii=False), flush=True)
+            if event["kind"] == "step":
+                bar = bar or tqdm(total=event["steps"], unit="step", file=sys.stderr, dynamic_ncols=True)
+                bar.n = event["step"]
+                bar.set_postfix_str(f"loss {event['loss']:.3f}, {event['tokens_per_s']:.0f} tokens/s")
+            elif event["kind"] in ("status", "note"):
+                tqdm.write(event["message"], file=sys.stderr)
+            elif event["kind"] == "eval":
+                tqdm.write(f"step {event['step']}: held-out loss {event['loss']:.4f}{' (best)' if event['best'] else ''}", file=sys.stderr)
+        if last:
+            break
+        ended.wait(0.3)
+    if bar:
+        bar.close()
+
+
+def _chat(asked) -> int:
+    from tuner import chat, hub
+
+    subject = chat.resolve(LOCAL_OWNER, asked.what, hub.own_token())
+    sampling = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature}
+    history: list[dict] = []
+    with chat.Worker() as worker:
+        _say(f"Loading {subject.base['id']} ...")
+        while True:
+            if asked.prompt is not None:
+                text = asked.prompt
+            else:
+                try:
+                    text = input("you: ")
+                except EOFError:
+                    return 0
+            if not text.strip():
+                if asked.prompt is not None:
+                    raise UserError("The prompt is empty. Write what you want to ask.")
+                continue
+            history.append({"role": "user", "content": text})
+            answers = {}
+            for who in ("base", "tuned") if asked.base else ("tuned",):
+                pieces = []
+                if not asked.json:
+                    print(f"{who}: ", end="", flush=True)
+                for piece in worker.answer(subject, history, tuned=who == "tuned", **sampling):
+                    pieces.append(piece)
+                    if not asked.json:
+                        print(piece, end="", flush=True)
+                answers[who] = "".join(pieces).strip()
+                if not asked.json:
+                    print()
+            if asked.json:
+                print(json.dumps({"prompt": text, **answers}, ensure_ascii=False))
+            if asked.prompt is not None:
+                return 0
+            history.append({"role": "assistant", "content": answers["tuned"]})
+
+
+def _survey(what: str, recipe, beside: Path):
+    from tuner import data, encode, findings, hub
+
+    token = hub.own_token()
+    dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token)
+    rows, left_out = dataset.rows()
+    train, held_out, split = data.split_rows(rows, recipe.held_out_share, recipe.seed)
+    folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
+    tokenizer = encode.load_tokenizer(folder)
+    return dataset, rows, left_out, train, held_out, split, findings.survey(train, tokenizer, recipe), findings.survey(held_out, tokenizer, recipe), folder
+
+
+def _check(asked) -> int:
+    recipe = recipes.from_dict({**_settings(asked.settings), "dataset": asked.what})
+    dataset, rows, left_out, train, held_out, split, found, held, _ = _survey(asked.what, recipe, Path.cwd())
+    told = {
+        "dataset": dataset.name, "format": dataset.mapping.format, "why": dataset.mapping.reason,
+        "columns": dataset.mapping.columns, "notes": dataset.notes, "records": dataset.count, "rows": len(rows),
+        "left_out": left_out[:20], "train_rows": len(train), "held_out_rows": len(held_out), "split": split,
+        "tokens": found.tokens + held.tokens, "learned_tokens": found.learned + held.learned,
+        "rows_cut": sorted(found.cut + held.cut), "rows_that_teach_nothing": sorted(found.silent + held.silent),
+        "rows_refused": found.refused[:20] + held.refused[:20], "longest": max(found.lengths + held.lengths, default=0),
+        "learned_part_found_by": {**found.how, **{key: found.how[key] + held.how[key] for key in held.how}},
+    }
+    if asked.json:
+        print(json.dumps(told, ensure_ascii=False))
+        return 0
+    print(f"{told['dataset']}: {told['records']:,} records, read as {told['format']} ({told['why']})")
+    print(f"  {told['train_rows']:,} rows to train on, {told['held_out_rows']:,} held out ({split})")
+    print(f"  {told['tokens']:,} tokens, {told['learned_tokens']:,} of them learned; the longest row has {told['longest']:,}")
+    print(f"  {len(told['rows_cut']):,} rows are cut at {recipe.max_tokens:,} tokens, {len(told['rows_that_teach_nothing']):,} teach nothing")
+    for item in told["left_out"][:5]:
+        print(f"  row {item['n']} {item['why']}")
+    return 0
+
+
+def _quote(asked) -> int:
+    import psutil
+
+    from tuner import quote
+    from tuner.home import read_json
+
+    recipe, beside = _recipe(asked.what, asked.settings)
+    *_, found, held, folder = _survey(asked.what, recipe, beside)
+    made = quote.make(
+        recipe, read_json(Path(folder) / "config.json"), [len(row.ids) for row in found.encoded], found.learned,
+        held.tokens, psutil.virtual_memory().available / 2**30,
+    )
+    if asked.json:
+        print(json.dumps(made))
+        return 0
+    print(f"{made['steps']:,} steps, {made['tokens']:,} tokens")
+    print(f"about {made['memory_gib']:.1f} GiB here, about {made['minutes']:.1f} minutes" + ("" if made["measured"] else " (this machine has not been measured yet)"))
+    for its in made["hardware"]:
+        print(f"  {its['name']:<12} about {its['minutes']:.1f} min, ${its['dollars']:.2f}" + ("" if its["fits"] else ", does not fit"))
+    return 0
+
+
+def _report(asked) -> int:
+    from tuner import report
+
+    made = report.remake(_run(asked.what))
+    if asked.json:
+        print(json.dumps(made, ensure_ascii=False))
+    else:
+        print(f"held-out loss {made['base']['loss']:.4f} -> {made['tuned']['loss']:.4f} ({made['change']:+.0%}), "
+              f"{made['rows_better']} of {made['held_out_rows']} rows better")
+    return 0
+
+
+def _push(asked) -> int:
+    from tuner import hub
+
+    token = hub.own_token()
+    name = asked.repo
+    if "/" in name:
+        user, name = name.split("/", 1)
+        if user != hub.whoami(token):
+            raise UserError(f"{user!r} is not the account you are logged in with ({hub.whoami(token)}). Write the name alone.")
+    done = hub.push(_run(asked.what), name, not asked.public, token, hub.page_url)
+    print(json.dumps(done) if asked.json else f"Published {'privately' if done['private'] else 'for everybody'}: {done['url']}")
+    return 0
+
+
+def _runs(asked) -> int:
+    from tuner import run
+
+    found = [its.summary() for its in run.mine(LOCAL_OWNER)]
+    if asked.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    if not found:
+        print("No runs yet. Start one: python -m tuner train headlines")
+    for its in found:
+        loss = f"{its['first_loss']:.3f} -> {its['best_loss']:.3f}" if its["best_loss"] else "-"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(its["created"]))
+        print(f"{its['id']}  {its['state']:<12} {loss:<16} {when}  {its['title']}")
+    return 0

@@ -1,0 +1,22 @@
+"""The one kind of error that a visitor may read."""
+
+
+class UserError(Exception):
+    """Something a person can put right: what is wrong, the value seen, what to do next.
+
+    Args:
+        *problems: one sentence or more for each problem. All problems are told at once.
+    """
+
+    def __init__(self, *problems: str):
+        self.problems = [str(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
+
+
+def shorten(text: object, most: int = 60) -> str:
+    """The text on one line, cut in the middle so that both its ends can be read."""
+    line = " ".join(str(text).split())
+    if len(line) <= most:
+        return line
+    head = (most - 1) // 2
+    return f"{line[:head]}…{line[-(most - 1 - head):]}"

@@ -1,0 +1,401 @@
+"""Everything said to the Hugging Face Hub: who am I, may I, fetch a base, stream a dataset, push; errors in words."""
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tuner import bases, card, starter
+from tuner.errors import UserError, shorten
+from tuner.home import read_json, require_free
+from tuner.recipe import HUB_ID, STARTER_MODEL
+
+# What a base model's repository may put on this disk: weights as safetensors, JSON and plain text; never pickles or code.
+BASE_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "merges.txt", "vocab.txt"]
+ADAPTER_FILES = ["adapter_model.safetensors", "adapter_config.json", "tuner.json"]
+MAX_ADAPTER_BYTES = 4 * 2**30
+TIMEOUT_S = 15.0
+
+
+class Unreachable(UserError):
+    """The Hub did not answer at all."""
+
+
+def own_token() -> str | None:
+    """The token of this machine's own login (`hf auth login` or HF_TOKEN). Off a Space only: there it is the owner's."""
+    from huggingface_hub import get_token
+
+    from tuner.home import on_a_space
+
+    return None if on_a_space() else get_token()
+
+
+def endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def page_url(repo_id: str) -> str:
+    """Where a person reads the repository."""
+    return f"{endpoint()}/{repo_id}"
+
+
+@contextlib.contextmanager
+def _in_words(what: str, signed_in: bool) -> Iterator[None]:
+    """Map the client's errors, by type, to a sentence about `what`."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{what} is gated. Open {endpoint()}/{what}, accept its terms with your account, "
+            + ("then try again." if signed_in else "sign in here, then try again.")
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{what} has no such revision. Check the branch, tag or commit, or leave it empty.") from None
+    except errors.RepositoryNotFoundError:
+        more = "It may be private to another account." if signed_in else "If it is private, sign in first."
+        raise UserError(f"{what} does not exist on the Hub, or you may not see it. Check the spelling. {more}") from None
+    except errors.HFValidationError as error:
+        raise UserError(f"{shorten(what)!r} is not a name the Hub takes: {shorten(str(error), 160)}") from None
+    except errors.DisabledRepoError:
+        raise UserError(f"{what} was disabled by the Hub. Choose another.") from None
+    except errors.OfflineModeIsEnabled:
+        raise Unreachable("The Hub is switched off here (HF_HUB_OFFLINE). Switch it on, or use what is on this machine.") from None
+    except errors.HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else 0
+        said = shorten(error.server_message or "", 160)
+        if code == 401:
+            raise UserError("The Hub does not know this token any more. Sign in again, then try again; nothing was lost.") from None
+        if code == 403:
+            raise UserError(f"The Hub does not let this account do that with {what}. {said} Choose a name in your own account.") from None
+        if code == 429:
+            raise UserError("The Hub asks for a pause (too many requests). Wait a minute, then try again; nothing was lost.") from None
+        if code >= 500:
+            raise UserError(f"The Hub has a fault of its own (HTTP {code}). Try again in a minute; nothing was lost.") from None
+        raise UserError(f"The Hub refused {what} (HTTP {code}): {said or 'no reason given'}.") from None
+    except (errors.LocalEntryNotFoundError, httpx2.TransportError, ConnectionError, TimeoutError):
+        raise Unreachable("The Hub cannot be reached. Check the connection, then try again; nothing was lost.") from None
+
+
+def require_id(repo_id: str, what: str) -> str:
+    """The id, if it has the Hub's form user/name; a full address is accepted too.
+
+    Raises:
+        UserError: it has not. A string that a file system could read as a path never gets further than this.
+    """
+    text = str(repo_id).strip().removeprefix("https://huggingface.co/").removeprefix(endpoint() + "/").strip("/")
+    if not HUB_ID.fullmatch(text) or ".." in text:
+        raise UserError(f"{shorten(repo_id)!r} is not {what}. It looks like user/name.")
+    return text
+
+
+def whoami(token: str | None) -> str:
+    """The user name behind a token.
+
+    Raises:
+        UserError: no token, or the Hub does not know it.
+    """
+    if not token:
+        raise UserError(
+            "You are not signed in to Hugging Face. Sign in above on a Space; on your own machine run `hf auth login`."
+        )
+    from huggingface_hub import HfApi
+
+    with _in_words("your account", True):
+        return HfApi().whoami(token=token)["name"]
+
+
+# Base models ------------------------------------------------------------------------------------------------------
+
+
+def fetch_base(
+    base_id: str, revision: str, token: str | None, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict:
+    """Bring a base model to this machine, at a pinned revision.
+
+    Args:
+        on_progress: called with (bytes done, bytes in all) while files arrive.
+
+    Returns:
+        {"id", "revision": the commit, "dir": its folder, "what": what the weights really are, in words, "licence"}.
+
+    Raises:
+        UserError: no such model, gated, without safetensors, too large for the disk, or out of reach. Where the Hub
+            is out of reach, the starter model's packaged copy stands in for the starter, and a copy fetched earlier
+            for any other.
+    """
+    base_id = require_id(base_id, "a base model's Hub id")
+    try:
+        return _fetch_from_hub(base_id, revision, token, on_progress)
+    except Unreachable as error:
+        if cached := _cached_base(base_id, revision):
+            return cached
+        if base_id == STARTER_MODEL:
+            folder = starter.prepare()
+            return {
+                "id": base_id, "revision": "", "dir": str(folder), "what": starter.WHAT_IT_IS, "licence": {"license": "apache-2.0"},
+            }
+        raise UserError(
+            f"The Hub cannot be reached and {base_id} is not on this machine yet. Check the connection, or choose "
+            f"{STARTER_MODEL}, which works without."
+        ) from error
+
+
+def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress) -> dict:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    with _in_words(base_id, bool(token)):
+        info = HfApi().model_info(base_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
+        names = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+        wanted = list(filter_repo_objects(names, allow_patterns=BASE_FILES))
+        if not any(name.endswith(".safetensors") for name in wanted):
+            raise UserError(f"{base_id} has no safetensors weights at its top level. Choose a base model that has.")
+        if "config.json" not in wanted:
+            raise UserError(f"{base_id} has no config.json, so it is not a transformers model. Choose another.")
+        total = sum(names[name] for name in wanted)
+        require_free(total, f"The base model {base_id}")
+        folder = snapshot_download(
+            base_id, revision=info.sha, allow_patterns=wanted, token=token or False,
+            tqdm_class=_progress_bar(on_progress, total), max_workers=4,
+        )
+        data = info.card_data.to_dict() if info.card_data else {}
+    licence = {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
+    return {"id": base_id, "revision": info.sha, "dir": folder, "what": f"{base_id} at revision {info.sha[:12]}", "licence": licence}
+
+
+def _cached_base(base_id: str, revision: str) -> dict | None:
+    """What was fetched earlier, for when the Hub is out of reach; None if nothing was."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(base_id, revision=revision or None, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    if not list(Path(folder).glob("*.safetensors")) or not (Path(folder) / "config.json").is_file():
+        return None
+    sha = Path(folder).name
+    return {"id": base_id, "revision": sha, "dir": folder, "what": f"{base_id} at revision {sha[:12]}", "licence": {}}
+
+
+def _progress_bar(on_progress, total: int):
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        """Passes the bytes on instead of drawing them."""
+
+        seen = {}
+
+        def __init__(self, *args, **kwargs):
+            kwargs.pop("name", None)
+            self._bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+
+        def update(self, n=1):
+            result = super().update(n)
+            if self._bytes:
+                Bar.seen[id(self)] = self.n
+                on_progress(min(total, int(sum(Bar.seen.values()))), total)
+            return result
+
+    return Bar
+
+
+def tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
+    """A folder with the base's tokenizer and config only, for the preview and the quote; no weights are fetched.
+
+    Raises:
+        UserError: as `fetch_base`; and where the starter is not converted yet, that it is being prepared.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    base_id = require_id(base_id, "a base model's Hub id")
+    try:
+        with _in_words(base_id, bool(token)):
+            info = HfApi().model_info(base_id, revision=revision or None, token=token or False, timeout=5.0)
+            return snapshot_download(
+                base_id, revision=info.sha, token=token or False,
+                allow_patterns=["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.jinja", "config.json", "generation_config.json"],
+            )
+    except Unreachable:
+        if cached := _cached_base(base_id, revision):
+            return cached["dir"]
+        if base_id == STARTER_MODEL:
+            return str(starter.prepare())
+        raise
+
+
+# Datasets ---------------------------------------------------------------------------------------------------------
+
+
+def require_dataset(hub_id: str, revision: str, token: str | None) -> str:
+    """The commit of a Hub dataset that this token may read; raises UserError otherwise."""
+    from huggingface_hub import HfApi
+
+    with _in_words(hub_id, bool(token)):
+        return HfApi().dataset_info(hub_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S).sha
+
+
+def stream_dataset(
+    hub_id: str, config: str, split: str, revision: str, token: str | None, most: int
+) -> tuple[list[dict], list[str]]:
+    """The first records of one split, and the names of all splits; the split itself is not downloaded.
+
+    Raises:
+        UserError: no such config or split, or files that cannot be read as rows.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DataFilesNotFoundError
+
+    datasets.disable_progress_bars()
+    with _in_words(hub_id, bool(token)):
+        try:
+            parts = datasets.load_dataset(
+                hub_id, config or None, revision=revision or None, token=token or False, streaming=True
+            )
+            names = list(parts)
+            chosen = split or ("train" if "train" in names else names[0])
+            if chosen not in names:
+                raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
+            return [dict(record) for record in parts[chosen].take(most)], [chosen, *names]
+        except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, UserError) or "httpx2" in type(error).__module__ or "huggingface_hub" in type(error).__module__:
+                raise
+            reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+            raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
+
+
+# Adapters ---------------------------------------------------------------------------------------------------------
+
+
+def fetch_adapter(repo_id: str, revision: str, token: str | None) -> tuple[Path, dict]:
+    """Download a published adapter, only the files an adapter has.
+
+    Returns:
+        its folder, and its config.
+
+    Raises:
+        UserError: not found, not a LoRA adapter with safetensors, too large, or out of reach.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    repo_id = require_id(repo_id, "an adapter's Hub id")
+    with _in_words(repo_id, bool(token)):
+        info = HfApi().model_info(repo_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        if "adapter_config.json" not in sizes or "adapter_model.safetensors" not in sizes:
+            raise UserError(f"{repo_id} is not a PEFT adapter with safetensors weights. Choose another repository.")
+        size = sizes["adapter_model.safetensors"]
+        if size > MAX_ADAPTER_BYTES:
+            raise UserError(f"{repo_id} has {size / 2**30:.1f} GiB; an adapter of at most {MAX_ADAPTER_BYTES / 2**30:.0f} GiB is loaded here.")
+        folder = Path(snapshot_download(repo_id, revision=info.sha, allow_patterns=ADAPTER_FILES, token=token or False))
+    try:
+        config = read_json(folder / "adapter_config.json")
+    except json.JSONDecodeError:
+        config = None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError(f"{repo_id} is not a LoRA adapter. Choose another repository.")
+    base = str(config.get("base_model_name_or_path", ""))
+    if not HUB_ID.fullmatch(base) or ".." in base:
+        raise UserError(f"{repo_id} names the base model {shorten(base)!r}, which is not a Hub id, so it cannot be loaded.")
+    return folder, config
+
+
+def is_private(repo_id: str, token: str | None) -> bool:
+    from huggingface_hub import HfApi
+
+    with _in_words(repo_id, bool(token)):
+        return bool(HfApi().model_info(repo_id, token=token or False, timeout=TIMEOUT_S).private)
+
+
+# Publishing -------------------------------------------------------------------------------------------------------
+
+_REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}[A-Za-z0-9_]")
+
+
+def check_name(name: str) -> str:
+    """The repository's name (without the user), if the Hub will take it.
+
+    Raises:
+        UserError: saying what is wrong with it, before anything is spent.
+    """
+    name = str(name).strip()
+    if not _REPO_NAME.fullmatch(name) or name.endswith((".git", ".ipynb")):
+        raise UserError(
+            f"{shorten(name) or 'An empty name'!r} is not a name the Hub takes: 2 to 96 letters, digits, '-', '_' or '.', "
+            "no '--' or '..', beginning and ending with a letter or digit."
+        )
+    return name
+
+
+def push(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str]) -> dict:
+    """Publish a finished run's adapter as user/name, in one commit.
+
+    Args:
+        name: the repository's name; the user comes from the token, never from what was typed.
+        share_link: the page's address for a repository id, printed in the card.
+
+    Returns:
+        {"repo_id", "url", "private", "commit"}.
+
+    Raises:
+        UserError: the run is not done, no token, a name the Hub refuses or that holds something else, or the Hub is
+            out of reach. The local adapter is untouched whatever happens.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    name = check_name(name)
+    if not run.read("done"):
+        raise UserError(f"This run is {run.state()}. Publish it once it is done.")
+    bases.require_same(run.read("base"), run.read("plan")["base_sha256"])
+    user = whoami(token)
+    repo_id = f"{user}/{name}"
+    api = HfApi()
+    with _in_words(repo_id, True):
+        if api.repo_exists(repo_id, token=token):
+            held = set(api.list_repo_files(repo_id, token=token))
+            ours = "tuner.json" in held and _run_in(repo_id, token) == run.id
+            if held - {".gitattributes", "README.md"} and not ours:
+                raise UserError(f"{repo_id} exists already and holds something else. Choose another name; nothing was changed.")
+        text = card.build(run, repo_id, share_link(repo_id))
+        api.create_repo(repo_id, private=private, exist_ok=True, token=token)
+        record = {"run": run.id, **card.record(run)}
+        operations = [
+            CommitOperationAdd("README.md", text.encode()),
+            CommitOperationAdd("adapter_config.json", (run.adapter_dir / "adapter_config.json").read_bytes()),
+            CommitOperationAdd("adapter_model.safetensors", str(run.adapter_dir / "adapter_model.safetensors")),
+            CommitOperationAdd("tuner.json", json.dumps(record, ensure_ascii=False, indent=1).encode()),
+        ]
+        done = api.create_commit(repo_id, operations, commit_message="Adapter tuned with Tuner", token=token)
+        found = {file.path: file.size for file in api.list_repo_tree(repo_id, revision=done.oid, token=token) if hasattr(file, "size")}
+    weights = (run.adapter_dir / "adapter_model.safetensors").stat().st_size
+    if found.get("adapter_model.safetensors") != weights:
+        raise UserError(f"{repo_id} does not hold the whole adapter after the push. Push again; the local adapter is whole.")
+    return {"repo_id": repo_id, "url": page_url(repo_id), "private": is_private(repo_id, token), "commit": done.oid}
+
+
+def _run_in(repo_id: str, token: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token)), {}).get("run", "")
+    except (OSError, ValueError):
+        return ""
+
+
+def make_public(repo_id: str, token: str | None) -> None:
+    """Open a repository of this account to everybody."""
+    from huggingface_hub import HfApi
+
+    user = whoami(token)
+    if repo_id.split("/")[0] != user:
+        raise UserError(f"{repo_id} is not in your account ({user}), so it cannot be changed here.")
+    with _in_words(repo_id, True):
+        HfApi().update_repo_settings(repo_id, private=False, token=token)

@@ -1,0 +1,117 @@
+"""Before and after on held-out rows: the same rows through the base and through the tuned model."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from tuner import answer, bases, encode, fast, findings, models, tasks
+from tuner.errors import UserError
+from tuner.home import write_json
+
+ANSWERS = 5
+ANSWER_TOKENS = 60
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), held below a number that JSON can carry."""
+    return math.exp(min(loss, 80.0))
+
+
+@torch.no_grad()
+def measure(model, rows: list, tokenizer, split_head: bool, tokens_at_once: int = 4096) -> dict:
+    """The mean loss over all learned tokens of the rows, and each row's own.
+
+    Returns:
+        {"loss": float, "tokens": int, "row_losses": [float]}: losses in nats a token, rows in the order given.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    device = next(model.parameters()).device
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and len(rows[order[end]].ids) * (end + 1 - start) <= tokens_at_once:
+            end += 1
+        chosen = order[start:end]
+        batch = fast.collate([rows[index] for index in chosen], tokenizer.pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        losses, owners = fast.token_losses(model, **batch, split_head=split_head)
+        for place, index in enumerate(chosen):
+            its = losses[owners == place].double().cpu()
+            sums[index], counts[index] = its.sum(), len(its)
+        start = end
+    return {
+        "loss": float(sums.sum() / counts.sum()),
+        "tokens": int(counts.sum()),
+        "row_losses": (sums / counts.clamp(min=1)).tolist(),
+    }
+
+
+def make(run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int) -> dict:
+    """The report of a PeftModel against its own base, on all held-out rows.
+
+    Raises:
+        UserError: the adapter changed nothing.
+    """
+    recipe = run.recipe
+    tuned = measure(model, held_set.encoded, tokenizer, plan["split_head"])
+    answers = []
+    stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+    questions = tasks.get(recipe.task).prompts(held_rows[:ANSWERS], recipe)
+    sampling = answer.Sampling(ANSWER_TOKENS)
+
+    def ask(messages) -> dict:
+        ids = encode.prompt_ids(
+            messages, tokenizer, keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
+        )
+        text, why = answer.answer(model, tokenizer, ids, stops, sampling)
+        return {"text": text, "ended": why == "stop"}
+
+    told = [ask(messages) for messages in questions]
+    with model.disable_adapter():
+        base = measure(model, held_set.encoded, tokenizer, plan["split_head"])
+        for messages, its in zip(questions, told):
+            answers.append({"prompt": messages[-1]["content"], "base": ask(messages), "tuned": its})
+    if tuned["row_losses"] == base["row_losses"]:
+        raise UserError(
+            "The adapter changed nothing: every held-out row has the loss it had before. Raise the learning rate or the "
+            "number of steps."
+        )
+    return {
+        "held_out_rows": len(held_rows), "held_out_tokens": tuned["tokens"], "best_step": best_step,
+        "base": {"loss": base["loss"], "perplexity": perplexity(base["loss"])},
+        "tuned": {"loss": tuned["loss"], "perplexity": perplexity(tuned["loss"])},
+        "change": tuned["loss"] / base["loss"] - 1,
+        "rows_better": sum(after < before for after, before in zip(tuned["row_losses"], base["row_losses"])),
+        "answers": answers,
+    }
+
+
+def load_tuned(run):
+    """The run's tuned model on exactly the base it was trained on.
+
+    Returns:
+        model, tokenizer, plan.
+
+    Raises:
+        UserError: the run has no adapter, or its base is gone or changed.
+    """
+    plan, base = run.read("plan"), run.read("base")
+    if not run.read("done") or not plan:
+        raise UserError(f"This run is {run.state()} and has no tuned model yet. Let it end first.")
+    bases.require_same(base, plan["base_sha256"])
+    loaded = models.load_base(Path(base["dir"]), run.recipe, plan)
+    model = models.load_adapter(loaded.model, run.adapter_dir, base["id"])
+    fast.speed_up_lora(model)
+    return model, loaded.tokenizer, plan
+
+
+def remake(run) -> dict:
+    """Measure a finished run again from its folder; the same numbers come out."""
+    model, tokenizer, plan = load_tuned(run)
+    held_rows = run.rows("held_out")
+    held_set = findings.survey(held_rows, tokenizer, run.recipe)
+    made = make(run, plan, model, tokenizer, held_rows, held_set, (run.read("report") or {}).get("best_step", 0))
+    write_json(run.folder / "report.json", made)
+    return made

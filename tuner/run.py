@@ -1,0 +1,325 @@
+"""A run is a folder: create it, read it, log to it, start, stop, resume and list it by its owner."""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import psutil
+
+from tuner import data, findings, lease, recipe as recipes
+from tuner.errors import UserError, shorten
+from tuner.home import private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
+from tuner.recipe import Recipe
+
+LIVE = ("waiting", "rehearsing", "training", "checking")
+ENDED = ("done", "stopped", "failed", "interrupted")
+
+# What a training child may see of this process's environment: nothing that could hold a secret.
+_CHILD_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TUNER_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM",
+)
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, owned by one person. All of it is in its folder; state is derived from there, never kept twice."""
+
+    owner: str
+    id: str
+
+    @property
+    def folder(self) -> Path:
+        return runs_dir(self.owner) / self.id
+
+    @property
+    def adapter_dir(self) -> Path:
+        return self.folder / "adapter"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return recipes.load(self.folder / "recipe.toml")
+
+    @property
+    def title(self) -> str:
+        try:
+            return (self.folder / "title.txt").read_text("utf-8").strip() or self.id
+        except FileNotFoundError:
+            return self.recipe.title or self.id
+
+    def read(self, name: str, default=None):
+        """A JSON file of the run: "plan", "base", "report", "done", "process", or "data/receipt"."""
+        return read_json(self.folder / f"{name}.json" if name != "done" else self.folder / "done", default)
+
+    def rows(self, part: str) -> list[dict]:
+        """The run's own rows: "train" or "held_out"."""
+        with open(self.folder / "data" / f"{part}.jsonl", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    # Events ---------------------------------------------------------------------------------------------------
+
+    def log(self, kind: str, **fields) -> None:
+        """Append one event. `t` is in seconds since 1970."""
+        line = json.dumps({"t": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False) + "\n"
+        with open(self.folder / "events.jsonl", "ab") as file:  # one write call: lines never interleave
+            file.write(line.encode())
+
+    def events(self, start: int = 0) -> tuple[list[dict], int]:
+        """Events from a byte offset on, and the offset to go on from. A half-written last line waits for its end."""
+        try:
+            with open(self.folder / "events.jsonl", "rb") as file:
+                file.seek(start)
+                block = file.read()
+        except FileNotFoundError:
+            return [], start
+        whole = block.rfind(b"\n") + 1
+        found = []
+        for line in block[:whole].splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:  # a line that was cut by a crash and then appended to
+                continue
+        return found, start + whole
+
+    # State ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """One of waiting, rehearsing, training, checking, done, stopped, failed, interrupted; "new" before its start."""
+        if done := self.read("done"):
+            return done["state"]
+        if (self.folder / "error.txt").exists():
+            return "failed"
+        process = self.read("process")
+        if process is None:
+            return "new"
+        if not lease.is_alive(process):
+            return "interrupted"
+        status = [event for event in self.events()[0] if event["kind"] == "status"]
+        return status[-1]["state"] if status else "waiting"
+
+    def error(self) -> str:
+        try:
+            return (self.folder / "error.txt").read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def stop_asked(self) -> bool:
+        return (self.folder / "stop").exists()
+
+    def ask_stop(self) -> None:
+        """Ask the run to end at its next step and keep what was learned so far."""
+        if self.state() not in LIVE:
+            raise UserError(f"This run is {self.state()}, so there is nothing to stop.")
+        write_whole(self.folder / "stop", "asked\n")
+
+    def rename(self, title: str) -> None:
+        title = " ".join(str(title).split())
+        if not 1 <= len(title) <= 120:
+            raise UserError(f"A name has 1 to 120 characters; this one has {len(title)}.")
+        write_whole(self.folder / "title.txt", title)
+
+    def delete(self) -> None:
+        """Remove the folder and all in it.
+
+        Raises:
+            UserError: it is still going.
+        """
+        if self.state() in LIVE:
+            raise UserError("This run is still going. Stop it first, then delete it.")
+        shutil.rmtree(self.folder)
+
+    def summary(self) -> dict:
+        """What a list shows: title, state, when, dataset, losses, steps."""
+        events, _ = self.events()
+        evals = [event for event in events if event["kind"] == "eval"]
+        best = next((event for event in reversed(evals) if event.get("best")), None)
+        receipt = self.read("data/receipt", {})
+        return {
+            "id": self.id, "title": self.title, "state": self.state(), "base_model": self.recipe.base_model,
+            "dataset": receipt.get("source", {}).get("name", ""),
+            "created": (self.folder / "recipe.toml").stat().st_mtime,
+            "first_loss": evals[0]["loss"] if evals else None,
+            "best_loss": best["loss"] if best else None,
+            "curve": [(event["step"], event["loss"]) for event in evals],
+        }
+
+
+def runs_dir(owner: str) -> Path:
+    return tuner_home() / "runs" / safe_name(owner, "The owner")
+
+
+def create(owner: str, recipe: Recipe, dataset: data.Dataset) -> Run:
+    """A new run of this owner, not yet started: its recipe, its rows and their receipt.
+
+    Raises:
+        UserError: the recipe has problems, the dataset is another's or has nothing to learn, or the disk is full.
+    """
+    recipe.check()
+    if dataset.owner != owner:
+        raise UserError(f"Dataset {shorten(dataset.id, 20)} is not among yours. Choose it again.")
+    require_free(200 * 2**20, "A run")
+    rows, left_out = dataset.rows()
+    train, held_out, split = data.split_rows(rows, recipe.held_out_share, recipe.seed)
+    run = Run(owner, time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4))
+    private_dir(runs_dir(owner))
+    run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
+    write_whole(run.folder / "recipe.toml", recipe.to_toml())
+    (run.folder / "data").mkdir()
+    for part, its in (("train", train), ("held_out", held_out)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in its)
+        write_whole(run.folder / "data" / f"{part}.jsonl", lines.encode("utf-8", "replace"))
+    source = {**dataset.source, "name": dataset.name}
+    write_json(
+        run.folder / "data" / "receipt.json",
+        findings.receipt(source, len(dataset.records()), left_out, train, held_out, split),
+    )
+    title = recipe.title or dataset.name
+    write_whole(run.folder / "title.txt", title)
+    return run
+
+
+def find(owner: str, run_id: str) -> Run:
+    """The owner's run of this id.
+
+    Raises:
+        UserError: there is none, whoever else may have one.
+    """
+    run = Run(owner, safe_name(run_id, "Run"))
+    if not (run.folder / "recipe.toml").is_file():
+        raise UserError(f"Run {shorten(run_id, 40)} is not among yours. Choose one from your list.")
+    return run
+
+
+def from_folder(folder: Path) -> Run:
+    """The run in a folder of TUNER_HOME; for the training child and the command line."""
+    folder = Path(folder).resolve()
+    run = Run(folder.parent.name, folder.name)
+    if run.folder != folder or not (folder / "recipe.toml").is_file():
+        raise UserError(f"{shorten(folder)} is not a run's folder under {shorten(tuner_home())}.")
+    return run
+
+
+def mine(owner: str) -> list[Run]:
+    """The owner's runs, newest first."""
+    folder = runs_dir(owner)
+    if not folder.is_dir():
+        return []
+    ids = [path.name for path in folder.iterdir() if (path / "recipe.toml").is_file()]
+    return [Run(owner, run_id) for run_id in sorted(ids, reverse=True)]
+
+
+# Starting ---------------------------------------------------------------------------------------------------------
+
+
+def claim(run: Run) -> None:
+    """Mark the run as this process's, once: a second start of the same run is refused.
+
+    Raises:
+        UserError: it is going already, or it is done.
+    """
+    with open(run.folder / "start.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state = run.state()
+        if state in LIVE and run.read("process") != lease.this_process():
+            raise UserError("This run has been started already. Watch it here, or stop it first.")
+        if state == "done":
+            raise UserError("This run is done. Start a new one with other settings to learn more.")
+        for name in ("error.txt", "stop", "done"):
+            (run.folder / name).unlink(missing_ok=True)
+        write_json(run.folder / "process.json", lease.this_process())
+
+
+def start(run: Run, token: str | None = None) -> threading.Thread:
+    """Fetch the base model, then train in a child process; returns at once, and the folder tells the rest.
+
+    Args:
+        token: the visitor's own, for a gated base. It never reaches the child.
+    """
+    claim(run)
+    run.log("status", state="waiting", message="Getting the base model ready")
+    thread = threading.Thread(target=_fetch_and_train, args=(run, token), name=f"start-{run.id}", daemon=True)
+    thread.start()
+    return thread
+
+
+def _fetch_and_train(run: Run, token: str | None) -> None:
+    try:
+        fetch_base(run, token)
+        process = spawn(run)
+    except UserError as error:
+        write_whole(run.folder / "error.txt", str(error))
+        return
+    except OSError as error:
+        write_whole(run.folder / "error.txt", f"The run could not be started: {error.strerror or error}. Try again.")
+        return
+    watch(run, process)
+
+
+def fetch_base(run: Run, token: str | None = None) -> dict:
+    """Bring the run's base model to this machine and note in the run which one it is; see `hub.fetch_base`."""
+    from tuner import hub
+
+    known = run.read("base")
+    if known and Path(known["dir"]).is_dir():
+        return known
+
+    def on_progress(done: int, total: int) -> None:
+        run.log("status", state="waiting", message=f"Downloading the base model: {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
+
+    base = hub.fetch_base(run.recipe.base_model, run.recipe.base_revision, token, on_progress)
+    write_json(run.folder / "base.json", base)
+    return base
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of every child: an allow-list, the Hub switched off, no token."""
+    kept = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
+    return {
+        **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1", "TUNER_CHILD": "1",
+        "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
+    }
+
+
+def spawn(run: Run) -> subprocess.Popen:
+    """Start the training child in a session of its own."""
+    with open(run.folder / "log.txt", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", "train", str(run.folder)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run.folder, env=child_environment(),
+            start_new_session=True,
+        )
+    write_json(run.folder / "process.json", {"pid": process.pid, "started": psutil.Process(process.pid).create_time()})
+    return process
+
+
+def watch(run: Run, process: subprocess.Popen) -> None:
+    """Wait for the child and say what happened if it ended without saying so itself."""
+    code = process.wait()
+    if code == 0 or (run.folder / "done").exists() or (run.folder / "error.txt").exists():
+        return
+    if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT):
+        run.log("note", message="The training process was ended from outside. Resume to go on from the last checkpoint.")
+        return
+    write_whole(run.folder / "error.txt", f"Training ended with exit code {code}. Its last words:\n{last_words(run)}")
+
+
+def last_words(run: Run, lines: int = 8) -> str:
+    """The end of the run's log, without paths of this machine."""
+    try:
+        text = (run.folder / "log.txt").read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return "(the log is empty)"
+    kept = [line[:300] for line in text.strip().splitlines()[-lines:]]
+    return "\n".join(kept).replace(str(tuner_home()), "~").replace(str(PROJECT_ROOT), "") or "(the log is empty)"

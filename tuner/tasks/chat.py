@@ -1,0 +1,281 @@
+"""The chat task: conversations, how they are recognised, encoded, and which model class learns them."""
+
+import json
+
+from tuner.errors import UserError, shorten
+
+# format -> (its name in words, the roles a mapping must fill, the roles it may fill)
+FORMATS = {
+    "messages": ("Chat messages (role, content)", ("messages",), ("tools", "system", "split")),
+    "sharegpt": ("ShareGPT (from, value)", ("messages",), ("tools", "system", "split")),
+    "alpaca": ("Alpaca (instruction, input, output)", ("prompt", "completion"), ("context", "system", "split")),
+    "pair": ("Prompt and completion", ("prompt", "completion"), ("context", "system", "split")),
+    "text": ("Plain text", ("text",), ("split",)),
+}
+ROLES = ("messages", "prompt", "context", "completion", "text", "system", "tools", "split")
+
+_PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"),
+    ("question", "answer"), ("question", "response"), ("input", "output"), ("query", "response"), ("query", "answer"),
+    ("instruction", "response"), ("instruction", "completion"), ("user", "assistant"), ("source", "target"),
+)
+_TEXTS = ("text", "content", "document", "body")
+_SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "assistant": "assistant", "model": "assistant", "system": "system",
+    "function_call": "call", "tool_call": "call", "observation": "tool", "tool": "tool", "function_response": "tool",
+    "function": "tool", "tool_response": "tool",
+}
+_ROLES_KNOWN = {"system", "user", "assistant", "tool", "developer"}
+
+
+# Recognising ------------------------------------------------------------------------------------------------------
+
+
+def columns_of(records) -> list[str]:
+    """The columns of the first 200 records, in the order they appear."""
+    seen: dict[str, None] = {}
+    for record in records[:200]:
+        seen.update(dict.fromkeys(record))
+    return list(seen)
+
+
+def _turns(value: object) -> list | None:
+    """A list of turns, also where it was stored as JSON text; None if it is something else."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value) else None
+
+
+def recognise(records):
+    """The mapping that fits the records, with the reason in words.
+
+    Raises:
+        UserError: none fits; the columns are named.
+    """
+    from tuner.data import Mapping
+
+    columns = columns_of(records)
+    by_name = {column.strip().lower(): column for column in columns}
+    extra = {role: by_name[role] for role in ("system", "tools") if role in by_name}
+    if "system_prompt" in by_name:
+        extra.setdefault("system", by_name["system_prompt"])
+    if "split" in by_name:
+        extra["split"] = by_name["split"]
+
+    for column in columns:
+        turns = next((found for record in records[:200] if (found := _turns(record.get(column)))), None)
+        if turns and "role" in turns[0] and ("content" in turns[0] or "tool_calls" in turns[0]):
+            return Mapping("messages", {"messages": column, **extra}, f"{column!r} holds turns with role and content")
+        if turns and "from" in turns[0] and "value" in turns[0]:
+            return Mapping("sharegpt", {"messages": column, **extra}, f"{column!r} holds turns with from and value")
+    extra.pop("tools", None)
+    if "instruction" in by_name and (answer := next((n for n in ("output", "response", "answer") if n in by_name), "")):
+        found = {"prompt": by_name["instruction"], "completion": by_name[answer]}
+        if "input" in by_name:
+            found["context"] = by_name["input"]
+        return Mapping("alpaca", {**found, **extra}, f"the columns instruction and {answer} are there")
+    for prompt, completion in _PAIRS:
+        if prompt in by_name and completion in by_name:
+            found = {"prompt": by_name[prompt], "completion": by_name[completion]}
+            return Mapping("pair", {**found, **extra}, f"the columns {prompt} and {completion} are there")
+    for name in _TEXTS:
+        if name in by_name:
+            extra.pop("system", None)
+            return Mapping("text", {"text": by_name[name], **extra}, f"there is a column {name!r} and no answer column")
+    others = [column for column in columns if column not in extra.values()]
+    if len(others) == 2:
+        found = {"prompt": others[0], "completion": others[1]}
+        return Mapping("pair", {**found, **extra}, "a guess: the first column asks, the second answers")
+    raise UserError(
+        f"The columns {shorten(', '.join(columns) or '(none)', 120)} fit no known format. Name them prompt and "
+        "completion, or messages, or text, or choose by hand which is which."
+    )
+
+
+def check_mapping(mapping, records) -> None:
+    """Raise a UserError naming every role without a column and every column that is not there."""
+    if mapping.format not in FORMATS:
+        raise UserError(f"There is no format {mapping.format!r}. Choose one of {', '.join(FORMATS)}.")
+    words, needed, optional = FORMATS[mapping.format]
+    columns = columns_of(records)
+    problems = [f"{words} needs a column for {role}." for role in needed if not mapping.columns.get(role)]
+    problems += [
+        f"{words} has no place for {role}." for role in mapping.columns if role not in needed and role not in optional
+    ]
+    problems += [
+        f"The column {shorten(column, 40)!r} is not there. There are: {shorten(', '.join(columns), 120)}."
+        for column in mapping.columns.values() if column not in columns
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+# Rows -------------------------------------------------------------------------------------------------------------
+
+
+def to_row(record: dict, mapping) -> dict:
+    """The record as a row: {"messages": [...], "tools": [...]?} or {"text": str}.
+
+    Raises:
+        ValueError: the record teaches nothing; the words follow "Row N".
+    """
+    columns = mapping.columns
+    if mapping.format == "text":
+        return {"text": _text(record, columns["text"], "text")}
+    system = record.get(columns.get("system", ""))
+    messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    tools = None
+    if mapping.format in ("messages", "sharegpt"):
+        turns = _turns(record.get(columns["messages"]))
+        if not turns:
+            raise ValueError(f"has no conversation in {columns['messages']!r}.")
+        read = _read_turn if mapping.format == "messages" else _read_sharegpt_turn
+        messages += [read(turn, number) for number, turn in enumerate(turns, 1)]
+        tools = _tools(record.get(columns.get("tools", "")))
+    else:
+        prompt = _text(record, columns["prompt"], "prompt")
+        context = record.get(columns.get("context", ""))
+        if isinstance(context, str) and context.strip():
+            prompt = f"{prompt}\n{context}"
+        messages += [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": _text(record, columns["completion"], "answer")},
+        ]
+    if not any(m["role"] == "assistant" and (m.get("content") or m.get("tool_calls")) for m in messages):
+        raise ValueError("has no assistant turn, so there is no answer to learn.")
+    return {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def _text(record: dict, column: str, what: str) -> str:
+    value = record.get(column)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        seen = "missing" if column not in record else "empty" if value is None else f"not text ({type(value).__name__})"
+        raise ValueError(f"has no {what}: {column!r} is {seen}.")
+    if not value.strip():
+        raise ValueError(f"has no {what}: {column!r} is empty.")
+    return value
+
+
+def _read_turn(turn: dict, number: int) -> dict:
+    role = str(turn.get("role", "")).strip().lower()
+    if role not in _ROLES_KNOWN:
+        role = {"call": "assistant"}.get(_SHAREGPT_ROLES.get(role, ""), _SHAREGPT_ROLES.get(role, ""))
+    if not role:
+        raise ValueError(f"has the role {shorten(turn.get('role'), 20)!r} in turn {number}; known are user, assistant, system, tool.")
+    content = turn.get("content")
+    if isinstance(content, list):  # content blocks: the text ones are kept
+        content = "".join(block.get("text", "") for block in content if isinstance(block, dict))
+    if content is not None and not isinstance(content, str):
+        raise ValueError(f"has content that is not text in turn {number}.")
+    kept = {"role": "system" if role == "developer" else role, "content": content or ""}
+    if isinstance(turn.get("tool_calls"), list):
+        kept["tool_calls"] = [_call(call) for call in turn["tool_calls"] if isinstance(call, dict)]
+    if isinstance(turn.get("reasoning_content"), str):
+        kept["reasoning_content"] = turn["reasoning_content"]
+    return kept
+
+
+def _read_sharegpt_turn(turn: dict, number: int) -> dict:
+    role = _SHAREGPT_ROLES.get(str(turn.get("from", "")).strip().lower())
+    value = turn.get("value")
+    if role is None:
+        raise ValueError(f"has the role {shorten(turn.get('from'), 20)!r} in turn {number}; known are human, gpt, system, function_call, observation.")
+    if not isinstance(value, str):
+        raise ValueError(f"has no text in turn {number}.")
+    if role != "call":
+        return {"role": role, "content": value}
+    try:
+        calls = json.loads(value)
+    except ValueError:
+        return {"role": "assistant", "content": value}  # a call that is not JSON is learned as it stands
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, dict) and "name" in call for call in calls):
+        return {"role": "assistant", "content": value}
+    return {"role": "assistant", "content": "", "tool_calls": [_call(call) for call in calls]}
+
+
+def _call(call: dict) -> dict:
+    function = call.get("function", call)
+    return {
+        "type": "function",
+        "function": {"name": str(function.get("name", "")), "arguments": function.get("arguments", {})},
+    }
+
+
+def _tools(value: object) -> list | None:
+    """Tool schemas as templates expect them, also where they were stored as JSON text."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, list):
+        return None
+    tools = [tool for tool in value if isinstance(tool, dict)]
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools] or None
+
+
+# Encoding and model -----------------------------------------------------------------------------------------------
+
+
+def with_system(row: dict, recipe) -> dict:
+    """The row with the recipe's system prompt before it, where it has none of its own."""
+    messages = row.get("messages")
+    if not recipe.system_prompt or not messages or messages[0]["role"] == "system":
+        return row
+    return {**row, "messages": [{"role": "system", "content": recipe.system_prompt}, *messages]}
+
+
+def encode_row(row: dict, tokenizer, recipe) -> list:
+    """The row as one or more `encode.Encoded`; the page's preview and the trainer both call this."""
+    from tuner import encode
+
+    if "text" in row:
+        return [encode.encode_text(row["text"], tokenizer, recipe.max_tokens, recipe.keep_control_tokens)]
+    row = with_system(row, recipe)
+    return encode.encode(
+        row["messages"], tokenizer, recipe.max_tokens, tools=row.get("tools"), learn=recipe.learn,
+        keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date,
+    )
+
+
+def sample_prompt(recipe, held_out: list[dict]) -> list[dict]:
+    """The messages of the fixed prompt: the recipe's own, else those of the first held-out row before its answer."""
+    if recipe.sample_prompt:
+        return with_system({"messages": [{"role": "user", "content": recipe.sample_prompt}]}, recipe)["messages"]
+    return prompts(held_out, recipe)[0]
+
+
+def prompts(rows: list[dict], recipe) -> list[list[dict]]:
+    """For each row, the messages before its first answer; a plain text's first words stand in for a prompt."""
+    found = []
+    for row in rows:
+        if "text" in row:
+            opening = " ".join(row["text"].split()[:8])
+            found.append(with_system({"messages": [{"role": "user", "content": opening}]}, recipe)["messages"])
+            continue
+        messages = with_system(row, recipe)["messages"]
+        first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        found.append(messages[:first] or [{"role": "user", "content": "Hello"}])
+    return found
+
+
+def describe(row: dict) -> str:
+    """The row in one short line, for lists."""
+    return shorten(row.get("text") or next((m["content"] for m in row["messages"] if m["role"] == "user"), ""), 80)
+
+
+def model_class():
+    """The transformers class that learns this task."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
+
+
+PEFT_TASK = "CAUSAL_LM"

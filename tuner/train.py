@@ -1,0 +1,425 @@
+"""Recipe and rows in, adapter out: writes events, keeps the best, obeys `stop`, resumes exactly."""
+
+import dataclasses
+import math
+import os
+import random
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from tuner import answer, bases, checkpoints, encode, fast, findings, lease, models, quote, report, tasks
+from tuner.errors import UserError
+from tuner.home import read_json, write_json, write_whole
+from tuner.run import Run
+
+SAMPLE_TOKENS = 48
+# A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
+EVALUATION_SHARE = 0.1
+
+
+def train(run: Run) -> dict:
+    """Train the run from its folder to its end, or go on from its newest whole checkpoint.
+
+    Returns:
+        The run's report.
+
+    Raises:
+        UserError: anything a person can put right; the caller writes it to error.txt.
+    """
+    def on_wait(ahead: int) -> None:
+        run.log("status", state="waiting", message=f"{ahead} run{'s' if ahead > 1 else ''} ahead on this machine")
+
+    with lease.hold(run.id, on_wait, run.stop_asked) as held:
+        if not held:
+            raise UserError("The run was stopped while it waited for its turn. Resume it when you like.")
+        return _train_with_the_machine(run)
+
+
+def _train_with_the_machine(run: Run) -> dict:
+    recipe, base = run.recipe, run.read("base")
+    began = time.time()
+    run.log("status", state="rehearsing", message="Reading the rows")
+    tokenizer = encode.load_tokenizer(base["dir"])
+    train_rows, held_rows = run.rows("train"), run.rows("held_out")
+    train_set = findings.survey(train_rows, tokenizer, recipe)
+    held_set = findings.survey(held_rows, tokenizer, recipe)
+    findings.require_something(train_set, train_rows, recipe, "training")
+    findings.require_something(held_set, held_rows, recipe, "held-out")
+    for warning in train_set.warnings(tokenizer):
+        run.log("note", message=warning)
+    lost = len(train_set.silent) + len(train_set.refused)
+    if lost:
+        run.log("note", message=f"{lost:,} of {len(train_rows):,} training rows have nothing left to learn and are left out.")
+
+    run.log("status", state="rehearsing", message="Loading the base model")
+    plan = run.read("plan")
+    if plan:
+        bases.require_same(base, plan["base_sha256"])
+    weights = bases.weights_hash(Path(base["dir"]))
+    loaded = models.load_base(Path(base["dir"]), recipe, plan or {"attention": choose_attention(train_set)})
+    model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"])
+    if not plan:
+        plan = make_plan(recipe, loaded.plan, model, train_set, held_set, weights)
+        write_json(run.folder / "plan.json", plan)
+    fast.speed_up_lora(model)
+    if plan["kept_16bit"] and recipe.quantisation == "nf4":
+        run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
+
+    trainer = Tuning(run, plan, model, tokenizer, train_set, held_set, began)
+    checkpoint = checkpoints.newest(
+        run.folder / "checkpoints",
+        lambda step: run.log("note", message=f"The checkpoint of step {step} is damaged; an older one is used."),
+    )
+    if checkpoint:
+        run.log("note", message=f"Going on from the checkpoint of step {checkpoint.name.removeprefix(checkpoints.PREFIX)}.")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _finish(run, plan, model, tokenizer, held_rows, held_set, trainer)
+
+
+def choose_attention(train_set) -> str:
+    """"eager" for short rows on a CPU, where torch's flash backward costs more than the whole product; else "sdpa"."""
+    longest = max(len(row.ids) for row in train_set.encoded)
+    return "eager" if models.device_name() == "cpu" and longest <= 384 else "sdpa"
+
+
+def make_plan(recipe, decided: dict, model, train_set, held_set, weights: str) -> dict:
+    """Every choice made by measuring that alters arithmetic, decided once at the first start."""
+    lengths = sorted(len(row.ids) for row in train_set.encoded)
+    device = decided["device"]
+    # Enough tokens at once to keep the products wide, few enough that activations stay modest.
+    room = 16_384 if device == "cuda" else 2_048
+    micro = recipe.micro_batch or max(1, min(recipe.batch_size, room // lengths[int(0.95 * (len(lengths) - 1))]))
+    micro = min(micro, recipe.batch_size)
+    batches = fast.LengthBatches(lengths, recipe.batch_size, micro, recipe.seed)
+    steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * batches.steps_per_epoch))
+    need = quote.activation_gib(model.config, micro * lengths[-1])
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    checkpointing = recipe.gradient_checkpointing == "on" or (
+        recipe.gradient_checkpointing == "auto" and need * 2**30 > 0.6 * free
+    )
+    evaluate_at, sampled = plan_evaluations(
+        steps, train_set.tokens * steps / batches.steps_per_epoch, [len(row.ids) for row in held_set.encoded],
+        recipe.evaluations, recipe.seed,
+    )
+    return {
+        **decided, "base_sha256": weights, "micro_batch": micro, "steps": steps, "gradient_checkpointing": checkpointing,
+        "evaluate_at": evaluate_at, "evaluated_rows": sampled, "split_head": fast.can_split_head(model),
+    }
+
+
+def plan_evaluations(steps: int, tokens: float, lengths: list[int], wanted: int, seed: int) -> tuple[list[int], list[int]]:
+    """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
+
+    Counted in tokens, not timed, so that a resumed run evaluates at the same steps. Short runs have at least three
+    evaluations of at least sixteen rows, whatever the share.
+    """
+    budget = EVALUATION_SHARE * tokens * 3
+    mean = sum(lengths) / len(lengths)
+    fewest = min(len(lengths), 16)
+    count = max(min(3, steps), min(wanted, steps, int(budget / (fewest * mean)) or 1))
+    rows = min(len(lengths), max(fewest, int(budget / count / mean)))
+    chosen = sorted(random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows))
+    at = sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
+    return at, chosen
+
+
+class Tuning(Trainer):
+    """The HF Trainer with our batches, loss, evaluation and checkpoints."""
+
+    def __init__(self, run: Run, plan: dict, model, tokenizer, train_set, held_set, began: float):
+        recipe = run.recipe
+        self.run, self.plan, self.recipe, self.tokenizer = run, plan, recipe, tokenizer
+        self.batches = fast.LengthBatches(
+            [len(row.ids) for row in train_set.encoded], recipe.batch_size, plan["micro_batch"], recipe.seed
+        )
+        self.rows = train_set.encoded
+        self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
+        self.meter = _Meter(run, plan["steps"], began)
+        self.sample_messages = tasks.get(recipe.task).sample_prompt(recipe, run.rows("held_out"))
+        self.sample_ids = encode.prompt_ids(
+            self.sample_messages, tokenizer, keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
+        )[-recipe.max_tokens :]
+        self.stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+        # A resumed run reads this back from its checkpoint.
+        self.best = {"loss": math.inf, "step": None, "worse": 0}
+        self.measured_at: int | None = None
+        arguments = TrainingArguments(
+            output_dir=str(run.folder / "checkpoints"),
+            per_device_train_batch_size=plan["micro_batch"],
+            gradient_accumulation_steps=self.batches.accumulate,
+            max_steps=plan["steps"],
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+            warmup_steps=round(recipe.warmup_share * plan["steps"]),
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            seed=recipe.seed,
+            optim="adamw_torch_fused",
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # it would hide NaN weights behind a running mean
+            eval_on_start=True,
+            save_strategy="no",  # evaluate() asks for each checkpoint
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=plan["device"] == "cpu",
+            fp16=plan["precision"] == "float16",
+            dataloader_num_workers=0,  # two cores: a worker would take a third of the arithmetic
+            dataloader_pin_memory=plan["device"] != "cpu",
+            activation_checkpointing=plan["gradient_checkpointing"],  # transformers 5's name for it
+            remove_unused_columns=False,
+            label_names=["labels"],
+        )
+        super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
+        # The loss below is a sum over learned tokens divided by their number in the whole optimiser batch.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.add_callback(_Obey(run, plan["evaluate_at"]))
+
+    # Data -----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self):
+        """Our batches through `accelerator.prepare`, without which a resume in the second epoch differs silently."""
+        loader = torch.utils.data.DataLoader(
+            self.rows, batch_sampler=self.batches, collate_fn=lambda rows: fast.collate(rows, self.tokenizer.pad_token_id)
+        )
+        return self.accelerator.prepare(loader)
+
+    # Steps ----------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean cross-entropy over the learned tokens of the optimiser batch, this micro-batch's part of it."""
+        losses, _ = fast.token_losses(
+            self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], self.plan["split_head"]
+        )
+        return losses.sum() / num_items_in_batch
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.meter.add(float(loss), int(inputs["attention_mask"].sum()), int((inputs["labels"] != encode.IGNORE).sum()))
+        if not math.isfinite(self.meter.loss):
+            self._refuse("The loss")
+        return loss
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            self._refuse("The gradient")
+        return norm
+
+    def _refuse(self, what: str):
+        """End the run before a step that is not a number can touch the weights."""
+        lower = self.recipe.learning_rate / 3
+        raise UserError(
+            f"{what} stopped being a number at step {self.state.global_step + 1}. Nothing of that step was kept. Lower "
+            f"the learning rate ({self.recipe.learning_rate:g} -> {lower:.1g}) or the gradient clip, and start again."
+        )
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        """One `step` event for each optimiser step, in our own words; the Trainer's own history stays empty."""
+        if "loss" in logs:
+            norm = logs.get("grad_norm")
+            self.meter.log_step(
+                self.state.global_step, self.state.epoch, logs["learning_rate"], float(norm) if norm is not None else None
+            )
+
+    # Evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *_args, **_kwargs) -> dict:
+        """Measure the held-out rows and answer the fixed prompt; keep a checkpoint; say if this is the best."""
+        step = self.state.global_step
+        # Asked again at the end of an epoch and at the start of a resumed run: one measurement a step is enough.
+        if step != self.measured_at:
+            self.measured_at = step
+            with checkpoints.random_untouched(), self.meter.not_training():
+                self.model.eval()
+                measured = report.measure(self.model, self.held, self.tokenizer, self.plan["split_head"])
+                text, ended = answer.answer(
+                    self.model, self.tokenizer, self.sample_ids, self.stops, answer.Sampling(SAMPLE_TOKENS)
+                )
+                self.model.train()
+            loss = measured["loss"]
+            best = loss < self.best["loss"]
+            self.best = (
+                {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
+            )
+            self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
+            self.run.log("sample", step=step, prompt=self.sample_messages[-1]["content"], text=text, ended=ended == "stop")
+            if step:
+                self.control.should_save = True
+                if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:
+                    self.run.log(
+                        "note",
+                        message=f"The held-out loss has not improved in {self.recipe.patience} evaluations, so training "
+                        f"ends early. The version of step {self.best['step']} is kept.",
+                    )
+                    self.control.should_training_stop = True
+        return {"eval_loss": self.best["loss"]}
+
+    # Checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.state.log_history = []
+        with self.meter.not_training():
+            checkpoints.write(
+                self.run.folder / "checkpoints", self.state.global_step, models.lora_state(self.model),
+                self.optimizer.state_dict(), self.lr_scheduler.state_dict(),
+                {
+                    "trainer_state": dataclasses.asdict(self.state),
+                    "tuning": {"best": self.best, "elapsed_s": self.meter.elapsed_s},
+                    **({"scaler": self.accelerator.scaler.state_dict()} if self.accelerator.scaler else {}),
+                },
+            )
+            checkpoints.prune(self.run.folder / "checkpoints", self.best["step"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        from peft import set_peft_model_state_dict
+
+        checkpoint = Path(resume_from_checkpoint)
+        set_peft_model_state_dict(self.model, checkpoints.load_adapter(checkpoint))
+        kept = read_json(checkpoint / "tuning.json")
+        self.best = kept["best"]
+        self.measured_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
+        self.meter.resume(self.measured_at, kept["elapsed_s"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if checkpoint:
+            self.optimizer.load_state_dict(checkpoints.load_optimizer(Path(checkpoint)))
+            self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / "scheduler.json"))
+
+    def _load_scaler(self, checkpoint) -> None:
+        if checkpoint and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint) / "scaler.json"))
+
+    def _load_rng_state(self, checkpoint) -> None:
+        if checkpoint:
+            checkpoints.restore_random_state(read_json(Path(checkpoint) / "random.json"))
+
+
+class _Obey(TrainerCallback):
+    """Evaluate at the planned steps, and end at the next step when asked to stop."""
+
+    def __init__(self, run: Run, evaluate_at: list[int]):
+        self.run, self.evaluate_at = run, set(evaluate_at)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = state.global_step in self.evaluate_at
+        if self.run.stop_asked():
+            control.should_evaluate = control.should_training_stop = True
+        return control
+
+
+class _Meter:
+    """Counts tokens and seconds of training alone, and writes the `step` events."""
+
+    def __init__(self, run: Run, steps: int, began: float):
+        self.run, self.steps = run, steps
+        self.elapsed_s = time.time() - began
+        self.resumed_at = 0
+        self.done: list[tuple[float, int]] = []  # (seconds, tokens) of the latest steps
+        self.other_s, self.other_steps = 0.0, 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.loss, self.tokens, self.labelled = 0.0, 0, 0
+        self.since, self.away_s = time.time(), 0.0
+
+    def resume(self, step: int, elapsed_s: float) -> None:
+        self.resumed_at = step
+        self.elapsed_s = elapsed_s
+        self._reset()
+
+    def add(self, loss: float, tokens: int, labelled: int) -> None:
+        self.loss += loss
+        self.tokens += tokens
+        self.labelled += labelled
+
+    @contextmanager
+    def not_training(self):
+        """Time spent inside is not counted as training."""
+        began = time.time()
+        yield
+        spent = time.time() - began
+        self.away_s += spent
+        self.other_s += spent
+        self.elapsed_s += spent
+
+    def log_step(self, step: int, epoch: float, learning_rate: float, grad_norm: float | None) -> None:
+        if step <= 1 and not self.done:
+            self.run.log("status", state="training", message="Training")
+        spent = max(1e-6, time.time() - self.since - self.away_s)
+        self.elapsed_s += spent
+        self.done = [*self.done, (spent, self.tokens)][-20:]
+        per_step = sum(seconds for seconds, _ in self.done) / len(self.done)
+        other_per_step = self.other_s / max(1, step - self.resumed_at)
+        self.run.log(
+            "step", step=step, epoch=round(epoch, 4), loss=self.loss, learning_rate=learning_rate, grad_norm=grad_norm,
+            tokens=self.tokens, labelled_tokens=self.labelled,
+            tokens_per_s=round(sum(tokens for _, tokens in self.done) / sum(seconds for seconds, _ in self.done), 1),
+            elapsed_s=round(self.elapsed_s, 2), eta_s=round((self.steps - step) * (per_step + other_per_step), 1),
+            memory_gib=round(memory_gib(), 3), steps=self.steps,
+        )
+        self._reset()
+
+
+def memory_gib() -> float:
+    """What this process holds now: on the card where there is one, else in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer: Tuning) -> dict:
+    """Take the best version, measure it against the base, and only then say done."""
+    from peft import set_peft_model_state_dict
+
+    run.log("status", state="checking", message="Comparing with the base model on all held-out rows")
+    best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{trainer.best['step']}"
+    if trainer.best["step"] and checkpoints.is_whole(best):
+        set_peft_model_state_dict(model, checkpoints.load_adapter(best))
+    elif trainer.best["step"] == 0:
+        run.log("note", message="No version was better than the base model on the held-out rows; the last one is kept.")
+    partial = run.folder / ".adapter"
+    shutil.rmtree(partial, ignore_errors=True)
+    models.save_adapter(model, partial)
+    shutil.rmtree(run.adapter_dir, ignore_errors=True)
+    os.rename(partial, run.adapter_dir)
+    model.eval()
+    made = report.make(run, plan, model, tokenizer, held_rows, held_set, trainer.best["step"] or trainer.state.global_step)
+    write_json(run.folder / "report.json", made)
+    quote.remember_speed(plan, model.config, run)
+    state = "stopped" if run.stop_asked() else "done"
+    run.log(
+        "result", base_loss=made["base"]["loss"], tuned_loss=made["tuned"]["loss"], best_step=made["best_step"],
+        elapsed_s=round(trainer.meter.elapsed_s, 1),
+    )
+    run.log("status", state=state, message="Stopped; what was learned is kept" if state == "stopped" else "Done")
+    write_json(run.folder / "done", {"state": state})  # last: its presence means the adapter is whole
+    return made
+
+
+def main(run: Run) -> int:
+    """Train and put every ending into the folder; the exit code is 0 only when the run is done or stopped."""
+    def on_term(*_):
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        train(run)
+        return 0
+    except UserError as error:
+        write_whole(run.folder / "error.txt", str(error))
+        return 1
+    except (MemoryError, torch.OutOfMemoryError):
+        write_whole(
+            run.folder / "error.txt",
+            f"The machine ran out of memory. Halve the rows at once (micro_batch, now {(run.read('plan') or {}).get('micro_batch', '?')}) "
+            f"or the longest row (max_tokens, now {run.recipe.max_tokens}); the result stays the same with fewer rows at once.",
+        )
+        return 1
