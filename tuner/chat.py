@@ -169,47 +169,58 @@ class Worker:
         self.close()
 
     def answer(self, subject: Subject, messages: list[dict], *, tuned: bool = True, on_status=lambda text: None, **sampling) -> Iterator[str]:
-        """The next turn's pieces as they come. Closing the iterator ends the answer.
+        """One answer's pieces as they come; see `answers`."""
+        for _, piece in self.answers({"it": (subject, messages, tuned)}, on_status=on_status, **sampling):
+            yield piece
+
+    def answers(self, asked: dict[str, tuple[Subject, list[dict], bool]], *, on_status=lambda text: None, **sampling) -> Iterator[tuple[str, str]]:
+        """Several answers in turn, as (who, piece) while they come. Closing the iterator ends them all.
 
         Args:
-            tuned: with the subject's adapter; else the base alone.
+            asked: who -> (subject, messages, whether with its adapter; else the base alone).
             on_status: called with words while a model is loaded.
+            sampling: see `check_sampling`.
 
         Raises:
             UserError: bad messages or settings, a model that cannot be loaded, or a worker that died.
         """
-        messages, sampling = check_messages(messages), check_sampling(**sampling)
-        if subject.system_prompt and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": subject.system_prompt}, *messages]
-        asked = {"do": "answer", "subject": asdict(subject), "messages": messages, "tuned": tuned and bool(subject.adapter_dir), **sampling}
-        yield from self._ask(asked, on_status)
-
-    def _ask(self, request: dict, on_status) -> Iterator[str]:
+        sampling = check_sampling(**sampling)
+        requests = {}
+        for who, (subject, messages, tuned) in asked.items():
+            messages = check_messages(messages)
+            if subject.system_prompt and messages[0]["role"] != "system":
+                messages = [{"role": "system", "content": subject.system_prompt}, *messages]
+            requests[who] = {
+                "do": "answer", "subject": asdict(subject), "messages": messages,
+                "tuned": tuned and bool(subject.adapter_dir), **sampling,
+            }
         replies: queue.Queue = queue.Queue()
+        numbers: dict[int, str] = {}
         with self._lock:
             process = self._alive()
-            number = self._next = self._next + 1
-            self._waiting[number] = replies
-            self._send(process, {**request, "id": number})
-        over = False
+            for who, request in requests.items():
+                number = self._next = self._next + 1
+                numbers[number] = who
+                self._waiting[number] = replies
+                self._send(process, {**request, "id": number})
+        open_answers = set(numbers)
         try:
-            while True:
+            while open_answers:
                 reply = replies.get()
                 if "piece" in reply:
-                    yield reply["piece"]
+                    yield numbers[reply["id"]], reply["piece"]
                 elif "status" in reply:
                     on_status(reply["status"])
-                elif "error" in reply:
-                    over = True
-                    raise UserError(reply["error"])
                 else:
-                    over = True
-                    return
+                    open_answers.discard(reply["id"])
+                    if "error" in reply:
+                        raise UserError(reply["error"])
         finally:
             with self._lock:
-                self._waiting.pop(number, None)
-                if not over and self._process is process and process.poll() is None:
-                    self._send(process, {"do": "cancel", "id": number})
+                for number in numbers:
+                    self._waiting.pop(number, None)
+                    if number in open_answers and self._process is process and process.poll() is None:
+                        self._send(process, {"do": "cancel", "id": number})
 
     def _send(self, process: subprocess.Popen, message: dict) -> None:
         try:
@@ -243,8 +254,8 @@ class Worker:
         with self._lock:
             if self._process is process:
                 self._process = None
-                for waiting in self._waiting.values():
-                    waiting.put({"error": "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."})
+                for number, waiting in self._waiting.items():
+                    waiting.put({"id": number, "error": "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."})
 
     def close(self) -> None:
         """End the process; what it was answering ends with it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date as calendar
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from tuner.errors import UserError, shorten
@@ -129,21 +130,22 @@ def encode(
         UserError: the template refuses the conversation.
     """
     view = _View(tokenizer, tools, messages, keep_control_tokens, date)
+    text, spans, how = _answer_spans(view, view.messages)
+    cuts = [start for start, _ in spans or ()]
     if learn == "everything":
-        text, _ = view.render(view.messages)
-        return [_labelled(text, [(0, len(text))], tokenizer, max_tokens, BY_TEXT, keep_end=True)]
-    text, spans, how = _answer_spans(view)
+        return [_labelled(text, [(0, len(text))], cuts, tokenizer, max_tokens, BY_TEXT, keep_end=True)]
     if spans is not None:
-        return [_labelled(text, spans, tokenizer, max_tokens, how)]
+        return [_labelled(text, spans, cuts, tokenizer, max_tokens, how)]
     rows = []
     for number, message in enumerate(view.messages):
         if message["role"] != "assistant":
             continue
-        before, _ = view.render(view.messages[:number], add_generation_prompt=True)
-        upto, _ = view.render(view.messages[: number + 1])
-        if not upto.startswith(before):
-            return [_labelled(text, [(0, len(text))], tokenizer, max_tokens, BY_WHOLE_ROW, keep_end=True)]
-        rows.append(_labelled(upto, [(len(before), len(upto))], tokenizer, max_tokens, BY_ANSWER))
+        before, cuts = _prompt(view, view.messages[:number])
+        answer = _answer_after(before, view, view.messages[: number + 1])
+        if answer is None:
+            return [_labelled(text, [(0, len(text))], [], tokenizer, max_tokens, BY_WHOLE_ROW, keep_end=True)]
+        span = (len(before), len(before) + len(answer))
+        rows.append(_labelled(before + answer, [span], [*cuts, len(before)], tokenizer, max_tokens, BY_ANSWER))
     return rows
 
 
@@ -152,7 +154,7 @@ def encode_text(text: str, tokenizer, max_tokens: int, keep_control_tokens: bool
     marked = text if keep_control_tokens else _disarm(text, _control_pattern(tokenizer, ""))
     start = tokenizer.bos_token if _adds_bos(tokenizer) else ""
     marked = f"{start}{marked}{tokenizer.eos_token}"
-    return _labelled(marked, [(0, len(marked))], tokenizer, max_tokens, BY_TEXT, keep_end=True)
+    return _labelled(marked, [(0, len(marked))], [], tokenizer, max_tokens, BY_TEXT, keep_end=True)
 
 
 def prompt_ids(
@@ -164,8 +166,8 @@ def prompt_ids(
         UserError: the template refuses the conversation.
     """
     view = _View(tokenizer, tools, messages, keep_control_tokens, date)
-    text, _ = view.render(view.messages, add_generation_prompt=True)
-    return _tokenise(text, tokenizer)[0]
+    text, cuts = _prompt(view, view.messages)
+    return _tokenise(text, cuts, tokenizer)[0]
 
 
 def stop_ids(tokenizer, generation_eos: int | list[int] | None = None) -> set[int]:
@@ -191,7 +193,7 @@ class _View:
         self.tokenizer = tokenizer
         self.template = tokenizer.get_chat_template(tools=tools) if tokenizer.chat_template else PLAIN_TEMPLATE
         self.date = date
-        messages, self.tools = _fit_tools(messages, tools, self.template)
+        messages, self.tools = _fit_tools(_fit_reasoning(messages, self.template), tools, self.template)
         if not keep_control_tokens:
             pattern = _control_pattern(tokenizer, self.template)
             messages, self.tools = _disarm(messages, pattern), _disarm(self.tools, pattern)
@@ -215,7 +217,9 @@ class _View:
                 **self.tokenizer.special_tokens_map,
                 **extra,
             )
-        except (TemplateError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
+        except (
+            TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
+        ) as error:
             raise UserError(
                 f"The model's chat template refuses this conversation: {shorten(error, 120)}. "
                 "Check the order of the turns, or choose another base model."
@@ -234,8 +238,25 @@ def _freeze_clock(template: str, date: str) -> str:
         "{%- " + ("if" if index == 0 else "elif") + f" f == {form!r} -%}}" + day.strftime(form)
         for index, form in enumerate(dict.fromkeys(form for _, form in formats))
     )
-    macro = "{%- macro strftime_now(f) -%}" + cases + "{%- endif -%}{%- endmacro -%}"
-    return macro + "{{ '' }}" + template  # the empty expression keeps jinja from trimming the template's first line
+    macro = "{%- macro strftime_now(f) -%}" + cases + "{%- endif -%}{%- endmacro %}\n"
+    return macro + template  # jinja takes the line break after a block away, and the template begins a line of its own
+
+
+def _fit_reasoning(messages, template: str):
+    """Messages with the reasoning inside their answers handed over as such, to a template that can show it.
+
+    Qwen3's would cut it out of the text by itself, but not once the think tokens in it are disarmed.
+    """
+    if "reasoning_content" not in template:
+        return messages
+    fitted = []
+    for message in messages:
+        content = message.get("content") or ""
+        if message["role"] == "assistant" and "</think>" in content and "reasoning_content" not in message:
+            thought = content.split("</think>")[0].split("<think>")[-1].strip("\n")
+            message = {**message, "reasoning_content": thought, "content": content.split("</think>")[-1].lstrip("\n")}
+        fitted.append(message)
+    return fitted
 
 
 def _fit_tools(messages, tools, template: str):
@@ -287,7 +308,7 @@ def _disarm(value, pattern: re.Pattern):
         value = value.replace(_OPEN, "").replace(_CLOSE, "")
         return pattern.sub(f"{_OPEN}\\g<0>{_CLOSE}", value)
     if isinstance(value, dict):
-        return {key: _disarm(item, pattern) for key, item in value.items()}
+        return {_disarm(key, pattern): _disarm(item, pattern) for key, item in value.items()}
     if isinstance(value, list):
         return [_disarm(item, pattern) for item in value]
     return value
@@ -296,22 +317,34 @@ def _disarm(value, pattern: re.Pattern):
 # Which part is learned --------------------------------------------------------------------------------------------
 
 
-def _answer_spans(view: _View) -> tuple[str, list[tuple[int, int]] | None, str]:
+def _prompt(view: _View, messages) -> tuple[str, list[int]]:
+    """The text that asks for the next turn, and where its earlier answers begin, which are tokenised on their own."""
+    text, _ = view.render(messages, add_generation_prompt=True)
+    if not any(message["role"] == "assistant" for message in messages):
+        return text, []
+    try:
+        earlier, spans, _ = _answer_spans(view, messages)
+    except UserError:  # a template may refuse turns that nobody answers
+        return text, []
+    return text, [start for start, _ in spans or ()] if text.startswith(earlier) else []
+
+
+def _answer_spans(view: _View, messages) -> tuple[str, list[tuple[int, int]] | None, str]:
     """The rendered text, the spans of its answers (None: they cannot be marked in one text), and how they were found."""
     if re.search(r"\{%-?\s*generation\s*-?%\}", view.template):
-        text, spans = view.render(view.messages, track=True)
+        text, spans = view.render(messages, track=True)
         if spans:
-            return text, spans, BY_MARKS
-    text, _ = view.render(view.messages)
-    if (spans := _variant_spans(text, view)) is not None:
+            return text, _without_openings(text, spans, view, messages), BY_MARKS
+    text, _ = view.render(messages)
+    if (spans := _variant_spans(text, view, messages)) is not None:
         return text, spans, BY_VARIANT
     spans = []
-    for number, message in enumerate(view.messages):
+    for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         try:
-            before, _ = view.render(view.messages[:number], add_generation_prompt=True)
-            upto, _ = view.render(view.messages[: number + 1])
+            before, _ = view.render(messages[:number], add_generation_prompt=True)
+            upto, _ = view.render(messages[: number + 1])
         except UserError:  # a template may refuse a part of what it accepts whole
             return text, None, BY_ANSWER
         if not (text.startswith(upto) and upto.startswith(before)):
@@ -320,51 +353,86 @@ def _answer_spans(view: _View) -> tuple[str, list[tuple[int, int]] | None, str]:
     return text, spans, BY_DIFFERENCE
 
 
-# Turn formats in use: role names, what opens a turn, what closes it, and whether the content is stripped.
-_VARIANTS: tuple[tuple[dict, Callable, Callable, bool], ...] = (
-    ({}, lambda role: f"<|im_start|>{role}\n", lambda role: "<|im_end|>\n", False),
-    ({}, lambda role: f"<|start_header_id|>{role}<|end_header_id|>\n\n", lambda role: "<|eot_id|>", True),
-    ({"assistant": "model"}, lambda role: f"<start_of_turn>{role}\n", lambda role: "<end_of_turn>\n", True),
-    ({}, lambda role: "[INST] " if role == "user" else " ", lambda role: "[/INST]" if role == "user" else "</s>", False),
-    ({}, lambda role: f"<|{role}|>\n", lambda role: "<|end|>\n", False),
-    ({}, lambda role: f"<|{role}|>\n", lambda role: "</s>\n", False),
+def _without_openings(text: str, spans, view: _View, messages) -> list[tuple[int, int]]:
+    """The spans without what the prompt already says: SmolLM3's marks stand round whole turns, "assistant" included."""
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(answers) != len(spans):
+        return spans
+    kept = []
+    for number, (start, end) in zip(answers, spans):
+        before, _ = view.render(messages[:number], add_generation_prompt=True) if number else ("", [])
+        kept.append((len(before), end) if start < len(before) < end and text.startswith(before) else (start, end))
+    return kept
+
+
+def _answer_after(before: str, view: _View, messages) -> str | None:
+    """What the template writes for the last turn after this prompt; None if that cannot be told."""
+    upto, _ = view.render(messages)
+    if upto.startswith(before):
+        return upto[len(before) :]
+    # Mistral v0.3 shows the system turn only while an answer is awaited; the answer itself can still be told.
+    spans = _variant_spans(upto, view, messages, after_prompt=False)
+    return upto[slice(*spans[-1])] if spans else None
+
+
+# Turn formats in use: role names, what opens a turn, what closes it, and how a content is shown.
+_VARIANTS: tuple[tuple[dict, Callable, Callable, Callable], ...] = (
+    ({}, lambda role: f"<|im_start|>{role}\n", lambda role: "<|im_end|>\n", lambda role, content: content),
+    (
+        {}, lambda role: f"<|start_header_id|>{role}<|end_header_id|>\n\n", lambda role: "<|eot_id|>",
+        lambda role, content: content.strip(),
+    ),
+    (
+        {"assistant": "model"}, lambda role: f"<start_of_turn>{role}\n", lambda role: "<end_of_turn>\n",
+        lambda role, content: content.strip(),
+    ),
+    (
+        {}, lambda role: "[INST] " if role == "user" else "", lambda role: "[/INST]" if role == "user" else "</s>",
+        lambda role, content: content if role == "user" else f" {content.strip()}",
+    ),
+    ({}, lambda role: f"<|{role}|>\n", lambda role: "<|end|>\n", lambda role, content: content),
+    ({}, lambda role: f"<|{role}|>\n", lambda role: "</s>\n", lambda role, content: content),
 )
 
 
-def _variant_spans(text: str, view: _View) -> list[tuple[int, int]] | None:
+def _variant_spans(text: str, view: _View, messages, after_prompt: bool = True) -> list[tuple[int, int]] | None:
     """The answers' spans by the first turn format whose turns are exactly the end of the text; None if none is.
 
     What stands before the turns (a default system turn, a date) is the template's own and is never learned.
+
+    Args:
+        after_prompt: also ask that the text up to the first answer is the prompt that asks for it.
     """
-    plain = [message for message in view.messages if set(message) <= {"role", "content"}]
-    if len(plain) != len(view.messages):
+    if not all(set(message) <= {"role", "content"} for message in messages):
         return None
-    shapes = [view.messages]
-    if view.messages[0]["role"] == "system" and len(view.messages) > 1:
-        system, first, *rest = view.messages
+    shapes = [messages]
+    if messages[0]["role"] == "system" and len(messages) > 1:
+        system, first, *rest = messages
         shapes.append([first, *rest])
         shapes.append([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest])
-    for names, opening, closing, strips in _VARIANTS:
+    answer = next((number for number, message in enumerate(messages) if message["role"] == "assistant"), 0)
+    prompt = view.render(messages[:answer], add_generation_prompt=True)[0] if after_prompt and answer else None
+    for names, opening, closing, shown in _VARIANTS:
         if not any(opening(names.get(role, role)).strip() in text for role in ("assistant", "user")):
             continue
-        for messages in shapes:
+        for shape in shapes:
             turns, spans = "", []
-            for message in messages:
+            for message in shape:
                 role = names.get(message["role"], message["role"])
-                content = message["content"].strip() if strips else message["content"]
+                content = shown(role, message["content"])
                 turns += opening(role)
                 if message["role"] == "assistant":
                     spans.append((len(turns), len(turns) + len(content) + len(closing(role))))
                 turns += content + closing(role)
-            if text.endswith(turns):
-                shift = len(text) - len(turns)
+            shift = len(text) - len(turns)
+            if text.endswith(turns) and (prompt is None or text[: shift + spans[0][0]] == prompt):
                 return [(start + shift, end + shift) for start, end in spans]
     return None
 
 
-def _labelled(text: str, spans, tokenizer, max_tokens: int, how: str, keep_end: bool = False) -> Encoded:
+def _labelled(text: str, spans, cuts, tokenizer, max_tokens: int, how: str, keep_end: bool = False) -> Encoded:
     """Tokenise the text and put labels where a token begins inside a span; see `Encoded`."""
-    ids, offsets = _tokenise(text, tokenizer)
+    ids, offsets = _tokenise(text, cuts, tokenizer)
     learned = [False] * len(ids)
     starts = [start for start, _ in spans]
     for index, (start, _) in enumerate(offsets):
@@ -410,26 +478,60 @@ def _special_ids(tokenizer) -> frozenset[int]:
 # Tokens -----------------------------------------------------------------------------------------------------------
 
 
-def _tokenise(text: str, tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and [start, end) offsets; what stands between marks is tokenised as plain text, never as a control token."""
-    if _OPEN not in text and _CLOSE not in text:
-        out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return out["input_ids"], [tuple(pair) for pair in out["offset_mapping"]]
+def _tokenise(text: str, cuts: list[int], tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and [start, end) offsets; what stands between marks is tokenised as plain text, never as a control token.
+
+    Args:
+        cuts: places that no token may cross. Each answer begins at one, so that the ids before it are those of the
+            prompt that asks for it, also where the answer's first letters would join the prompt's last ones.
+    """
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
-    place, disarmed = 0, False
-    for part in re.split(f"([{_OPEN}{_CLOSE}])", text):
-        if part in (_OPEN, _CLOSE):
-            disarmed = part == _OPEN
-        elif part:
-            # Cut after the first character, a control token's two halves are ordinary text.
-            for piece, start in ((part[:1], 0), (part[1:], 1)) if disarmed else ((part, 0),):
-                if piece:
-                    its_ids, its_offsets = _tokenise_inside(piece, tokenizer, first=place + start == 0)
-                    ids += its_ids
-                    offsets += [(place + start + a, place + start + b) for a, b in its_offsets]
-        place += len(part)
+
+    def add(start: int, end: int, as_plain: bool) -> None:
+        if start == end:
+            return
+        if as_plain:
+            found = _plain_ids(text[start:end], tokenizer)
+            pairs = [(0, end - start)] * len(found)
+        else:
+            found, pairs = _tokenise_inside(text[start:end], tokenizer, first=start == 0)
+        ids.extend(found)
+        offsets.extend((start + a, start + b) for a, b in pairs)
+
+    for begin, stop in pairwise([0, *cuts, len(text)]):
+        place = begin
+        for mark in _marks(tokenizer).finditer(text, begin, stop):
+            add(place, mark.start(), as_plain=False)
+            if mark[1]:
+                add(*mark.span(1), as_plain=True)
+            place = mark.end()
+        add(place, stop, as_plain=False)
     return ids, offsets
+
+
+@lru_cache(maxsize=32)
+def _marks(tokenizer) -> re.Pattern:
+    """A control token between its marks, or a mark left alone: templates cut texts in pieces, and with them the pair."""
+    longest_first = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    return re.compile(f"{_OPEN}({'|'.join(map(re.escape, longest_first)) or '(?!)'}){_CLOSE}|[{_OPEN}{_CLOSE}]")
+
+
+def _plain_ids(piece: str, tokenizer) -> list[int]:
+    """The ids of a piece from the middle of a text by the tokenizer's own steps, blind to its added tokens.
+
+    As transformers does for `sanitize_control_tokens`; the line break before keeps off SentencePiece's opening space.
+    """
+    backend = tokenizer.backend_tokenizer
+
+    def ids(text: str) -> list[int]:
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        splits = [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
+        return [token.id for split in splits for token in backend.model.tokenize(split)]
+
+    head, whole = ids("\n"), ids("\n" + piece)
+    return whole[len(head) :] if whole[: len(head)] == head else ids(piece)
 
 
 def _tokenise_inside(piece: str, tokenizer, first: bool):

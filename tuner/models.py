@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tuner import encode, tasks
-from tuner.errors import UserError
+from tuner.errors import UserError, shorten
 from tuner.home import disk_error, read_json
 
 
@@ -64,6 +64,7 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
     Raises:
         UserError: the folder holds no model of this task, or weights that cannot be read.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, BitsAndBytesConfig
     from transformers import logging as hf_logging
 
@@ -80,7 +81,7 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         model_class = tasks.get(recipe.task).model_class()
         skeleton = _skeleton(model_class, config)
     except (OSError, ValueError, KeyError, ImportError, ZeroDivisionError, RuntimeError) as error:
-        raise UserError(f"The base model cannot be built: {str(error).splitlines()[0][:160]}. Choose another.") from None
+        raise UserError(f"The base model cannot be built: {_reason(error)}. Choose another.") from None
     kept = [] if recipe.quantisation == "none" else unfit_for_4bit(skeleton)
     if not getattr(skeleton, "_supports_sdpa", False):
         plan["attention"] = "eager"
@@ -94,16 +95,18 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         )
     try:
         # attn_implementation by name: never what the repository's config asks for, which may be code.
-        model = model_class.from_pretrained(
-            base_dir, dtype=dtype, attn_implementation=plan["attention"], use_safetensors=True, local_files_only=True,
+        model, found = model_class.from_pretrained(
+            base_dir, output_loading_info=True, dtype=dtype, attn_implementation=plan["attention"], use_safetensors=True, local_files_only=True,
             trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **quantised,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        # transformers fills what is missing with random values and only logs it.
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"{len(missing)} are missing, {missing[0]} among them")
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(
-            f"The base model's weights cannot be read: {str(error).splitlines()[0][:160]}. Choose another, or delete "
-            "the damaged copy."
+            f"The base model's weights cannot be read: {_reason(error)}. Choose another, or delete the damaged copy."
         ) from None
     model.requires_grad_(False)
     guard_4bit(model)
@@ -115,6 +118,12 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         plan.setdefault("dequantised", False)
     model.eval()
     return Loaded(model, encode.load_tokenizer(str(base_dir)), plan)
+
+
+def _reason(error: Exception) -> str:
+    """What a library says went wrong, in one line: its last, since torch's first only names the call."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shorten(lines[-1].rstrip("."), 160)
 
 
 def _skeleton(model_class, config) -> nn.Module:
@@ -224,8 +233,15 @@ def attention_layers(model: nn.Module) -> list[str]:
 # Only what LoRA needs: an adapter's config is somebody's JSON, and other keys may name code or files.
 ADAPTER_KEYS = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "bias",
-    "base_model_name_or_path", "revision", "inference_mode", "fan_in_fan_out", "modules_to_save",
+    "base_model_name_or_path", "revision", "inference_mode", "fan_in_fan_out", "modules_to_save", "alpha_pattern",
+    "rank_pattern",
 }
+# What makes an adapter something else than plain LoRA: left out in silence, it would answer otherwise than it was made to.
+_NOT_PLAIN = (
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens", "arrow_config",
+    "kasa_config", "velora_config", "monteclora_config", "trainable_token_indices", "target_parameters",
+)
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # others, such as PiSSA, change the base as well
 
 
 def read_adapter_config(adapter_dir: Path) -> dict:
@@ -238,8 +254,12 @@ def read_adapter_config(adapter_dir: Path) -> dict:
     config = read_json(adapter_dir / "adapter_config.json")
     if not isinstance(config, dict) or not (adapter_dir / "adapter_model.safetensors").is_file():
         raise UserError("This is not a PEFT adapter with safetensors weights. Choose another repository or run.")
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        raise UserError(f"The adapter is of the kind {config.get('peft_type')!r}; only plain LoRA is loaded here.")
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"The adapter is of the kind {shorten(config.get('peft_type'))!r}; only plain LoRA is loaded here.")
+    odd = [name for name in _NOT_PLAIN if config.get(name)]
+    odd += ["init_lora_weights"] if config.get("init_lora_weights") not in _PLAIN_STARTS else []
+    if odd:
+        raise UserError(f"The adapter is not plain LoRA ({', '.join(odd)}), and only that is loaded here. Choose another.")
     return config
 
 
@@ -250,6 +270,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path, base_id: str, name: str = 
         UserError: the adapter belongs to another base model, or its weights do not fit.
     """
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_adapter_config(adapter_dir)
@@ -267,8 +288,8 @@ def load_adapter(model: nn.Module, adapter_dir: Path, base_id: str, name: str = 
         else:
             tuned = PeftModel(model, lora, adapter_name=name)
         outcome = set_peft_model_state_dict(tuned, load_file(Path(adapter_dir) / "adapter_model.safetensors"), adapter_name=name)
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(f"The adapter does not fit this base model: {str(error).splitlines()[0][:160]}.") from None
+    except (ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(f"The adapter does not fit this base model: {_reason(error)}.") from None
     missing = [key for key in outcome.missing_keys if "lora_" in key and f".{name}." in key]
     if missing or outcome.unexpected_keys:
         raise UserError(

@@ -1,0 +1,16 @@
+"""Builds the app and serves it; nothing else."""
+
+import os
+import sys
+
+# Read by the libraries when they are imported. Visitors never act with a token of the Space's own.
+os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["USE_TORCH"] = "0"  # datasets would import it; the page's process never does
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tuner.ui.app import serve  # noqa: E402
+
+if __name__ == "__main__":
+    serve(share="--share" in sys.argv[1:])

@@ -1,0 +1,257 @@
+"""The main job by clicks, in a real browser, against the real starter model and a stand-in Hub."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.stand_in_hub import StandInHub
+from tuner import starter
+from tuner.recipe import STARTER_MODEL
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+# Pictures of every page go here when set; the README's come from such a run.
+PICTURES = os.environ.get("TUNER_PICTURES")
+
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium here; .ci/run installs it"),
+    pytest.mark.skipif(not starter.is_installed(), reason="the starter model's package is not installed"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def starter_folder(tmp_path_factory) -> Path:
+    """The converted starter, made once; the stand-in Hub serves it as the original repository."""
+    home = tmp_path_factory.mktemp("starter-home")
+    before = os.environ.get("TUNER_HOME")
+    os.environ["TUNER_HOME"] = str(home)
+    try:
+        return starter.prepare()
+    finally:
+        if before is None:
+            os.environ.pop("TUNER_HOME")
+        else:
+            os.environ["TUNER_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def hub(starter_folder):
+    with StandInHub() as hub:
+        files = {path.name: path.read_bytes() for path in starter_folder.iterdir() if path.name != "what_it_is.json"}
+        files["README.md"] = b"---\nlicense: apache-2.0\n---\n"
+        hub.add_repo(STARTER_MODEL, files=files)
+        hub.users["hf_test_alice"] = "alice"
+        yield hub
+
+
+class App:
+    """The app as a newcomer starts it, in a home of its own; it can be stopped and started again."""
+
+    def __init__(self, home: Path, hub_url: str, token: str = "hf_test_alice"):
+        self.home, self.port = home, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ},
+            "TUNER_HOME": str(home / "tuner"), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub_url,
+            "HF_TOKEN": token, "GRADIO_SERVER_PORT": str(self.port), "GRADIO_TEMP_DIR": str(home / "gradio"),
+        }
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        self.log = open(self.home / "app.log", "ab")
+        self.process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(self.url, timeout=2).read()
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.home / "app.log").read_text()
+                assert time.monotonic() < deadline, "the app did not come up in a minute"
+                time.sleep(0.2)
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory, hub):
+    app = App(tmp_path_factory.mktemp("journey"), hub.url)
+    app.start()
+    yield app
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def open_page(browser, url: str, dark: bool = False, narrow: bool = False):
+    """A fresh profile's page, with everything the console complains of."""
+    size = {"width": 390, "height": 844} if narrow else {"width": 1280, "height": 960}
+    page = browser.new_context(viewport=size, color_scheme="dark" if dark else "light").new_page()
+    page.complaints = []
+    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+    page.set_default_timeout(30_000)
+    page.goto(url)
+    return page
+
+
+def picture(page, name: str) -> None:
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{PICTURES}/{name}.png", full_page=True)
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def train_loss_points(page) -> int:
+    """How many points the visible training curve has."""
+    lines = page.locator("#curve .wide polyline.train:not(.raw)")
+    return len(lines.first.get_attribute("points").split()) if lines.count() else 0
+
+
+def test_the_main_job(app, hub, browser):
+    page = open_page(browser, app.url)
+
+    # The demo is there, and shows what is learned.
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    assert "Row 1 of 480" in page.inner_text("#row")
+    learned = page.inner_text("#row .tokens .piece.learned")
+    assert learned.endswith("<|im_end|>")
+    page.click("#next-row")
+    page.wait_for_function("document.querySelector('#row h3').innerText.includes('Row 2 of 480')")
+    assert page.locator("#survey .chart").first.is_visible()
+    assert "on this machine" in page.inner_text("#quote-line")
+    picture(page, "dataset-light")
+
+    # A short run: the curve moves, the answer to the fixed prompt comes.
+    tab(page, "Fine-tune")
+    page.locator("#knob-max_steps input").fill("8")
+    page.locator("#knob-max_steps input").press("Tab")
+    page.wait_for_function("document.querySelector('#quote').innerText.includes('8\\nsteps')")
+    page.click("#start")
+    page.wait_for_selector("#run-status .state-training", timeout=90_000)
+    page.wait_for_function("document.querySelectorAll('#curve .wide polyline.train').length > 0", timeout=60_000)
+    before = train_loss_points(page)
+    page.wait_for_function(
+        f"document.querySelector('#curve .wide polyline.train:not(.raw)').getAttribute('points').split(' ').length > {before}", timeout=60_000,
+    )
+    assert page.locator("#samples li").count() >= 1
+    picture(page, "training-light")
+
+    # Refresh: the page finds the run again by itself.
+    page.reload()
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    tab(page, "Fine-tune")
+    page.wait_for_selector("#run-status .run-status")
+    page.wait_for_selector("#run-status .state-done", timeout=180_000)
+    assert "held-out loss" in page.inner_text("#numbers")
+    assert "done" in page.inner_text("#runs")
+    picture(page, "done-light")
+
+    # Chat: base and tuned side by side.
+    page.click("#to-chat")
+    page.wait_for_selector("#message textarea")
+    page.wait_for_function("document.querySelector('#subject input').value.includes('Clickbait')")
+    page.locator("#message textarea").fill("how bees find their way home")
+    page.locator("#message textarea").press("Enter")
+    for side in ("#chat-base", "#chat-tuned"):
+        page.wait_for_function(f"(document.querySelector('{side} .bot')?.innerText ?? '').length > 5", timeout=90_000)
+    page.wait_for_function("!document.querySelector('#chat-about').innerText.includes('Getting')")
+    time.sleep(1)
+    base_said, tuned_said = page.inner_text("#chat-base .bot"), page.inner_text("#chat-tuned .bot")
+    assert base_said != tuned_said
+    picture(page, "chat-light")
+
+    # Publish, privately, and open the share link.
+    page.get_by_text("Publish to the Hugging Face Hub").click()
+    page.locator("#repo-name input, #repo-name textarea").first.fill("headline-tuner")
+    page.click("#show-card")
+    page.wait_for_function("document.querySelector('#card')?.innerText.includes('base_model')")
+    picture(page, "publish-light")
+    page.click("#push")
+    page.wait_for_selector("#pushed a#share-link", timeout=60_000)
+    repo = hub.repos["model", "alice/headline-tuner"]
+    assert repo.private
+    assert set(repo.files) - {".gitattributes"} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"}
+    assert "private" in page.inner_text("#pushed")
+    link = page.get_attribute("#share-link", "href")
+    assert link == f"{app.url}/?adapter=alice/headline-tuner"
+    page.click("#make-public")
+    page.wait_for_function("document.querySelector('#pushed').innerText.includes('anybody')")
+    assert not repo.private
+    picture(page, "published-light")
+
+    guest = open_page(browser, link)
+    guest.wait_for_function("document.querySelector('#chat-about')?.innerText.includes('alice/headline-tuner')", timeout=60_000)
+    guest.locator("#message textarea").fill("a lighthouse at night")
+    guest.locator("#message textarea").press("Enter")
+    guest.wait_for_function("(document.querySelector('#chat-tuned .bot')?.innerText ?? '').length > 5", timeout=90_000)
+    picture(guest, "share-link-light")
+
+    assert not [words for words in page.complaints + guest.complaints if "favicon" not in words and "manifest" not in words]
+
+
+def test_it_can_be_looked_at_dark_and_narrow(app, browser):
+    """Every tab fits 390 pixels and has no sideways scrolling; pictures are taken in both modes."""
+    for name, dark, narrow in (("dark", True, False), ("narrow", False, True), ("narrow-dark", True, True)):
+        page = open_page(browser, app.url + ("/?__theme=dark" if dark else ""), dark, narrow)
+        page.wait_for_selector("#row .piece.learned", timeout=60_000)
+        for part in ("Dataset", "Fine-tune", "Chat"):
+            tab(page, part)
+            time.sleep(0.6)
+            picture(page, f"{part.lower()}-{name}")
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 1, f"{part} is {wide} pixels wider than the page ({name})"
+        page.context.close()
+
+
+def test_bad_input_is_told_in_words(app, browser, tmp_path):
+    """A broken file and a bad knob: a sentence on the page, no traceback, and what was there is still there."""
+    page = open_page(browser, app.url)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", \n')
+    page.get_by_label("File").check()
+    page.set_input_files("#file input[type=file]", str(broken))
+    page.wait_for_selector("text=broken at line 2")
+    assert "Row 1 of 480" in page.inner_text("#row")
+    tab(page, "Fine-tune")
+    page.locator("#knob-learning_rate input").fill("1000000000")
+    page.locator("#knob-lora_rank input").fill("0")
+    page.locator("#knob-lora_rank input").press("Tab")
+    page.wait_for_function("document.querySelector('#quote').innerText.includes('lora_rank') && document.querySelector('#quote').innerText.includes('learning_rate')")
+    page.click("#start")
+    page.wait_for_selector("text=That did not work")
+    assert not re.search(r"Traceback|File \"", page.content())
+    page.context.close()

@@ -1,0 +1,248 @@
+"""The page as a whole: header, three tabs, who the visitor is, errors in words, and the server around it."""
+
+import functools
+import inspect
+import logging
+import os
+import secrets
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastapi
+import gradio as gr
+import uvicorn
+from fastapi.middleware.cors import CORSMiddleware
+
+from tuner import chat, data, hub, starter
+from tuner.cli import LOCAL_OWNER
+from tuner.errors import UserError
+from tuner.gate import Gate
+from tuner.home import on_a_space, survives_restart
+from tuner.recipe import STARTER_MODEL
+from tuner.ui import drawing
+
+log = logging.getLogger("tuner")
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who asks: `owner` names their folder, `token` speaks to the Hub for them (None: nobody's)."""
+
+    owner: str
+    token: str | None
+
+
+@dataclass
+class Page:
+    """What the tabs share: the chat's worker, and how visitors are told apart."""
+
+    worker: chat.Worker
+    shared: bool = False
+
+    def visitor(self, browser_id: str | None, token: gr.OAuthToken | None) -> Visitor:
+        """Signed in: the Hub's word for who this is. Else on a Space or a shared link: this browser's own id."""
+        if on_a_space():
+            if token is not None:
+                return Visitor(_user_of(token.token), token.token)
+            return Visitor(_browser_owner(browser_id), None)
+        if self.shared:
+            return Visitor(_browser_owner(browser_id), None)
+        return Visitor(LOCAL_OWNER, hub.own_token())
+
+    def link(self, repo_id: str, request: gr.Request | None) -> str:
+        """The address that opens the Chat tab on a published adapter."""
+        if space := os.environ.get("SPACE_ID"):
+            return f"https://huggingface.co/spaces/{space}?adapter={repo_id}"
+        base = str(request.request.base_url).rstrip("/") if request is not None and request.request else "http://127.0.0.1:7860"
+        return f"{base}/?adapter={repo_id}"
+
+
+@functools.lru_cache(maxsize=256)
+def _user_of(token: str) -> str:
+    return hub.whoami(token)
+
+
+def _browser_owner(browser_id: str | None) -> str:
+    """The folder of a visitor without an account; the id is 128 random bits that only their browser holds."""
+    if not isinstance(browser_id, str) or len(browser_id) != 32 or not all(char in "0123456789abcdef" for char in browser_id):
+        raise UserError("Your browser keeps no id for this page. Allow it to store site data, then reload.")
+    return f"anon-{browser_id}"
+
+
+def new_browser_id() -> str:
+    return secrets.token_hex(16)
+
+
+def in_words(handler):
+    """The one place where an engine's UserError becomes what the page shows; anything else is logged, not shown."""
+
+    def tell(error: Exception) -> gr.Error:
+        if isinstance(error, UserError):
+            words = "<br>".join(drawing.text(problem) for problem in error.problems)
+            return gr.Error(words, duration=20, title="That did not work", print_exception=False)
+        log.error("%s in %s", type(error).__name__, handler.__name__, exc_info=error)
+        return gr.Error(
+            "Something went wrong in the app itself. Nothing of yours was lost; try again.", title="Sorry", print_exception=False
+        )
+
+    if inspect.isgeneratorfunction(handler):
+        @functools.wraps(handler)
+        def guarded(*args, **kwargs):
+            try:
+                yield from handler(*args, **kwargs)
+            except gr.Error:
+                raise
+            except Exception as error:
+                raise tell(error) from None
+    else:
+        @functools.wraps(handler)
+        def guarded(*args, **kwargs):
+            try:
+                return handler(*args, **kwargs)
+            except gr.Error:
+                raise
+            except Exception as error:
+                raise tell(error) from None
+    return guarded
+
+
+def theme() -> gr.themes.Base:
+    """Tuner's own look: warm paper and ink, one accent; contrasts are AA in both modes."""
+    accent = gr.themes.Color("#ecfdf7", "#d0f5e8", "#a3e9d2", "#6dd6b8", "#35b998", "#10826a", "#0c6b58", "#0b5648", "#0b453a", "#093931", "#04221d", name="pine")
+    ink = gr.themes.Color("#faf9f7", "#f3f1ed", "#e6e3dc", "#d3cec4", "#a59f93", "#756f64", "#57524a", "#403c36", "#2a2723", "#1c1a18", "#121110", name="ink")
+    sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue=accent, secondary_hue=accent, neutral_hue=ink, font=sans,
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono", "monospace"],
+        radius_size=gr.themes.sizes.radius_md, text_size=gr.themes.sizes.text_md,
+    ).set(
+        body_background_fill="*neutral_50", body_background_fill_dark="*neutral_950",
+        background_fill_primary="#ffffff", background_fill_primary_dark="*neutral_900",
+        background_fill_secondary="*neutral_100", background_fill_secondary_dark="*neutral_800",
+        block_background_fill="#ffffff", block_background_fill_dark="*neutral_900",
+        block_border_width="1px", block_border_color="*neutral_200", block_border_color_dark="*neutral_700",
+        block_label_text_color="*neutral_600", block_label_text_color_dark="*neutral_300",
+        block_title_text_weight="600", block_title_text_color="*neutral_800", block_title_text_color_dark="*neutral_100",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        body_text_color="*neutral_900", body_text_color_dark="*neutral_100",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        border_color_primary="*neutral_200", border_color_primary_dark="*neutral_700",
+        input_background_fill="#ffffff", input_background_fill_dark="*neutral_800",
+        input_border_width="1px", input_border_color="*neutral_300", input_border_color_dark="*neutral_600",
+        button_primary_background_fill="*primary_500", button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_300", button_primary_background_fill_hover_dark="*primary_200",
+        button_primary_text_color="#ffffff", button_primary_text_color_dark="#04221d",
+        button_secondary_background_fill="*neutral_100", button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_border_color="*neutral_300", button_secondary_border_color_dark="*neutral_600",
+        button_secondary_text_color="*neutral_900", button_secondary_text_color_dark="*neutral_100",
+        slider_color="*primary_500", slider_color_dark="*primary_300",
+        checkbox_background_color_selected="*primary_500", checkbox_background_color_selected_dark="*primary_400",
+        color_accent="*primary_500", color_accent_soft="*primary_50", color_accent_soft_dark="*primary_900",
+        link_text_color="*primary_600", link_text_color_dark="*primary_200",
+        block_shadow="none", button_large_text_weight="600",
+    )
+
+
+_HEADER = """
+<div class="masthead">
+  <svg viewBox="0 0 40 40" class="mark" aria-hidden="true"><path d="M13 5v12a7 7 0 0 0 14 0V5M20 24v11" /></svg>
+  <div><h1>Tuner</h1><p>Teach a model to answer your way. Bring examples, watch it learn, talk to the result.</p></div>
+</div>
+"""
+
+
+def build(page: Page) -> gr.Blocks:
+    """The whole page, not yet served."""
+    from tuner.ui import chat_tab, dataset_tab, train_tab
+
+    with gr.Blocks(title="Tuner", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=False) as demo:
+        browser = gr.BrowserState("", storage_key="tuner-visitor", secret="tuner-visitor-1")
+        dataset_id, run_id = gr.State(""), gr.State("")
+        with gr.Row(elem_id="top"):
+            gr.HTML(_HEADER, elem_id="masthead")
+            if on_a_space():
+                with gr.Column(scale=0, min_width=230):
+                    gr.LoginButton("Sign in with Hugging Face", size="md")
+                    gr.HTML('<p class="quiet small">To create repositories for what you publish, and to use gated base models you have access to. Nothing else.</p>')
+        if not survives_restart():
+            gr.HTML(drawing.notice("This Space keeps nothing when it restarts. Publish a tuned model to keep it.", "warning"))
+        with gr.Tabs(selected="dataset", elem_id="tabs") as tabs:
+            with gr.Tab("Dataset", id="dataset"):
+                dataset = dataset_tab.draw(page, browser, dataset_id)
+            with gr.Tab("Fine-tune", id="train"):
+                train = train_tab.draw(page, browser, dataset_id, run_id)
+            with gr.Tab("Chat", id="chat"):
+                talk = chat_tab.draw(page, browser, run_id)
+        train_tab.wire(train, dataset, talk, tabs)
+        dataset_tab.wire(dataset, train, tabs)
+        chat_tab.wire(talk, train, tabs)
+
+        @in_words
+        def open_page(browser_id: str, request: gr.Request):
+            known = browser_id or new_browser_id()
+            adapter = (request.query_params or {}).get("adapter", "") if request else ""
+            return known, gr.Tabs(selected="chat") if adapter else gr.skip(), adapter[:200] if adapter else gr.skip()
+
+        opened = demo.load(open_page, [browser], [browser, tabs, talk.adapter_id], show_progress="hidden", api_visibility="private")
+        opened = opened.then(**dataset.first_look)
+        opened.then(**train.reattach).then(**talk.refresh)
+        opened.then(**talk.arrive)
+    return demo
+
+
+def make_app(page: Page) -> fastapi.FastAPI:
+    """The page behind its gate, as an ASGI app."""
+    parent = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    # With a CORS policy on the parent, Gradio adds none of its own (which would admit every origin).
+    parent.add_middleware(CORSMiddleware, allow_origins=[])
+    demo = build(page)
+    demo.queue(max_size=256, default_concurrency_limit=8)
+    app = gr.mount_gradio_app(
+        parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
+        max_file_size=data.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[],
+    )
+    app.add_middleware(Gate)
+    return app
+
+
+def serve(share: bool = False) -> None:
+    """Serve the page until it is stopped."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    page = Page(chat.Worker(), shared=share)
+    app = make_app(page)
+    if starter.is_installed() and not starter.is_ready():
+        # The first look at the demo waits for this; begun now, it is done when the page has been read.
+        threading.Thread(target=_prepare_starter, daemon=True).start()
+    print(f"Tuner is at http://{host}:{port}", flush=True)
+    if share:
+        threading.Thread(target=_open_tunnel, args=(host, port), daemon=True).start()
+    try:
+        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    finally:
+        page.worker.close()
+
+
+def _prepare_starter() -> None:
+    try:
+        hub.tokenizer_dir(STARTER_MODEL, "", None)
+    except UserError as error:
+        log.warning("%s", error)
+
+
+def _open_tunnel(host: str, port: int) -> None:
+    """Gradio's public link, or plain words where its tunnel cannot be had."""
+    try:
+        from gradio.networking import setup_tunnel
+
+        link = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+        print(f"Public link (anybody who has it can use this machine): {link}", flush=True)
+    except Exception as error:  # the tunnel's client is a download that fails in many ways
+        print(
+            f"No public link: Gradio's tunnel cannot be had here ({type(error).__name__}). The page itself is served as before.",
+            flush=True,
+        )

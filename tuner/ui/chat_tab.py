@@ -1,0 +1,279 @@
+"""The Chat tab: base and tuned side by side, and publishing what came out."""
+
+import time
+from types import SimpleNamespace
+
+import gradio as gr
+
+from tuner import card, chat, hub, run as runs
+from tuner.errors import UserError, shorten
+from tuner.ui import drawing
+
+BOTH, TUNED, BASE = "Side by side", "Tuned alone", "Base alone"
+BASE_CHOICE, HUB_CHOICE = "base", "hub"
+# Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
+UPDATE_S = 0.08
+
+
+def draw(page, browser, run_id) -> SimpleNamespace:
+    """Lay the tab out; `wire` connects it."""
+    its = SimpleNamespace(page=page, browser=browser, run_id=run_id)
+    with gr.Row(elem_id="chat-who"):
+        its.subject = gr.Dropdown([("The base model alone", BASE_CHOICE)], value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
+        its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
+        its.view = gr.Radio([BOTH, TUNED, BASE], value=BOTH, label="Show", elem_id="view", scale=3, min_width=380)
+    its.about = gr.HTML("", elem_id="chat-about")
+    boxes = dict(height=420, buttons=["copy"], render_markdown=False, feedback_options=None, allow_tags=False)
+    with gr.Row():
+        its.base = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="What the base model says", min_width=300, **boxes)
+        its.tuned = gr.Chatbot(label="Tuned", elem_id="chat-tuned", placeholder="What the tuned model says", min_width=300, **boxes)
+    with gr.Row(elem_id="chat-line"):
+        its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
+        its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
+        its.stop = gr.Button("Stop", elem_id="stop-chat", scale=0, min_width=90)
+    with gr.Row():
+        its.retry = gr.Button("Answer again", size="sm", elem_id="retry", min_width=90)
+        its.edit = gr.Button("Edit my last message", size="sm", elem_id="edit", min_width=90)
+        its.clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=90)
+    with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
+        its.system = gr.Textbox(label="System prompt", info="Put before the conversation. Empty takes the run's own.", lines=2, max_length=20_000, elem_id="system")
+        with gr.Row():
+            its.temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest word; higher is more varied.", elem_id="temperature")
+            its.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Lower leaves unlikely words out.", elem_id="top-p")
+            its.longest = gr.Slider(8, 1024, value=200, step=8, label="Longest answer (tokens)", info="Where an answer is cut if it does not stop by itself.", elem_id="longest")
+    with gr.Accordion("Publish to the Hugging Face Hub", open=False, elem_id="publish") as its.publish_panel:
+        its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab, it takes about two minutes."), elem_id="publish-about")
+        with gr.Row():
+            its.name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, elem_id="repo-name", scale=3, min_width=220)
+            its.private = gr.Checkbox(True, label="Private", info="Only you can see it. You can open it later.", elem_id="private", scale=1, min_width=160)
+        its.show_card = gr.Button("Show the card first", elem_id="show-card")
+        its.card = gr.Code("", language="markdown", label="README.md, as it will be pushed", visible=False, lines=12, max_lines=24, elem_id="card")
+        its.push = gr.Button("Push", variant="primary", elem_id="push")
+        its.pushed = gr.HTML("", elem_id="pushed")
+        its.pushed_id = gr.State("")
+        its.open_up = gr.Button("Make it public", visible=False, elem_id="make-public")
+    its.take_run, its.refresh, its.open_publish, its.arrive = {}, {}, {}, {}
+    _wire_lists(its)
+    return its
+
+
+def _wire_lists(its) -> None:
+    """The handlers that other tabs chain to; made with the tab, so that they exist whichever is wired first."""
+    from tuner.ui.app import in_words
+
+    page = its.page
+    quiet = dict(show_progress="hidden", api_visibility="private")
+
+    def choices(owner: str) -> list[tuple[str, str]]:
+        tuned = [(f"{shorten(run.title, 44)} · {drawing.when((run.folder / 'recipe.toml').stat().st_mtime)}", run.id) for run in runs.mine(owner) if run.state() in ("done", "stopped")]
+        return [*tuned, ("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
+
+    @in_words
+    def refresh(subject, adapter_id, browser_id, token: gr.OAuthToken | None):
+        offered = choices(page.visitor(browser_id, token).owner)
+        known = {value for _, value in offered}
+        value = HUB_CHOICE if adapter_id else subject if subject in known and subject != BASE_CHOICE else offered[0][1]
+        return gr.update(choices=offered, value=value)
+
+    @in_words
+    def take_run(run_id, browser_id, token: gr.OAuthToken | None):
+        offered = choices(page.visitor(browser_id, token).owner)
+        known = {value for _, value in offered}
+        return gr.update(choices=offered, value=run_id if run_id in known else offered[0][1]), ""
+
+    @in_words
+    def arrive(adapter_id, browser_id, token: gr.OAuthToken | None):
+        if not adapter_id:
+            return gr.skip(), gr.skip()
+        visitor = page.visitor(browser_id, token)
+        try:
+            _, config = hub.fetch_adapter(adapter_id, "", visitor.token)
+        except UserError as error:
+            return gr.update(value=HUB_CHOICE), drawing.notice(str(error), "error")
+        base = drawing.text(config["base_model_name_or_path"])
+        return gr.update(value=HUB_CHOICE), f'<p class="quiet">{drawing.text(adapter_id)}, tuned from {base}. Write to it below.</p>'
+
+    its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.browser], outputs=[its.subject], **quiet)
+    its.take_run |= dict(fn=take_run, inputs=[its.run_id, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
+    its.open_publish |= dict(fn=lambda: gr.update(open=True), inputs=None, outputs=[its.publish_panel], **quiet)
+    its.arrive |= dict(fn=arrive, inputs=[its.adapter_id, its.browser], outputs=[its.subject, its.about], **quiet)
+
+
+def wire(its, train, tabs) -> None:
+    """Connect the tab's controls."""
+    from tuner.ui.app import in_words
+
+    page = its.page
+    quiet = dict(show_progress="hidden", api_visibility="private")
+    settings = [its.subject, its.adapter_id, its.view, its.system, its.temperature, its.top_p, its.longest]
+    who = [its.browser]
+
+    def subject_of(choice, adapter_id, base_model, visitor) -> chat.Subject:
+        if choice == BASE_CHOICE:
+            return chat.of_base(hub.require_id(base_model, "a base model's Hub id"), visitor.token)
+        if choice == HUB_CHOICE:
+            return chat.of_adapter(adapter_id or "", visitor.token)
+        return chat.of_run(runs.find(visitor.owner, str(choice)))
+
+    @in_words
+    def answer(message, base_said, tuned_said, choice, adapter_id, view, system, temperature, top_p, longest, base_model, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        message = (message or "").strip()
+        if not message:
+            raise UserError("The message is empty. Write something first.")
+        sampling = chat.check_sampling(max_new_tokens=longest, temperature=temperature, top_p=top_p, seed=time.time_ns() % 2**31 if temperature else 0)
+        base_talk, tuned_talk = _plain(base_said), _plain(tuned_said)
+        yield "", base_talk, tuned_talk, drawing.notice("Getting the model ready …")
+        subject = subject_of(choice, adapter_id, base_model, visitor)
+        speakers = {}
+        if view != TUNED or not subject.adapter_dir:
+            speakers["base"] = base_talk
+        if view != BASE and subject.adapter_dir:
+            speakers["tuned"] = tuned_talk
+        asked = {}
+        for name, talk in speakers.items():
+            talk.append({"role": "user", "content": message})
+            turns = [{"role": "system", "content": system}] if (system or "").strip() else []
+            asked[name] = (subject, [*turns, *talk], name == "tuned")
+        for talk in speakers.values():
+            talk.append({"role": "assistant", "content": ""})
+        about = _about(subject)
+        yield "", base_talk, tuned_talk, about
+        shown, pending = time.monotonic(), False
+        try:
+            for name, piece in page.worker.answers(asked, **sampling):
+                speakers[name][-1]["content"] += piece
+                pending = True
+                if time.monotonic() - shown > UPDATE_S:
+                    shown, pending = time.monotonic(), False
+                    yield gr.skip(), base_talk, tuned_talk, gr.skip()
+        except UserError:
+            for talk in speakers.values():
+                del talk[-2:]
+            yield message, base_talk, tuned_talk, gr.skip()
+            raise
+        for talk in speakers.values():
+            talk[-1]["content"] = talk[-1]["content"].strip() or "(it ended without a word)"
+        yield gr.skip(), base_talk, tuned_talk, about
+
+    def take_back(base_said, tuned_said):
+        """Both conversations without their last exchange, and what was asked in it."""
+        talks, last = [_plain(base_said), _plain(tuned_said)], ""
+        asked = [talk[-2]["content"] for talk in talks if len(talk) >= 2]
+        if not asked:
+            raise UserError("There is no message yet. Write one first.")
+        last = asked[-1]
+        return last, *[talk[:-2] if len(talk) >= 2 and talk[-2]["content"] == last else talk for talk in talks]
+
+    @in_words
+    def retry(base_said, tuned_said):
+        return take_back(base_said, tuned_said)
+
+    @in_words
+    def change_view(view):
+        return gr.update(visible=view != TUNED), gr.update(visible=view != BASE)
+
+    @in_words
+    def meet(choice, adapter_id, browser_id, token: gr.OAuthToken | None):
+        """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
+        visitor = page.visitor(browser_id, token)
+        ask, publish, name = "", "", gr.skip()
+        if choice not in (BASE_CHOICE, HUB_CHOICE, None):
+            run = runs.find(visitor.owner, str(choice))
+            report = run.read("report")
+            ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["answers"][0]["prompt"], 90))}”</p>' if report else ""
+            publish = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
+            if not visitor.token:
+                publish += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
+            name = _repo_name(run)
+        elif choice == HUB_CHOICE:
+            ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
+        else:
+            ask = '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
+        return [], [], ask, publish or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), "", gr.update(visible=False)
+
+    def chosen_run(choice, visitor) -> runs.Run:
+        if choice in (BASE_CHOICE, HUB_CHOICE, None, ""):
+            raise UserError("Choose one of your runs under “Talk to” first; that is what gets published.")
+        run = runs.find(visitor.owner, str(choice))
+        if not run.read("done"):
+            raise UserError(f"This run is {run.state()}. Publish it once it is done.")
+        return run
+
+    @in_words
+    def show_card(choice, name, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        run = chosen_run(choice, visitor)
+        repo_id = f"{hub.whoami(visitor.token) if visitor.token else 'you'}/{hub.check_name(name)}"
+        return gr.update(value=card.build(run, repo_id, page.link(repo_id, request)), visible=True)
+
+    @in_words
+    def push(choice, name, private, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        run = chosen_run(choice, visitor)
+        done = hub.push(run, name, private is not False, visitor.token, lambda repo_id: page.link(repo_id, request))
+        return _pushed(done["repo_id"], done["url"], page.link(done["repo_id"], request), done["private"]), done["repo_id"], gr.update(visible=done["private"])
+
+    @in_words
+    def open_up(repo_id, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        hub.make_public(hub.require_id(repo_id, "a repository"), visitor.token)
+        return _pushed(repo_id, hub.page_url(repo_id), page.link(repo_id, request), False), gr.update(visible=False)
+
+    talk = dict(
+        fn=answer, inputs=[its.message, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
+        outputs=[its.message, its.base, its.tuned, its.about], concurrency_limit=16, **quiet,
+    )
+    going = [its.send.click(**talk), its.message.submit(**talk)]
+    redo = dict(fn=retry, inputs=[its.base, its.tuned], outputs=[its.message, its.base, its.tuned], **quiet)
+    going.append(its.retry.click(**redo).success(**talk))
+    its.edit.click(**redo)
+    its.stop.click(None, None, None, cancels=going, queue=False, **quiet)
+    its.clear.click(lambda: ([], []), None, [its.base, its.tuned], cancels=going, queue=False, **quiet)
+    its.view.change(change_view, [its.view], [its.base, its.tuned], **quiet)
+    its.subject.change(
+        meet, [its.subject, its.adapter_id, *who],
+        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, its.pushed, its.open_up], **quiet,
+    )
+    its.adapter_id.submit(**its.arrive)
+    spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
+    its.show_card.click(show_card, [its.subject, its.name, *who], [its.card], **quiet)
+    its.push.click(push, [its.subject, its.name, its.private, *who], [its.pushed, its.pushed_id, its.open_up], **spin)
+    its.open_up.click(open_up, [its.pushed_id, *who], [its.pushed, its.open_up], **spin)
+
+
+def _plain(said) -> list[dict]:
+    """The chatbot's messages as plain text turns; Gradio hands content over as a list of blocks."""
+    kept = []
+    for message in said or []:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            content = "".join(block.get("text", "") for block in content if isinstance(block, dict))
+        if message.get("role") in ("user", "assistant") and isinstance(content, str):
+            kept.append({"role": message["role"], "content": content})
+    return kept
+
+
+def _about(subject: chat.Subject) -> str:
+    words = f'<p class="quiet">{drawing.text(subject.label)}, on {drawing.text(subject.base["what"])}.</p>'
+    return words + (drawing.notice(subject.note) if subject.note else "")
+
+
+def _repo_name(run: runs.Run) -> str:
+    """A first proposal: base and title in the Hub's letters."""
+    words = f"{run.recipe.base_model.split('/')[-1]}-{run.title}".lower()
+    kept = "".join(char if char.isascii() and (char.isalnum() or char in "._") else "-" for char in words)
+    while "--" in kept:
+        kept = kept.replace("--", "-")
+    return kept.strip("-._")[:80].strip("-._")
+
+
+def _pushed(repo_id: str, url: str, link: str, private: bool) -> str:
+    """What the page says after a push: where it lies, and the link to share."""
+    who = "It is private, so the link opens for you only; others are told so. Make it public to share it." if private else "It is public: anybody can open the link and chat with it."
+    return (
+        f'<div class="pushed"><p>Published as <a href="{drawing.text(url)}" target="_blank" rel="noopener">{drawing.text(repo_id)}</a>.</p>'
+        f'<p>Share: <a href="{drawing.text(link)}" id="share-link">{drawing.text(link)}</a></p><p class="quiet">{who}</p></div>'
+    )
+
+

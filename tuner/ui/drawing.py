@@ -1,0 +1,304 @@
+"""Pictures and texts as HTML and SVG; every text that came from outside is escaped here."""
+
+import html
+import math
+import time
+
+from tuner.errors import shorten
+
+
+def text(value: object) -> str:
+    """Any text, safe inside HTML and inside Gradio's own templates ($ and braces have power there)."""
+    return html.escape(str(value), quote=True).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
+
+
+def long_name(value: object, most: int = 40) -> str:
+    """A name cut in the middle, with the whole of it in a tooltip."""
+    value = str(value)
+    return f'<span title="{text(value)}">{text(shorten(value, most))}</span>' if len(value) > most else text(value)
+
+
+def empty(words: str, more: str = "") -> str:
+    """What stands where nothing is yet."""
+    return f'<div class="empty"><p>{text(words)}</p>{f"<p class=quiet>{text(more)}</p>" if more else ""}</div>'
+
+
+def notice(words: str, kind: str = "note") -> str:
+    """A sentence that stays: kind is note, warning or error; the word itself says it too."""
+    label = {"note": "Note", "warning": "Mind", "error": "Error"}[kind]
+    lines = "<br>".join(text(line) for line in str(words).split("\n"))
+    return f'<div class="notice {kind}" role="{"alert" if kind == "error" else "status"}"><b>{label}</b><span>{lines}</span></div>'
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 2 min 10 s, 1 h 05 min."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def stats(pairs: list[tuple[str, str, str]]) -> str:
+    """A strip of numbers: (value, unit or name, tooltip)."""
+    tiles = "".join(
+        f'<div class="stat" title="{text(tip)}"><b>{text(value)}</b><span>{text(name)}</span></div>' for value, name, tip in pairs
+    )
+    return f'<div class="stats">{tiles}</div>'
+
+
+# The row as the model sees it --------------------------------------------------------------------------------------
+
+_LEGEND = (
+    '<div class="legend" aria-hidden="true"><span class="piece learned">learned</span>'
+    '<span class="piece seen">seen, not learned</span><span class="piece cut">cut off</span></div>'
+)
+
+
+def row(sequences: list, number: int, rows: int, where: str) -> str:
+    """One row's sequences, exactly as the model meets them: learned, seen and cut apart by colour and by line."""
+    blocks = []
+    for index, sequence in enumerate(sequences):
+        pieces = "".join(
+            f'<span class="piece {state}">{_visible(part)}</span>' for part, state in sequence.pieces()
+        )
+        head = f"<h4>Part {index + 1} of {len(sequences)}</h4>" if len(sequences) > 1 else ""
+        blocks.append(f'{head}<div class="tokens" tabindex="0">{pieces}</div>')
+    total = sum(len(sequence.offsets) for sequence in sequences)
+    learned = sum(sequence.learned for sequence in sequences)
+    cut = sum(sequence.cut for sequence in sequences)
+    said = f"{total:,} tokens · {learned:,} learned" + (f" · {cut:,} cut off" if cut else "")
+    how = f'<p class="quiet">Learned part found by {text(sequences[0].how)}.</p>' if sequences else ""
+    return (
+        f'<div class="row-view"><div class="row-head"><h3>Row {number:,} of {rows:,}</h3>'
+        f'<span class="tag">{text(where)}</span><span class="quiet">{said}</span></div>{_LEGEND}{"".join(blocks)}{how}</div>'
+    )
+
+
+def _visible(part: str) -> str:
+    """The text with control characters made visible and directions isolated, so that nothing hides in it."""
+    shown = "".join("␀" if char == "\0" else char for char in part)
+    return f"<bdi>{text(shown)}</bdi>" if any(ord(char) >= 0x590 for char in shown) else text(shown)
+
+
+def histogram(lengths: list[int], limit: int) -> str:
+    """How many rows have how many tokens, with the place where rows are cut; for wide pages and for narrow ones."""
+    if not lengths:
+        return ""
+    wide, narrow = _histogram(lengths, limit, 780, 170), _histogram(lengths, limit, 340, 140)
+    return f'<div class="chart-box"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></div>'
+
+
+def _histogram(lengths: list[int], limit: int, width: int, height: int) -> str:
+    most = max(max(lengths), 1)
+    bins = 24
+    size = max(1, math.ceil((most + 1) / bins))
+    counts = [0] * (most // size + 1)
+    for length in lengths:
+        counts[length // size] += 1
+    top = max(counts)
+    left, bottom, inner = 8, 24, width - 16
+    step = inner / len(counts)
+    bars = "".join(
+        f'<rect class="bar{" over" if index * size >= limit else ""}" x="{left + index * step + 1:.1f}" '
+        f'y="{height - bottom - (height - bottom - 18) * count / top:.1f}" width="{max(1, step - 2):.1f}" '
+        f'height="{(height - bottom - 18) * count / top:.1f}"><title>{index * size:,} to {index * size + size - 1:,} tokens: '
+        f"{count:,} rows</title></rect>"
+        for index, count in enumerate(counts) if count
+    )
+    mark = ""
+    if limit <= most:
+        x = left + limit / size * step
+        mark = f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - bottom}"/><text class="tick" x="{min(x + 4, width - 90):.1f}" y="14">cut at {limit:,}</text>'
+    axis = (
+        f'<line class="axis" x1="{left}" x2="{width - left}" y1="{height - bottom}" y2="{height - bottom}"/>'
+        f'<text class="tick" x="{left}" y="{height - 8}">0</text>'
+        f'<text class="tick" x="{width - left}" y="{height - 8}" text-anchor="end">{most:,} tokens</text>'
+        f'<text class="tick" x="{width / 2}" y="{height - 8}" text-anchor="middle">tokens per row</text>'
+    )
+    label = f"Tokens per row: {len(lengths):,} rows, shortest {min(lengths):,}, longest {most:,}"
+    return f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {width} {height}">{bars}{mark}{axis}</svg>'
+
+
+# The curve ----------------------------------------------------------------------------------------------------------
+
+
+def curve(steps: list[dict], evals: list[dict], total: int) -> str:
+    """Training loss and held-out loss over the steps; once for wide pages and once for narrow ones."""
+    if not steps and not evals:
+        words = empty("The curve appears with the first step.", "Two lines: what it learns from, and what it is measured on.")
+        return f'<div class="curve">{words}</div>'
+    wide = _curve(steps, evals, total, 760, 340)
+    narrow = _curve(steps, evals, total, 360, 260)
+    return f'<div class="curve"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></div>'
+
+
+def _curve(steps, evals, total, width, height) -> str:
+    left, right, top, bottom = 44, 14, 26, 34
+    points = [(event["step"], event["loss"]) for event in steps if math.isfinite(event["loss"])]
+    held = [(event["step"], event["loss"], event.get("best")) for event in evals]
+    values = [loss for _, loss in points] + [loss for _, loss, _ in held]
+    low, high, ticks = _scale(min(values), max(values))
+    last = max([total, 1, *(step for step, _ in points), *(step for step, _, _ in held)])
+
+    def x(step: float) -> float:
+        return left + (width - left - right) * step / last
+
+    def y(loss: float) -> float:
+        return height - bottom - (height - top - bottom) * (loss - low) / (high - low)
+
+    grid = "".join(
+        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>' for tick in ticks
+    )
+    grid += "".join(
+        f'<text class="tick" x="{x(last * part / 4):.1f}" y="{height - 12}" '
+        f'text-anchor="{"start" if part == 0 else "end" if part == 4 else "middle"}">{round(last * part / 4):,}</text>'
+        for part in range(5)
+    )
+    drawn = ""
+    if points:
+        thinned = points[:: max(1, len(points) // 400)]
+        raw = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in thinned)
+        smooth, mean = [], points[0][1]
+        for step, loss in points:
+            mean += 0.2 * (loss - mean)
+            smooth.append((step, mean))
+        smooth = smooth[:: max(1, len(smooth) // 400)]
+        line = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in smooth)
+        drawn += f'<polyline class="train raw" points="{raw}"/><polyline class="train" points="{line}"/>'
+    if held:
+        line = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss, _ in held)
+        drawn += f'<polyline class="held" points="{line}"/>'
+        drawn += "".join(
+            f'<rect class="held-dot" x="{x(step) - 4:.1f}" y="{y(loss) - 4:.1f}" width="8" height="8" transform="rotate(45 {x(step):.1f} {y(loss):.1f})">'
+            f"<title>Step {step:,}: held-out loss {loss:.4f}</title></rect>" for step, loss, _ in held
+        )
+        best = next(((step, loss) for step, loss, its in reversed(held) if its), None)
+        if best and best[0]:
+            anchor = "end" if x(best[0]) > width - 110 else "middle"
+            drawn += f'<text class="best" x="{x(best[0]):.1f}" y="{y(best[1]) - 12:.1f}" text-anchor="{anchor}">best {best[1]:.3f}</text>'
+    legend = (
+        f'<g class="key"><line class="train" x1="{left}" x2="{left + 22}" y1="12" y2="12"/><text class="tick" x="{left + 28}" y="16">training loss</text>'
+        f'<line class="held" x1="{left + 118}" x2="{left + 140}" y1="12" y2="12"/><text class="tick" x="{left + 146}" y="16">held-out loss</text></g>'
+    )
+    said = f"Loss over {last:,} steps." + (f" Held-out loss went from {held[0][1]:.3f} to {held[-1][1]:.3f}." if held else "")
+    return f'<svg class="chart" role="img" aria-label="{said}" viewBox="0 0 {width} {height}">{grid}{drawn}{legend}</svg>'
+
+
+def _scale(low: float, high: float) -> tuple[float, float, list[float]]:
+    """Bounds and round tick values around a range."""
+    span = max(high - low, 0.1)
+    raw = span / 4
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
+    first, last = math.floor(low / step) * step, math.ceil(high / step) * step
+    count = round((last - first) / step)
+    return first, last, [round(first + step * index, 6) for index in range(count + 1)]
+
+
+def sparkline(points: list[tuple[int, float]]) -> str:
+    """A held-out curve as small as a word."""
+    if len(points) < 2:
+        return '<span class="quiet">—</span>'
+    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
+    span, last = max(high - low, 1e-6), max(points[-1][0], 1)
+    line = " ".join(f"{2 + 76 * step / last:.1f},{3 + 18 * (high - loss) / span:.1f}" for step, loss in points)
+    return f'<svg class="spark" viewBox="0 0 80 24" role="img" aria-label="from {points[0][1]:.2f} to {points[-1][1]:.2f}"><polyline class="held" points="{line}"/></svg>'
+
+
+# A run ---------------------------------------------------------------------------------------------------------------
+
+STATE_WORDS = {
+    "new": "not started", "waiting": "waiting", "rehearsing": "rehearsing", "training": "training", "checking": "checking",
+    "done": "done", "stopped": "stopped, result kept", "failed": "failed", "interrupted": "interrupted",
+}
+
+
+def status(title: str, state: str, message: str, step: int, total: int, eta_s: float | None) -> str:
+    """The state in words, a progress bar and the time left."""
+    share = {"done": 1.0, "stopped": 1.0}.get(state, step / total if total else 0.0)
+    percent = round(100 * share)
+    left = f"about {duration(eta_s)} left" if eta_s and state == "training" else ""
+    counted = f"step {step:,} of {total:,}" if total else ""
+    busy = " busy" if state in ("waiting", "rehearsing", "checking") else ""
+    return (
+        f'<div class="run-status state-{state}"><div class="run-head"><h3>{long_name(title, 48)}</h3>'
+        f'<span class="tag">{STATE_WORDS[state]}</span></div>'
+        f'<div class="progress{busy}" role="progressbar" aria-label="Training progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
+        f'<div class="run-foot"><span>{text(message)}</span><span class="figures">{" · ".join(filter(None, [counted, left]))}</span></div></div>'
+    )
+
+
+def samples(events: list[dict]) -> str:
+    """The answers to the fixed prompt, the newest first."""
+    if not events:
+        return empty("Its answers appear here while it learns.", "The same prompt, asked again after each evaluation.")
+
+    def line(event: dict) -> str:
+        moment = "before" if event["step"] == 0 else f"step {event['step']:,}"
+        unended = "" if event.get("ended") else "<i> … did not stop</i>"
+        return f'<li><span class="when">{moment}</span><span class="said">{text(event["text"] or "(nothing)")}{unended}</span></li>'
+
+    asked = text(shorten(events[-1]["prompt"], 160))
+    return f'<div class="samples"><p class="asked">“{asked}”</p><ol>{"".join(map(line, reversed(events)))}</ol></div>'
+
+
+def result(report: dict) -> str:
+    """Before and after, in one strip."""
+    return stats([
+        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", "held-out loss", "Lower is better, on rows it never saw"),
+        (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
+        (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
+        (f"{report['best_step']:,}", "best step", "The version that is kept"),
+    ])
+
+
+def runs_table(summaries: list[dict], shown: str = "") -> str:
+    """My runs, each with its curve and result."""
+    if not summaries:
+        return empty("No runs yet.", "Press Start: the demo takes about two minutes on two cores.")
+    lines = "".join(
+        f'<tr{" class=shown" if its["id"] == shown else ""}><td>{long_name(its["title"], 34)}<br><span class="quiet">{when(its["created"])}</span></td>'
+        f'<td><span class="tag">{STATE_WORDS[its["state"]]}</span></td><td>{sparkline(its["curve"])}</td>'
+        f'<td class="figures">{losses(its)}</td><td class="quiet base">{long_name(its["base_model"].split("/")[-1], 26)}</td></tr>'
+        for its in summaries
+    )
+    return (
+        '<div class="table-wrap"><table class="runs"><thead><tr><th>Run</th><th>State</th><th>Held-out curve</th>'
+        f'<th>Loss before → best</th><th class="base">Base</th></tr></thead><tbody>{lines}</tbody></table></div>'
+    )
+
+
+def losses(its: dict) -> str:
+    return f"{its['first_loss']:.3f} → {its['best_loss']:.3f}" if its.get("best_loss") else "—"
+
+
+def when(seconds: float) -> str:
+    return time.strftime("%d %b, %H:%M", time.localtime(seconds))
+
+
+def quote_line(made: dict) -> str:
+    """The quote in one line, beside the Start button."""
+    minutes = f"{made['minutes']:.0f} min" if made["minutes"] >= 1 else f"{made['minutes'] * 60:.0f} s"
+    return f'<p class="figures quiet">about {minutes} and {made["memory_gib"]:.1f} GiB on this machine, {made["steps"]:,} steps</p>'
+
+
+def quote(made: dict) -> str:
+    """What the run will need, before it starts."""
+    tiles = stats([
+        (f"{made['minutes']:.0f} min" if made["minutes"] >= 1 else f"{made['minutes'] * 60:.0f} s", "about, here", "From the rows and this machine's speed" if made["measured"] else "Estimated: this machine has not trained yet"),
+        (f"{made['memory_gib']:.1f} GiB", "memory, about", "; ".join(f"{name} {size:.1f}" for name, size in made["parts"].items())),
+        (f"{made['steps']:,}", "steps", f"{made['tokens']:,} tokens"),
+    ])
+    warn = "" if made["fits"] else notice("That is more memory than is free here. Lower Rows at once or Longest row, or choose a smaller base.", "warning")
+    hired = "".join(
+        f"<tr><td>{text(its['name'])}</td><td>{its['minutes']:.0f} min</td><td>&#36;{its['dollars']:.2f}</td><td>{'fits' if its['fits'] else 'too small'}</td></tr>"
+        for its in made["hardware"]
+    )
+    return (
+        f'<div class="quote">{tiles}{warn}<details><summary>On hired hardware</summary><table class="hired"><thead><tr><th>Hardware</th>'
+        f"<th>About</th><th>Cost</th><th></th></tr></thead><tbody>{hired}</tbody></table></details></div>"
+    )

@@ -1,0 +1,329 @@
+"""The Fine-tune tab: a recipe, a quote, Start; then the curve, and the answer changing; and my runs."""
+
+import os
+from types import SimpleNamespace
+
+import gradio as gr
+import psutil
+
+from tuner import data, quote, recipe as recipes, run as runs
+from tuner.errors import UserError, shorten
+from tuner.home import on_a_space
+from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
+from tuner.ui import drawing
+
+FORM = (*OPEN_KNOBS, *MORE_KNOBS)
+# Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
+_SHAPES_ROWS = ("base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
+
+
+def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
+    """Lay the tab out; `wire` connects it."""
+    presets = recipes.presets()
+    first = next(iter(presets))
+    its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id, run_id=run_id, presets=presets)
+    bases = list(dict.fromkeys(preset.base_model for preset in presets.values()))
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            its.dataset_line = gr.HTML("", elem_id="dataset-line")
+            its.preset = gr.Dropdown(
+                [(preset.title, name) for name, preset in presets.items()], value=first, label="Preset", elem_id="preset",
+                info=presets[first].about, filterable=False,
+            )
+            its.knobs = {}
+            for pair in _in_pairs(OPEN_KNOBS):
+                with gr.Row():
+                    its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in pair}
+            its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote")
+            its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
+            its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
+            with gr.Accordion("More settings", open=False, elem_id="more"):
+                its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in MORE_KNOBS}
+        with gr.Column(scale=5, min_width=340):
+            its.status = gr.HTML("", elem_id="run-status")
+            its.curve = gr.HTML(drawing.curve([], [], 0), elem_id="curve")
+            its.numbers = gr.HTML("", elem_id="numbers")
+            its.resume = gr.Button("Resume this run", visible=False, elem_id="resume")
+            its.to_chat = gr.Button("Talk to it →", variant="primary", visible=False, elem_id="to-chat")
+            gr.HTML("<h3>Watch it learn</h3>")
+            its.samples = gr.HTML(drawing.samples([]), elem_id="samples")
+    gr.HTML("<h3>My runs</h3>")
+    its.table = gr.HTML(drawing.runs_table([]), elem_id="runs")
+    with gr.Row(elem_id="run-actions"):
+        its.chosen = gr.Dropdown([], label="Run", elem_id="chosen-run", filterable=False, scale=3, min_width=220)
+        its.open_run = gr.Button("Open", elem_id="open-run", min_width=80)
+        its.chat_run = gr.Button("Chat", elem_id="chat-run", min_width=80)
+        its.publish_run = gr.Button("Publish", elem_id="publish-run", min_width=80)
+    with gr.Row():
+        its.new_title = gr.Textbox(label="New name", max_length=120, scale=3, elem_id="new-title", min_width=220)
+        its.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
+        its.delete = gr.Button("Delete", elem_id="delete-run", min_width=80)
+        its.delete_sure = gr.Button("Really delete it", variant="stop", visible=False, elem_id="delete-sure", min_width=80)
+    its.form = [its.knobs[name] for name in FORM]
+    its.shapes_rows = [its.knobs[name] for name in _SHAPES_ROWS]
+    its.timer = gr.Timer(1.0, active=False)
+    its.seen = gr.State("")
+
+    def settings(form) -> dict:
+        """The form's values by name; whole numbers that arrived as 16.0 are whole again."""
+        found = {}
+        for name, value in zip(FORM, form):
+            if isinstance(value, float) and TYPES[name] is int and value.is_integer():
+                value = int(value)
+            if TYPES[name] is str:
+                value = "" if value is None else str(value).strip() if name != "system_prompt" else str(value)
+            found[name] = value
+        return found
+
+    def strict(form) -> Recipe:
+        """The form as a checked Recipe; raises a UserError naming every problem."""
+        return recipes.from_dict(settings(form), "The form")
+
+    def lenient(form) -> Recipe:
+        """The form for the preview: a value out of range counts as its default there."""
+        found = settings(form)
+        for name, value in list(found.items()):
+            try:
+                recipes.from_dict({name: value})
+            except UserError:
+                found.pop(name)
+        return Recipe(**found)
+
+    its.strict, its.lenient = strict, lenient
+    return its
+
+
+def _in_pairs(names) -> list[tuple[str, ...]]:
+    """Numbers two beside each other, anything wider on a line of its own."""
+    wide = [(name,) for name in names if TYPES[name] is str]
+    numbers = [name for name in names if TYPES[name] is not str]
+    return wide + [tuple(numbers[index : index + 2]) for index in range(0, len(numbers), 2)]
+
+
+def _component(name: str, value, bases: list[str]):
+    """The form's control for one setting, with its label, help and unit from the Recipe."""
+    known = KNOBS[name]
+    common = dict(value=value, label=known.label, info=known.help, elem_id=f"knob-{name}", min_width=120)
+    if name == "base_model":
+        return gr.Dropdown(bases, allow_custom_value=True, **common)
+    if known.choices:
+        return gr.Dropdown(list(known.choices), filterable=False, **common)
+    if TYPES[name] is bool:
+        return gr.Checkbox(**common)
+    if TYPES[name] in (int, float):
+        return gr.Number(**common)  # no bounds here: the Recipe names every problem at once
+    return gr.Textbox(lines=2 if name in ("system_prompt", "sample_prompt") else 1, max_length=20_000, **common)
+
+
+def wire(its, dataset, talk, tabs) -> None:
+    """Connect the tab's controls."""
+    from tuner.ui import dataset_tab
+    from tuner.ui.app import in_words
+
+    page = its.page
+    quiet = dict(show_progress="hidden", api_visibility="private")
+    view = [its.status, its.curve, its.numbers, its.samples, its.start, its.stop, its.resume, its.to_chat, its.timer, its.seen]
+    lists = [its.table, its.chosen]
+
+    def view_of(run: runs.Run | None) -> list:
+        """Everything the tab shows of a run."""
+        if run is None:
+            return [
+                "", drawing.curve([], [], 0), "", drawing.samples([]), gr.update(interactive=True, value="Start"),
+                gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
+            ]
+        events, size = run.events()
+        state = run.state()
+        steps, evals, told = _latest(events, "step"), _latest(events, "eval"), _latest(events, "sample")
+        said = [event["message"] for event in events if event["kind"] == "status"]
+        notes = list(dict.fromkeys(event["message"] for event in events if event["kind"] == "note"))
+        last = steps[-1] if steps else {}
+        live = state in runs.LIVE
+        if run.stop_asked() and live:
+            message = "Stopping after this step"
+        elif state == "interrupted":
+            message = "The machine went away in the middle. Resume goes on from the last checkpoint."
+        elif state == "failed":
+            message = "See below what went wrong"
+        else:
+            message = said[-1] if said else "Starting"
+        total = last.get("steps", 0)
+        top = drawing.status(run.title, state, message, last.get("step", 0), total, last.get("eta_s"))
+        if state == "failed":
+            top += drawing.notice(run.error(), "error")
+        top += "".join(drawing.notice(note) for note in notes[-3:])
+        report = run.read("report")
+        if report and state in ("done", "stopped"):
+            numbers = drawing.result(report)
+        elif last:
+            numbers = drawing.stats([
+                (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
+                (f"{last['memory_gib']:.2f} GiB", "memory", "What the training process holds now"),
+                (f"{last['loss']:.3f}", "loss", "Of the last step"),
+                (f"{last['learning_rate']:.1e}", "learning rate", "At the last step"),
+            ])
+        else:
+            numbers = ""
+        return [
+            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told),
+            gr.update(interactive=not live, value="Training …" if live else "Start"), gr.update(visible=live),
+            gr.update(visible=state in ("interrupted", "failed")), gr.update(visible=state in ("done", "stopped")),
+            gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}",
+        ]
+
+    def lists_of(owner: str, shown: str = "") -> list:
+        mine = [run.summary() for run in runs.mine(owner)[:100]]
+        choices = [(f"{shorten(its_['title'], 40)} · {drawing.STATE_WORDS[its_['state']]} · {drawing.when(its_['created'])}", its_["id"]) for its_ in mine]
+        chosen = shown if any(value == shown for _, value in choices) else (choices[0][1] if choices else None)
+        return [drawing.runs_table(mine, shown), gr.update(choices=choices, value=chosen)]
+
+    @in_words
+    def use_preset(name):
+        preset = its.presets.get(name)
+        if preset is None:
+            raise UserError(f"There is no preset {shorten(name)!r}. Choose one from the list.")
+        return [gr.update(info=preset.about), *[getattr(preset, knob) for knob in FORM]]
+
+    @in_words
+    def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        if not dataset_id:
+            return gr.skip(), gr.skip(), gr.skip()
+        visitor = page.visitor(browser_id, token)
+        its_data = data.find(visitor.owner, dataset_id)
+        line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
+        try:
+            recipe = its.strict(form)
+            seen = dataset_tab.survey(its_data, recipe, visitor.token)
+            if not seen.train.encoded:
+                return drawing.notice("No row has anything to learn with these settings. See the Dataset tab.", "warning"), line, ""
+            scale = seen.train_rows / max(1, min(seen.train_rows, dataset_tab.SURVEYED))
+            lengths = [len(row.ids) for row in seen.train.encoded]
+            lengths = lengths * max(1, round(scale))
+            made = quote.make(
+                recipe, seen.config, lengths, round(seen.train.learned * max(1, round(scale))), seen.held_out.tokens,
+                psutil.virtual_memory().available / 2**30,
+            )
+        except UserError as error:
+            return drawing.notice(str(error), "error"), line, ""
+        return drawing.quote(made), line, drawing.quote_line(made)
+
+    @in_words
+    def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, *form):
+        visitor = page.visitor(browser_id, token)
+        if on_a_space() and visitor.token is None and os.environ.get("TUNER_ALLOW_ANONYMOUS") != "1":
+            raise UserError("Training uses this Space's machine, so sign in first (the button at the top).")
+        recipe = its.strict(form)
+        its_data = data.find(visitor.owner, dataset_id)
+        named = its.presets.get(preset)
+        title = named.title if named and named.dataset and its_data.source.get("kind") == "demo" else its_data.name
+        source = its_data.source
+        recipe = recipes.from_dict({
+            **recipe.changed(), "title": shorten(title, 100), "dataset": source.get("hub_id", ""),
+            "dataset_config": source.get("config", "") or "", "dataset_split": source.get("split", "") or "",
+            "dataset_revision": source.get("revision", "") or "", "dataset_format": its_data.mapping.format,
+            "columns": its_data.mapping.columns,
+        })
+        run = runs.create(visitor.owner, recipe, its_data)
+        runs.start(run, visitor.token)
+        return [run.id, *view_of(run), *lists_of(visitor.owner, run.id)]
+
+    @in_words
+    def poll(run_id, seen, browser_id, token: gr.OAuthToken | None):
+        if not run_id:
+            return [gr.skip()] * (len(view) + len(lists))
+        visitor = page.visitor(browser_id, token)
+        run = runs.find(visitor.owner, run_id)
+        size = os.path.getsize(run.folder / "events.jsonl") if (run.folder / "events.jsonl").exists() else 0
+        if seen == f"{run.id}/{size}/{run.state()}/{run.stop_asked()}":
+            return [gr.skip()] * (len(view) + len(lists))
+        shown = view_of(run)
+        return [*shown, *(lists_of(visitor.owner, run_id) if run.state() in runs.ENDED else [gr.skip()] * len(lists))]
+
+    @in_words
+    def stop(run_id, browser_id, token: gr.OAuthToken | None):
+        run = runs.find(page.visitor(browser_id, token).owner, run_id)
+        run.ask_stop()
+        return view_of(run)
+
+    @in_words
+    def resume(run_id, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        run = runs.find(visitor.owner, run_id)
+        runs.start(run, visitor.token)
+        return [*view_of(run), *lists_of(visitor.owner, run_id)]
+
+    @in_words
+    def reattach(browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        mine = runs.mine(visitor.owner)
+        shown = next((run for run in mine if run.state() in runs.LIVE), mine[0] if mine else None)
+        return [shown.id if shown else "", *view_of(shown), *lists_of(visitor.owner, shown.id if shown else "")]
+
+    @in_words
+    def open_run(chosen, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        run = runs.find(visitor.owner, require_chosen(chosen))
+        return [run.id, *view_of(run), *lists_of(visitor.owner, run.id), gr.update(value=run.title)]
+
+    @in_words
+    def rename(chosen, title, run_id, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        runs.find(visitor.owner, require_chosen(chosen)).rename(title or "")
+        return lists_of(visitor.owner, chosen)
+
+    @in_words
+    def ask_delete(chosen):
+        require_chosen(chosen)
+        return gr.update(visible=False), gr.update(visible=True)
+
+    @in_words
+    def delete(chosen, run_id, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        runs.find(visitor.owner, require_chosen(chosen)).delete()
+        kept = "" if run_id == chosen else run_id
+        shown = view_of(runs.find(visitor.owner, kept) if kept else None)
+        return [kept, *shown, *lists_of(visitor.owner, kept), gr.update(visible=True), gr.update(visible=False)]
+
+    def require_chosen(chosen) -> str:
+        if not chosen:
+            raise UserError("No run is chosen. Choose one from the list.")
+        return str(chosen)
+
+    @in_words
+    def done_run(chosen, browser_id, token: gr.OAuthToken | None):
+        run = runs.find(page.visitor(browser_id, token).owner, require_chosen(chosen))
+        if run.state() not in ("done", "stopped"):
+            raise UserError(f"“{shorten(run.title)}” is {run.state()} and has no tuned model yet.")
+        return run.id, gr.Tabs(selected="chat")
+
+    who = [its.browser]
+    its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    for knob in its.form:
+        knob.change(**asks)
+    its.dataset_id.change(**asks)
+    its.start_run = dict(
+        fn=start, inputs=[its.dataset_id, *who, its.preset, *its.form], outputs=[its.run_id, *view, *lists],
+        show_progress="minimal", show_progress_on=[its.status], api_visibility="private", concurrency_limit=4,
+    )
+    its.follow_up = talk.refresh
+    started = its.start.click(**its.start_run)
+    its.timer.tick(poll, [its.run_id, its.seen, *who], [*view, *lists], concurrency_limit=None, trigger_mode="once", **quiet)
+    its.stop.click(stop, [its.run_id, *who], view, **quiet)
+    its.resume.click(resume, [its.run_id, *who], [*view, *lists], **quiet)
+    its.reattach = dict(fn=reattach, inputs=who, outputs=[its.run_id, *view, *lists], **quiet)
+    its.open_run.click(open_run, [its.chosen, *who], [its.run_id, *view, *lists, its.new_title], **quiet)
+    renamed = its.rename.click(rename, [its.chosen, its.new_title, its.run_id, *who], lists, **quiet)
+    its.delete.click(ask_delete, [its.chosen], [its.delete, its.delete_sure], **quiet)
+    deleted = its.delete_sure.click(delete, [its.chosen, its.run_id, *who], [its.run_id, *view, *lists, its.delete, its.delete_sure], **quiet)
+    its.chat_run.click(done_run, [its.chosen, *who], [its.run_id, tabs], **quiet).success(**talk.take_run)
+    its.publish_run.click(done_run, [its.chosen, *who], [its.run_id, tabs], **quiet).success(**talk.take_run).success(**talk.open_publish)
+    its.to_chat.click(lambda: gr.Tabs(selected="chat"), None, [tabs], queue=False, **quiet).then(**talk.take_run)
+    for changed in (started, renamed, deleted):
+        changed.then(**talk.refresh)
+
+
+def _latest(events: list[dict], kind: str) -> list[dict]:
+    """The events of one kind in the order of steps; a step done again after a resume counts once, as it went last."""
+    by_step = {event["step"]: event for event in events if event["kind"] == kind}
+    return [by_step[step] for step in sorted(by_step)]
