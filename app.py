@@ -7,6 +7,7 @@ import sys
 os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["USE_TORCH"] = "0"  # datasets would import it; the page's process never does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -27,10 +27,11 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs without long answers, at a precision that is given, not measured; the monkeypatch itself, for more."""
+    """Runs without long answers, at a given precision, with all evaluations wanted; the monkeypatch itself, for more."""
     from tuner import models, report, train
 
     monkeypatch.setattr(models, "choose_precision", lambda device: "bfloat16")
     monkeypatch.setattr(train, "SAMPLE_TOKENS", 4)
+    monkeypatch.setattr(train, "EVALUATION_SHARE", 10)
     monkeypatch.setattr(report, "ANSWER_TOKENS", 4)
     return monkeypatch

@@ -6,7 +6,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from tests.small import base_entry
-from tuner import data, run as runs
+from tuner import data
+from tuner import run as runs
 from tuner.home import write_json
 from tuner.recipe import Recipe
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
-from tuner import checkpoints, fast, hub, models, report, run as runs, train
+from tuner import checkpoints, fast, hub, models, report, train
+from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
 
@@ -162,7 +164,7 @@ def dated_base(tmp_path_factory) -> Path:
 class Seen:
     """What a run showed of itself."""
 
-    def __init__(self, run, at_once: list[int], checkpointed: int):
+    def __init__(self, run, rows_at_once: int, passes: int):
         self.losses, self.plan, self.report = losses(run), run.read("plan"), run.read("report")
         self.rates, self.norms, self.tokens, self.labelled = (
             [event[name] for event in step_events(run)] for name in ("learning_rate", "grad_norm", "tokens", "labelled_tokens")
@@ -173,7 +175,7 @@ class Seen:
         self.adapter = load_file(run.adapter_dir / "adapter_model.safetensors")
         self.config = json.loads((run.adapter_dir / "adapter_config.json").read_text())
         self.hash = adapter_hash(run.adapter_dir)
-        self.rows_at_once, self.checkpointed = max(at_once), checkpointed
+        self.rows_at_once, self.passes = rows_at_once, passes  # through the blocks' middles, with gradients
 
 
 def same_start(new: Seen, old: Seen) -> bool:
@@ -187,9 +189,9 @@ REACHES = {
     "lora_rank": (4, lambda new, old: {min(its.shape) for its in new.adapter.values()} == {4}),
     "epochs": (1.0, lambda new, old: (new.steps, old.steps) == (5, 10)),
     "max_steps": (3, lambda new, old: new.steps == 3),
-    "max_tokens": (40, lambda new, old: max(old.tokens) > 160 >= max(new.tokens)),
-    "system_prompt": ("Answer like a cat.", lambda new, old: new.tokens[0] > old.tokens[0] and new.labelled == old.labelled),
-    "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (18, 2)),
+    "max_tokens": (100, lambda new, old: max(old.tokens) > 400 >= max(new.tokens)),
+    "system_prompt": ("Answer like a cat.", lambda new, old: new.tokens[0] != old.tokens[0] and new.labelled == old.labelled),
+    "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (20, 2)),
     "micro_batch": (1, lambda new, old: (new.rows_at_once, old.rows_at_once) == (1, 4) and new.steps == old.steps),
     "lora_alpha": (64.0, lambda new, old: same_start(new, old) and new.config["lora_alpha"] == 64),
     "lora_dropout": (0.5, lambda new, old: new.losses[0] == old.losses[0] and new.norms[0] != old.norms[0]),
@@ -207,15 +209,15 @@ REACHES = {
     "keep_control_tokens": (True, lambda new, old: sum(new.tokens) < sum(old.tokens)),
     "template_date": ("2025-03-31", lambda new, old: new.losses[0] != old.losses[0]),
     "gradient_checkpointing": (
-        "on", lambda new, old: new.checkpointed > 0 == old.checkpointed and new.losses == pytest.approx(old.losses, rel=1e-2)
+        "on", lambda new, old: new.passes == 2 * old.passes and new.losses == pytest.approx(old.losses, rel=1e-2)
     ),
     "seed": (1, lambda new, old: new.losses[0] != old.losses[0]),
 }
 
 
 def seen(base, quick, **settings) -> Seen:
-    at_once, checkpointed = [], []
-    token_losses, checkpoint = fast.token_losses, torch.utils.checkpoint.checkpoint
+    at_once, passes = [], []
+    token_losses, forward = fast.token_losses, LlamaMLP.forward
 
     def count_rows(model, input_ids, *rest, **more):
         if torch.is_grad_enabled():
@@ -224,10 +226,10 @@ def seen(base, quick, **settings) -> Seen:
 
     with quick.context() as here:
         here.setattr(fast, "token_losses", count_rows)
-        here.setattr(torch.utils.checkpoint, "checkpoint", lambda *args, **kw: (checkpointed.append(1), checkpoint(*args, **kw))[1])
+        here.setattr(LlamaMLP, "forward", lambda *args: (passes.append(torch.is_grad_enabled()), forward(*args))[1])
         run = small_run(base, records=MARKED, **settings)
         train.train(run)
-    return Seen(run, at_once, len(checkpointed))
+    return Seen(run, max(at_once), sum(passes))
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +244,7 @@ def usual(dated_base, tmp_path_factory) -> Seen:
 def make_quick(patch) -> None:
     patch.setattr(models, "choose_precision", lambda device: "bfloat16")
     patch.setattr(train, "SAMPLE_TOKENS", 4)
+    patch.setattr(train, "EVALUATION_SHARE", 10)
     patch.setattr(report, "ANSWER_TOKENS", 4)
 
 
@@ -269,7 +272,7 @@ def worse_each_time(monkeypatch, after: int = 0) -> None:
     def measured(*args, **kw):
         count.append(1)
         its = measure(*args, **kw)
-        return {**its, "loss": 0.1 * len(count)} if len(count) > after else {**its, "loss": 1.0 - 0.1 * len(count)}
+        return {**its, "loss": 1 + 0.1 * len(count) if len(count) > after else 1 - 0.1 * len(count)}
 
     monkeypatch.setattr(train.report, "measure", measured)
 
@@ -484,8 +487,8 @@ def test_rows_cut_before_their_answers_are_refused(base, home, quick):
 
 
 def test_some_rows_that_teach_nothing_are_left_out_and_said(base, home, quick):
-    long = [{"prompt": f"cat {n} " + "mat " * 90, "completion": "yes"} for n in range(5)]
-    run = small_run(base, records=RECORDS + long, max_tokens=80)
+    long = [{"prompt": f"cat {n} " + "mat " * 150, "completion": "yes"} for n in range(5)]
+    run = small_run(base, records=RECORDS + long)
     train.train(run)
     silent = sum("mat mat" in row["messages"][0]["content"] for row in run.rows("train"))
     assert silent and f"{silent} of {len(run.rows('train'))} training rows have nothing left to learn" in notes(run)

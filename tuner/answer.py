@@ -1,6 +1,5 @@
 """A loaded model's answers, token by token."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +85,35 @@ def answer(model, tokenizer, prompt: list[int], stop: set[int], sampling: Sampli
     return making.text.strip(), making.finished
 
 
-def stream(model, tokenizer, prompt: list[int], stop: set[int], sampling: Sampling) -> Iterator[str]:
-    """The answer's pieces as they come."""
-    making = Answer(model, tokenizer, prompt, stop, sampling)
-    while (piece := making.step()) is not None:
-        if piece:
-            yield piece
+@torch.no_grad()
+def answers(model, tokenizer, prompts: list[list[int]], stop: set[int], max_new_tokens: int) -> list[tuple[str, str]]:
+    """The likeliest answer to each prompt, all in one batch: each as (text, "stop" or "length").
+
+    On two cores a step of eight answers costs little more than a step of one.
+    """
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), tokenizer.pad_token_id)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):  # padded on the left, so that every row's next token stands at the end
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    written: list[list[int]] = [[] for _ in prompts]
+    over = [""] * len(prompts)
+    cache = None
+    for _ in range(max_new_tokens):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        ids = out.logits[:, -1].argmax(-1, keepdim=True)
+        for row, token in enumerate(ids[:, 0].tolist()):
+            if not over[row] and token in stop:
+                over[row] = "stop"
+            elif not over[row]:
+                written[row].append(token)
+        if all(over):
+            break
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)
+        places = places[:, -1:] + 1
+    return [(tokenizer.decode(its, skip_special_tokens=True).strip(), why or "length") for its, why in zip(written, over)]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tuner import hub, run as runs, starter
+from tuner import hub, starter
+from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, tuner_home
 from tuner.recipe import HUB_ID, STARTER_MODEL

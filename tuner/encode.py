@@ -67,7 +67,7 @@ class Encoded:
         """The text in runs for the page: (text, "learned" | "seen" | "cut"), all of it, in order."""
         runs: list[tuple[str, str]] = []
         place = 0
-        for index, (start, end) in enumerate(self.offsets):
+        for index in range(len(self.offsets)):
             if index >= len(self.ids):
                 state = "cut"
             else:

@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from tuner import bases, card, starter
@@ -211,9 +213,16 @@ def _progress_bar(on_progress, total: int):
 def tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
     """A folder with the base's tokenizer and config only, for the preview and the quote; no weights are fetched.
 
+    The Hub is asked once in five minutes for each visitor's token, not at every look at a row.
+
     Raises:
-        UserError: as `fetch_base`; and where the starter is not converted yet, that it is being prepared.
+        UserError: as `fetch_base`.
     """
+    return _tokenizer_dir(base_id, revision, token, time.monotonic() // 300)
+
+
+@lru_cache(maxsize=64)
+def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: float) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     base_id = require_id(base_id, "a base model's Hub id")
@@ -252,7 +261,7 @@ def stream_dataset(
         UserError: no such config or split, or files that cannot be read as rows.
     """
     import datasets
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DataFilesNotFoundError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
     datasets.disable_progress_bars()
     with _in_words(hub_id, bool(token)):

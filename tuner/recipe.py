@@ -296,3 +296,17 @@ def presets(folder: Path = DEMO_ROOT) -> dict[str, Recipe]:
     """Every preset by its file's stem, the starter first, each checked."""
     found = {path.stem: load(path) for path in sorted(folder.glob("*.toml"))}
     return dict(sorted(found.items(), key=lambda item: item[1].base_model != STARTER_MODEL))
+
+
+def settings_table() -> str:
+    """The settings as the README prints them, in Markdown."""
+    lines = ["| setting | default | range | what it does |", "|---|---|---|---|"]
+    plain = Recipe()
+    for name, known in KNOBS.items():
+        if not known.place:
+            continue
+        bounds = ", ".join(known.choices) or (f"{known.low:g} to {known.high:g}{' ' + known.unit if known.unit else ''}" if known.low is not None else "")
+        default = getattr(plain, name)
+        shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else ""
+        lines.append(f"| `{name}` | {shown} | {bounds} | {known.help} |")
+    return "\n".join(lines) + "\n"

@@ -56,23 +56,23 @@ def make(run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int)
     """
     recipe = run.recipe
     tuned = measure(model, held_set.encoded, tokenizer, plan["split_head"])
-    answers = []
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     questions = tasks.get(recipe.task).prompts(held_rows[:ANSWERS], recipe)
-    sampling = answer.Sampling(ANSWER_TOKENS)
-
-    def ask(messages) -> dict:
-        ids = encode.prompt_ids(
-            messages, tokenizer, keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
-        )
-        text, why = answer.answer(model, tokenizer, ids, stops, sampling)
-        return {"text": text, "ended": why == "stop"}
-
-    told = [ask(messages) for messages in questions]
+    prompts = [
+        encode.prompt_ids(messages, tokenizer, keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date)[-recipe.max_tokens :]
+        for messages in questions
+    ]
+    told = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
     with model.disable_adapter():
         base = measure(model, held_set.encoded, tokenizer, plan["split_head"])
-        for messages, its in zip(questions, told):
-            answers.append({"prompt": messages[-1]["content"], "base": ask(messages), "tuned": its})
+        said = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
+    spoken = [
+        {
+            "prompt": messages[-1]["content"],
+            "base": {"text": before, "ended": why_before == "stop"}, "tuned": {"text": after, "ended": why_after == "stop"},
+        }
+        for messages, (before, why_before), (after, why_after) in zip(questions, said, told)
+    ]
     if tuned["row_losses"] == base["row_losses"]:
         raise UserError(
             "The adapter changed nothing: every held-out row has the loss it had before. Raise the learning rate or the "
@@ -84,7 +84,7 @@ def make(run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int)
         "tuned": {"loss": tuned["loss"], "perplexity": perplexity(tuned["loss"])},
         "change": tuned["loss"] / base["loss"] - 1,
         "rows_better": sum(after < before for after, before in zip(tuned["row_losses"], base["row_losses"])),
-        "answers": answers,
+        "answers": spoken,
     }
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from tuner import data, findings, lease, recipe as recipes
+from tuner import data, findings, lease
+from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
 from tuner.recipe import Recipe

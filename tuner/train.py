@@ -117,13 +117,13 @@ def make_plan(recipe, decided: dict, model, train_set, held_set, weights: str) -
 def plan_evaluations(steps: int, tokens: float, lengths: list[int], wanted: int, seed: int) -> tuple[list[int], list[int]]:
     """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
 
-    Counted in tokens, not timed, so that a resumed run evaluates at the same steps. Short runs have at least three
-    evaluations of at least sixteen rows, whatever the share.
+    Counted in tokens, not timed, so that a resumed run evaluates at the same steps. Short runs have three evaluations of
+    at least sixteen rows, whatever the share; never are there more than wanted.
     """
     budget = EVALUATION_SHARE * tokens * 3
     mean = sum(lengths) / len(lengths)
     fewest = min(len(lengths), 16)
-    count = max(min(3, steps), min(wanted, steps, int(budget / (fewest * mean)) or 1))
+    count = min(wanted, steps, max(3, int(budget / (fewest * mean))))
     rows = min(len(lengths), max(fewest, int(budget / count / mean)))
     chosen = sorted(random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows))
     at = sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
@@ -380,18 +380,22 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     from peft import set_peft_model_state_dict
 
     run.log("status", state="checking", message="Comparing with the base model on all held-out rows")
+    last = best_step = trainer.state.global_step
     best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{trainer.best['step']}"
-    if trainer.best["step"] and checkpoints.is_whole(best):
-        set_peft_model_state_dict(model, checkpoints.load_adapter(best))
-    elif trainer.best["step"] == 0:
+    if trainer.best["step"] == 0:
         run.log("note", message="No version was better than the base model on the held-out rows; the last one is kept.")
+    elif checkpoints.is_whole(best):
+        set_peft_model_state_dict(model, checkpoints.load_adapter(best))
+        best_step = trainer.best["step"]
+    elif trainer.best["step"] != last:
+        run.log("note", message=f"The version of step {trainer.best['step']} is damaged; the last one is kept.")
     partial = run.folder / ".adapter"
     shutil.rmtree(partial, ignore_errors=True)
     models.save_adapter(model, partial)
     shutil.rmtree(run.adapter_dir, ignore_errors=True)
     os.rename(partial, run.adapter_dir)
     model.eval()
-    made = report.make(run, plan, model, tokenizer, held_rows, held_set, trainer.best["step"] or trainer.state.global_step)
+    made = report.make(run, plan, model, tokenizer, held_rows, held_set, best_step)
     write_json(run.folder / "report.json", made)
     quote.remember_speed(plan, model.config, run)
     state = "stopped" if run.stop_asked() else "done"

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import card, chat, hub, run as runs
+from tuner import card, chat, hub
+from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.ui import drawing
 
@@ -139,13 +140,12 @@ def wire(its, train, tabs) -> None:
             talk.append({"role": "assistant", "content": ""})
         about = _about(subject)
         yield "", base_talk, tuned_talk, about
-        shown, pending = time.monotonic(), False
+        shown = time.monotonic()
         try:
             for name, piece in page.worker.answers(asked, **sampling):
                 speakers[name][-1]["content"] += piece
-                pending = True
                 if time.monotonic() - shown > UPDATE_S:
-                    shown, pending = time.monotonic(), False
+                    shown = time.monotonic()
                     yield gr.skip(), base_talk, tuned_talk, gr.skip()
         except UserError:
             for talk in speakers.values():

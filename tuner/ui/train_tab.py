@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import gradio as gr
 import psutil
 
-from tuner import data, quote, recipe as recipes, run as runs
+from tuner import data, quote
+from tuner import recipe as recipes
+from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
@@ -237,7 +239,8 @@ def wire(its, dataset, talk, tabs) -> None:
         if seen == f"{run.id}/{size}/{run.state()}/{run.stop_asked()}":
             return [gr.skip()] * (len(view) + len(lists))
         shown = view_of(run)
-        return [*shown, *(lists_of(visitor.owner, run_id) if run.state() in runs.ENDED else [gr.skip()] * len(lists))]
+        moved = f"/{run.state()}/" not in (seen or "")
+        return [*shown, *(lists_of(visitor.owner, run_id) if moved else [gr.skip()] * len(lists))]
 
     @in_words
     def stop(run_id, browser_id, token: gr.OAuthToken | None):

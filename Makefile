@@ -1,0 +1,43 @@
+# make app: serve the page. make test: the whole suite. make demo: the main job without a page.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# The first of these that is there and works: torch has a small CPU build for 3.11, the Space uses 3.12.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: app demo test lint clean
+
+app: $(VENV)/.app
+	@exec $(PY) app.py
+
+demo: $(VENV)/.app
+	@exec $(PY) -m tuner.demo
+
+test: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Tuner needs Python 3.11 or 3.12; neither was found. Install one, or name it: make app PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+
+$(VENV)/.app: requirements.txt requirements-starter.txt | $(VENV)/bin/python
+	@echo "Installing what the app needs (a few minutes, once) ..."
+	@# A CPU build of torch, where pip finds one, is a tenth of the size of the CUDA build.
+	$(PY) -m pip install -q "torch==2.13.0"
+	$(PY) -m pip install -q -r requirements.txt
+	$(PY) -m pip install -q --no-deps -r requirements-starter.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.app requirements-dev.txt
+	$(PY) -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
