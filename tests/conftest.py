@@ -18,20 +18,54 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """A folder with a random base model of two layers; to be read only."""
-    from tests.small import small_base
+def one_thread():
+    """Nothing in these tests is large enough for two threads; on a busy machine they mostly wait for each other."""
+    import torch
 
-    return small_base(tmp_path_factory.mktemp("base"))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, one_thread):
+    """A folder with a random base model of two layers; to be read only."""
+    import gc
+
+    from tests.small import small_base
+    from tuner import train  # noqa: F401
+
+    folder = small_base(tmp_path_factory.mktemp("base"))
+    gc.collect()
+    gc.freeze()  # each Trainer collects garbage; going through all of transformers for it takes longer than its run
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(base, tmp_path_factory):
+    """A TUNER_HOME in which the owner "local" has a finished run; to be read only, or copied."""
+    from tests.small_run import small_run
+    from tuner import run, train
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNER_HOME", str(folder))
+        make_quick(patch)
+        going = small_run(base, epochs=6.0, learning_rate=1e-2)
+        run.claim(going)
+        assert train.main(going) == 0
+    return folder
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Runs without long answers, at a given precision, with all evaluations wanted; the monkeypatch itself, for more."""
+    make_quick(monkeypatch)
+    return monkeypatch
+
+
+def make_quick(monkeypatch) -> None:
     from tuner import models, report, train
 
     monkeypatch.setattr(models, "choose_precision", lambda device: "bfloat16")
     monkeypatch.setattr(train, "SAMPLE_TOKENS", 4)
     monkeypatch.setattr(train, "EVALUATION_SHARE", 10)
     monkeypatch.setattr(report, "ANSWER_TOKENS", 4)
-    return monkeypatch

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -240,6 +241,7 @@ LAYOUTS = [
     ("pair", {"": "0", "prompt": "Q", "completion": "A"}, "Prompt and completion"),
     ("pair", {"Unnamed: 0": "0", "question": "Q", "answer": "A"}, "Prompt and completion"),
     ("pair", {"Frage": "Q", "Antwort": "A"}, "Prompt and completion"),
+    ("pair", {"prompt": "Q", "completion": "A", "tools": "hammer"}, "Prompt and completion"),
 ]
 
 
@@ -292,9 +294,12 @@ def test_messages_keep_what_a_template_can_use():
         {"role": "developer", "content": "Be kind."},
         {"role": "User", "content": [{"type": "text", "text": "Hel"}, {"type": "image"}, {"type": "text", "text": "lo"}, {"text": None}]},
         {"role": "assistant", "content": "Hi.", "reasoning_content": "A greeting."},
+        {"role": "function_call", "content": "weather()"}, {"role": "observation", "content": "Sun"},
     ]}
     [row] = rows_of([record])
-    assert said(row) == [("system", "Be kind."), ("user", "Hello"), ("assistant", "Hi.")]
+    assert said(row) == [
+        ("system", "Be kind."), ("user", "Hello"), ("assistant", "Hi."), ("assistant", "weather()"), ("tool", "Sun"),
+    ]
     assert row["messages"][2]["reasoning_content"] == "A greeting."
 
 
@@ -409,7 +414,7 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has 2 MiB; the most is 1 MiB"):
         read(tmp_path, "a.txt", b"x" * 2**21)
     monkeypatch.setattr(data, "MAX_LINE_BYTES", 100)
-    with pytest.raises(UserError, match="line 2 has 111 characters; the most is 100"):
+    with pytest.raises(UserError, match="line 2 has 112 characters; the most is 100"):
         read(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "' + b"x" * 100 + b'"}')
     with pytest.raises(UserError, match="field larger than field limit"):
         read(tmp_path, "a.csv", b"a,b\n1," + b"x" * 200)
@@ -423,7 +428,7 @@ def test_a_parquet_bomb_is_refused_by_its_footer(tmp_path, monkeypatch):
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": ["x" * 2**21]}), sink, compression="zstd", use_dictionary=False)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kwargs: pytest.fail("a page was read"))
-    with pytest.raises(UserError, match=r"a\.parquet unpacks to 0\.0 GiB; the most is"):
+    with pytest.raises(UserError, match=r"a\.parquet unpacks to more than 0 GiB"):
         read(tmp_path, "a.parquet", sink.getvalue().to_pybytes())
 
 
@@ -437,16 +442,24 @@ def test_a_value_repeated_by_reference_cannot_fill_the_memory(tmp_path, monkeypa
         table = pa.table({"text": pa.nulls(50_000_000)})
     if kind == "runs.arrow":
         table = pa.table({"text": pa.RunEndEncodedArray.from_arrays(pa.array([50_000_000], pa.int32()), pa.array(["x" * 2**20]))})
-    content = parquet_of(table) if kind == "a.parquet" else file_of(table)
-    before = pa.default_memory_pool().max_memory()
+    sink = pa.BufferOutputStream()
+    if kind == "a.parquet":
+        pq.write_table(table, sink, store_schema=False)
+    content = sink.getvalue().to_pybytes() or file_of(table)
     assert len(content) < 2**22
     monkeypatch.setattr(data, "MAX_ROWS", 50)
-    if kind == "nulls.arrow":
-        assert len(read(tmp_path, kind, content)[0]) == 50
-    else:
-        with pytest.raises(UserError, match="unpacks to more than|holds values by reference"):
-            read(tmp_path, kind, content)
-    assert pa.default_memory_pool().max_memory() - before < 2**27
+    before = pa.default_memory_pool().max_memory()
+    tracemalloc.start()
+    try:
+        if kind == "nulls.arrow":
+            assert len(read(tmp_path, kind, content)[0]) == 50
+        else:
+            with pytest.raises(UserError, match="unpacks to more than"):
+                read(tmp_path, kind, content)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+        assert pa.default_memory_pool().max_memory() - before < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 # Any bytes, any JSON ----------------------------------------------------------------------------------------------
@@ -488,13 +501,13 @@ def test_no_bytes_break_the_reading_of_a_file(home, ending, content):
 
 
 @FEW
-@given(
-    ending=st.sampled_from(sorted(VALID)), place=st.floats(0, 1, exclude_max=True), bytes_put=st.binary(min_size=1, max_size=8)
-)
+@given(ending=st.sampled_from(sorted(VALID)), place=st.integers(0, 5000), bytes_put=st.binary(min_size=1, max_size=8))
+@example(ending=".arrow", place=406, bytes_put=b"\xff\x7f")  # an offset far outside the file: a segmentation fault
+@example(ending=".feather", place=398, bytes_put=b"\xff\x7f")
 def test_no_damage_to_a_columnar_file_breaks_its_reading(home, ending, place, bytes_put):
     """Lengths and offsets in the file are checked before they are followed: a wrong one must not end the process."""
     content = bytearray(VALID[ending])
-    at = int(place * (len(content) - len(bytes_put)))
+    at = place % (len(content) - len(bytes_put))
     content[at : at + len(bytes_put)] = bytes_put
     use(lambda: read(home, f"a{ending}", bytes(content)))
 
@@ -582,10 +595,10 @@ def test_no_id_reaches_outside_its_folder(home, monkeypatch, name):
     ):
         with pytest.raises(UserError, match="is not known here"):
             look()
-    assert all(Path(str(path)) == data.DEMO_PATH for path in touched)
+    assert {Path(str(path)) for path in touched} <= {home, data.DEMO_PATH}
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b/c", "file:///etc", "..", "x/..", "", "a b/c"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/hosts/x", "a/b/c", "file:///etc", "..", "x/..", "", "a b/c"])
 def test_no_hub_id_is_a_path(home, name):
     """What is not user/name never meets a library that also loads local folders."""
     with pytest.raises(UserError, match="is not a Hub dataset id. It looks like user/name"):

@@ -125,6 +125,19 @@ def test_no_answer_changes_the_prompt_before_it(tokenizers, name, words):
     assert [run[-1] for row in rows for _, run in learned_runs(row)] == [end, end]
 
 
+def test_a_row_for_each_answer_begins_with_its_prompt_too(tmp_path):
+    """The same where earlier turns are shown otherwise, so that every answer gets a row."""
+    shown = "(message['content'] | upper if message['role'] == 'assistant' and not loop.last else message['content'])"
+    rewriting = real_template("smollm2").replace("message['content']", shown)
+    tokenizer = small_tokenizer(tmp_path, rewriting)
+    messages = [*TURNS[:3], {"role": "assistant", "content": "\n\nItaly."}]
+    rows = encode.encode(messages, tokenizer, 1000)
+    assert [row.how for row in rows] == [BY_ANSWER, BY_ANSWER]
+    for row, number in zip(rows, (1, 3)):
+        [(place, _)] = learned_runs(row)
+        assert row.ids[:place] == encode.prompt_ids(messages[:number], tokenizer)
+
+
 @pytest.mark.parametrize(("name", "system"), CASES)
 def test_the_way_the_answers_were_found_is_told(tokenizers, name, system):
     """One text for all answers where the template keeps earlier turns as they were, else one row for each answer."""
@@ -203,9 +216,10 @@ def test_reasoning_written_in_the_answer_is_the_same_as_reasoning_beside_it(toke
 
 def test_everything_is_learned_when_asked_for(tokenizers):
     """`learn="everything"` changes the labels and no id; the first token has nothing before it."""
-    tokenizer = tokenizers("llama3")
-    [answers] = encode.encode(TURNS, tokenizer, 1000)
-    [everything] = encode.encode(TURNS, tokenizer, 1000, learn="everything")
+    tokenizer = tokenizers("smollm2")
+    messages = [TURNS[0], {"role": "assistant", "content": "\n\nFrance."}]
+    [answers] = encode.encode(messages, tokenizer, 1000)
+    [everything] = encode.encode(messages, tokenizer, 1000, learn="everything")
     assert everything.ids == answers.ids
     assert everything.labels == [IGNORE, *everything.ids[1:]]
 
@@ -489,7 +503,10 @@ def test_a_template_that_refuses_says_why(tokenizers, name, messages, why):
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ 1 / 0 }}", "{{ messages[9].content }}", "{% for %}", "{{ messages.nothing() }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"],
+    [
+        "{{ 1 / 0 }}", "{{ messages[9].content }}", "{% for %}", "{{ messages.nothing() }}", "{{ 1 + 'a' }}", "{{ 'a'.index('b') }}",
+        "{{ 'a'.encode('nonsense') }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    ],
 )
 def test_a_broken_template_is_a_refusal_too(tmp_path, template):
     """A repository's template is somebody's code; whatever it raises becomes words."""

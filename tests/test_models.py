@@ -14,6 +14,8 @@ from tuner.encode import IGNORE
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PACKED, UNPACKED = {"dequantised": False}, {"dequantised": True}
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "smollm3")
 # Nats a token. Measured 4.3e-5 here; on the starter, tuned on headlines, 2.2e-3, where plain PEFT in bf16 and in fp32

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from tests.conftest import make_quick
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
 from tuner import checkpoints, fast, hub, models, report, train
@@ -241,13 +243,6 @@ def usual(dated_base, tmp_path_factory) -> Seen:
         return seen(dated_base, patch)
 
 
-def make_quick(patch) -> None:
-    patch.setattr(models, "choose_precision", lambda device: "bfloat16")
-    patch.setattr(train, "SAMPLE_TOKENS", 4)
-    patch.setattr(train, "EVALUATION_SHARE", 10)
-    patch.setattr(report, "ANSWER_TOKENS", 4)
-
-
 @pytest.mark.parametrize("field", [name for name in OPEN_KNOBS + MORE_KNOBS if name not in ("base_model", "base_revision", "patience")])
 def test_each_field_on_the_form_reaches_the_trainer(field, dated_base, usual, home, quick):
     assert field in REACHES, f"{field} is new on the form: add another value and what it must change to REACHES."
@@ -373,21 +368,30 @@ def test_a_run_killed_while_it_evaluates_or_writes_a_checkpoint_goes_on_exactly(
     assert_as_uninterrupted(run, uninterrupted)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "adapter.safetensors").write_bytes((folder / "adapter.safetensors").read_bytes()[:-9]),
-    lambda folder: (folder / "optimizer.safetensors").unlink(),
-    lambda folder: (folder / "random.json").write_text("{}"),
-    lambda folder: (folder / "manifest.json").unlink(),
-    lambda folder: (folder / "manifest.json").write_text('{"step": 4'),
-    lambda folder: [path.unlink() for path in folder.iterdir()],
-], ids=["cut", "missing", "other content", "no manifest", "half a manifest", "empty"])
-def test_a_damaged_checkpoint_is_passed_over_and_said(base, home, quick, uninterrupted, damage):
+DAMAGES = {
+    "cut": lambda folder: (folder / "adapter.safetensors").write_bytes((folder / "adapter.safetensors").read_bytes()[:-9]),
+    "a file less": lambda folder: (folder / "optimizer.safetensors").unlink(),
+    "other content": lambda folder: (folder / "random.json").write_text("{}"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"step": 4'),
+    "a manifest of nothing": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(base, home, quick, uninterrupted, tmp_path):
     run = small_run(base, **RESUMED)
     with quick.context() as here:
         at_step(here, 5, killed)
         with pytest.raises(Killed):
             train.train(run)
-    damage(run.folder / "checkpoints" / "checkpoint-4")
+    for name, damage in DAMAGES.items():
+        folder, told = tmp_path / name, []
+        shutil.copytree(run.folder / "checkpoints", folder)
+        assert checkpoints.newest(folder, told.append) == folder / "checkpoint-4" and told == []
+        damage(folder / "checkpoint-4")
+        assert checkpoints.newest(folder, told.append) == folder / "checkpoint-2" and told == [4], name
+    DAMAGES["cut"](run.folder / "checkpoints" / "checkpoint-4")
     train.train(run)
     assert "The checkpoint of step 4 is damaged; an older one is used." in notes(run)
     assert "Going on from the checkpoint of step 2." in notes(run)

@@ -75,7 +75,10 @@ def of_adapter(repo_id: str, token: str | None) -> Subject:
         UserError: no such adapter, not LoRA, or its base cannot be had.
     """
     folder, config = hub.fetch_adapter(repo_id, "", token)
-    known = read_json(folder / "tuner.json", {})
+    try:
+        known = read_json(folder / "tuner.json", {})
+    except ValueError:
+        known = {}
     known = known if isinstance(known, dict) else {}
     base_id = config["base_model_name_or_path"]
     revision = config.get("revision") or known.get("base_revision") or ""
@@ -142,6 +145,7 @@ def check_sampling(max_new_tokens=256, temperature=0.0, top_p=1.0, seed=0) -> di
     problems = []
     for name, value, low, high in (
         ("Longest answer", max_new_tokens, 1, 4096), ("Temperature", temperature, 0, 2), ("Top-p", top_p, 0.01, 1),
+        ("Seed", seed, 0, 2**31 - 1),
     ):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
             problems.append(f"{name} is {shorten(value, 20)}; it must be between {low} and {high}.")
@@ -160,7 +164,7 @@ class Worker:
         self.idle_s = idle_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
-        self._waiting: dict[int, queue.Queue] = {}
+        self._waiting: dict[int, tuple[subprocess.Popen, queue.Queue]] = {}  # number -> who answers it, where to
         self._next = 0
 
     def __enter__(self) -> "Worker":
@@ -202,7 +206,7 @@ class Worker:
             for who, request in requests.items():
                 number = self._next = self._next + 1
                 numbers[number] = who
-                self._waiting[number] = replies
+                self._waiting[number] = process, replies
                 self._send(process, {**request, "id": number})
         open_answers = set(numbers)
         try:
@@ -250,12 +254,14 @@ class Worker:
             except json.JSONDecodeError:
                 continue
             if waiting := self._waiting.get(reply.get("id")):
-                waiting.put(reply)
+                waiting[1].put(reply)
         process.wait()
         with self._lock:
             if self._process is process:
                 self._process = None
-                for number, waiting in self._waiting.items():
+            # Another process may have taken its place by now; those who wait for this one are told all the same.
+            for number, (its, waiting) in self._waiting.items():
+                if its is process:
                     waiting.put({"id": number, "error": "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."})
 
     def close(self) -> None:

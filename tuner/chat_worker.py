@@ -1,6 +1,7 @@
 """The chat's own process: holds one base and its adapters, speaks JSON lines over pipes, answers in turn."""
 
 import json
+import os
 import queue
 import sys
 import threading
@@ -22,13 +23,24 @@ class Resident:
     def __init__(self):
         self.key = None
         self.model = self.tokenizer = None
-        self.adapters: OrderedDict[str, str] = OrderedDict()  # folder -> PEFT's name for it
+        self.adapters: OrderedDict[tuple, str] = OrderedDict()  # folder and time of its weights -> PEFT's name for it
 
-    def bring(self, subject: dict, tuned: bool, on_status) -> str | None:
-        """Make sure that base and adapter are loaded; gives the adapter's name, None for the base alone."""
-        key = (subject["base"]["dir"], subject["quantisation"], json.dumps(subject["plan"], sort_keys=True))
-        same_base = self.key and self.key[:2] == key[:2] and (self.key == key or not subject["plan"])
-        if not same_base:
+    @staticmethod
+    def _key(subject: dict) -> tuple:
+        return subject["base"]["dir"], subject["quantisation"], json.dumps(subject["plan"], sort_keys=True)
+
+    def holds(self, subject: dict) -> bool:
+        """Whether the base in memory is this subject's; one without a plan of its own takes any."""
+        wanted = self._key(subject)
+        return self.key is not None and self.key[:2] == wanted[:2] and (self.key == wanted or not subject["plan"])
+
+    def bring(self, subject: dict, tuned: bool, on_status, in_use: set = frozenset()) -> str | None:
+        """Make sure that base and adapter are loaded; gives the adapter's name, None for the base alone.
+
+        Args:
+            in_use: names of adapters that answers are being made with; they stay.
+        """
+        if not self.holds(subject):
             if subject["base_sha256"]:
                 bases.require_same(subject["base"], subject["base_sha256"])
             on_status(f"Loading {subject['base']['id']}")
@@ -36,23 +48,26 @@ class Resident:
             models.free()
             recipe = Recipe(quantisation=subject["quantisation"])
             loaded = models.load_base(Path(subject["base"]["dir"]), recipe, subject["plan"] or None)
-            self.model, self.tokenizer, self.key = loaded.model, loaded.tokenizer, key
+            self.model, self.tokenizer, self.key = loaded.model, loaded.tokenizer, self._key(subject)
         if not tuned:
             return None
-        folder = subject["adapter_dir"]
-        if folder not in self.adapters:
+        folder = Path(subject["adapter_dir"])
+        weights = folder / "adapter_model.safetensors"
+        # With the time: a run that was stopped and resumed has new weights in the same folder.
+        key = str(folder), weights.stat().st_mtime_ns if weights.is_file() else 0
+        if key not in self.adapters:
             if subject["base_sha256"]:
                 bases.require_same(subject["base"], subject["base_sha256"])
             on_status("Loading the adapter")
-            if len(self.adapters) >= MOST_ADAPTERS:
-                _, oldest = self.adapters.popitem(last=False)
-                self.model.delete_adapter(oldest)
+            idle = [its for its, name in self.adapters.items() if name not in in_use]
+            if len(self.adapters) >= MOST_ADAPTERS and idle:
+                self.model.delete_adapter(self.adapters.pop(idle[0]))
             name = f"adapter{max((int(its[7:]) for its in self.adapters.values()), default=-1) + 1}"
-            self.model = models.load_adapter(self.model, Path(folder), subject["base"]["id"], name)
+            self.model = models.load_adapter(self.model, folder, subject["base"]["id"], name)
             fast.speed_up_lora(self.model)
-            self.adapters[folder] = name
-        self.adapters.move_to_end(folder)
-        return self.adapters[folder]
+            self.adapters[key] = name
+        self.adapters.move_to_end(key)
+        return self.adapters[key]
 
     def use(self, name: str | None) -> None:
         """Let the next forward pass be the base's, or the named adapter's."""
@@ -70,10 +85,10 @@ def say(number: int, **reply) -> None:
     sys.stdout.flush()
 
 
-def begin(resident: Resident, request: dict) -> tuple[answer.Answer, str | None]:
+def begin(resident: Resident, request: dict, in_use: set = frozenset()) -> tuple[answer.Answer, str | None]:
     """The answer that the request asks for, ready to be advanced."""
     number = request["id"]
-    name = resident.bring(request["subject"], request["tuned"], lambda text: say(number, status=text))
+    name = resident.bring(request["subject"], request["tuned"], lambda text: say(number, status=text), in_use)
     tokenizer, subject = resident.tokenizer, request["subject"]
     prompt = encode.prompt_ids(
         request["messages"], tokenizer, keep_control_tokens=subject["keep_control_tokens"], date=subject["template_date"]
@@ -118,11 +133,11 @@ def serve(idle_s: float) -> None:
             waiting.append(request)
         # Another base replaces the one in memory only once nobody is being answered with it.
         for its in list(waiting):
-            same = resident.key and resident.key[:2] == (its["subject"]["base"]["dir"], its["subject"]["quantisation"])
-            if going and not same:
+            if going and not resident.holds(its["subject"]):
                 break
             waiting.remove(its)
-            guarded(its["id"], going, lambda its=its: going.__setitem__(its["id"], begin(resident, its)))
+            in_use = {name for _, name in going.values()}
+            guarded(its["id"], going, lambda its=its: going.__setitem__(its["id"], begin(resident, its, in_use)))
         for number in list(going):
             guarded(number, going, lambda number=number: advance(resident, going, number))
 
@@ -156,4 +171,6 @@ def guarded(number: int, going: dict, act) -> None:
 
 
 if __name__ == "__main__":
+    # Half the cores: threads that wait for one another spin, and a training beside them would be slowed tenfold.
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     serve(float(sys.argv[1]))

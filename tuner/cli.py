@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuner import recipe as recipes
 from tuner.errors import UserError
-from tuner.home import DEMO_ROOT, safe_name
+from tuner.home import DEMO_ROOT, safe_name, write_whole
 
 # A person at this machine's own terminal; the page uses the same owner where it serves this machine only.
 LOCAL_OWNER = "local"
@@ -131,7 +131,11 @@ def _train(asked) -> int:
         run.claim(going)
         going.log("status", state="waiting", message="Getting the base model ready")
         _say("Getting the base model ready ...")
-        run.fetch_base(going, hub.own_token())
+        try:
+            run.fetch_base(going, hub.own_token())
+        except UserError as error:
+            write_whole(going.folder / "error.txt", str(error))
+            raise
     return _follow(going, asked.json)
 
 

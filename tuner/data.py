@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -210,10 +211,8 @@ def read_pasted(text: str) -> tuple[list[dict], list[str]]:
         raise UserError(f"{len(text):,} characters were pasted; the most is 20 million. Upload a file instead.")
     notes: list[str] = []
     shown = "The pasted text"
-    if text[0] == "[" or (text[0] == "{" and "\n{" not in text and '"' in text):
+    if text[0] in "[{":
         records = _read_json(text, shown, notes)
-    elif text[0] == "{":
-        records = _read_jsonl(text, shown, notes)
     else:
         first = text.splitlines()[0]
         tabular = "\n" in text and any(first.count(mark) for mark in "\t,;")
@@ -250,7 +249,10 @@ def read_hub(
 
 def _take(records, shown: str, notes: list[str]) -> list[dict]:
     """At most MAX_ROWS records, as plain JSON values; the rest is said."""
-    taken = list(itertools.islice(records, MAX_ROWS + 1))
+    try:
+        taken = [_plain(record) for record in itertools.islice(records, MAX_ROWS + 1)]
+    except RecursionError:
+        raise UserError(f"{shown} is nested too deep. Flatten it.") from None
     if len(taken) > MAX_ROWS:
         taken.pop()
         notes.append(f"Only the first {MAX_ROWS:,} rows are used.")
@@ -270,17 +272,17 @@ def _decode(path: Path, shown: str, notes: list[str]) -> str:
         except UnicodeDecodeError:
             raise UserError(f"{shown} begins like UTF-16 and is not. Save it as UTF-8.") from None
         notes.append("The file was UTF-16 and was read as such.")
-        return text
-    if b"\x00" in raw:
+    elif b"\x00" in raw:
         line = raw[: raw.index(b"\x00")].count(b"\n") + 1
         raise UserError(f"{shown} is not a text file: line {line:,} holds a NUL byte. Save it as UTF-8 text.")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{shown} is not UTF-8: line {line:,} holds the byte 0x{raw[error.start]:02x}. Save it as UTF-8."
-        ) from None
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise UserError(
+                f"{shown} is not UTF-8: line {line:,} holds the byte 0x{raw[error.start]:02x}. Save it as UTF-8."
+            ) from None
     if not text.strip():
         raise UserError(f"{shown} holds nothing but white space. Choose a file that has rows in it.")
     return text
@@ -297,6 +299,8 @@ def _loads(text: str):
 
 def _as_record(value: object, place: str) -> dict:
     if isinstance(value, dict):
+        if len(value) > MAX_COLUMNS:
+            raise UserError(f"{place} has {len(value):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
         return value
     if isinstance(value, str):
         return {"text": value}
@@ -304,7 +308,8 @@ def _as_record(value: object, place: str) -> dict:
 
 
 def _read_jsonl(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
-    for number, line in enumerate(text.splitlines() if "\r" in text else text.split("\n"), 1):
+    # Not str.splitlines: it also cuts at U+2028 and others that may stand inside a JSON string.
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         if not line.strip():
             continue
         if len(line) > MAX_LINE_BYTES:
@@ -328,7 +333,7 @@ def _read_json(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
         raise UserError(f"{shown} is nested too deep. Flatten it.") from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            notes.append("The file is JSONL, one object a line, and was read as such.")
+            notes.append("It is JSONL, one object a line, and was read as such.")
             yield from _read_jsonl(text, shown, notes)
             return
         raise UserError(f"{shown} is broken at line {error.lineno:,}, column {error.colno}: {error.msg}. Fix it there.") from None
@@ -337,7 +342,7 @@ def _read_json(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
     if isinstance(value, dict):
         lists = {key: item for key, item in value.items() if isinstance(item, list)}
         lengths = {len(item) for item in lists.values()}
-        if len(lists) == 1 and all(isinstance(item, (dict, str)) for item in next(iter(lists.values()))) and "role" not in str(next(iter(lists.values()))[:1]):
+        if len(lists) == 1 and _holds_rows(next(iter(lists.values())), alone=len(value) == 1):
             key = next(iter(lists))
             notes.append(f"The rows were found under {shorten(key, 30)!r}.")
             value = lists[key]
@@ -350,6 +355,13 @@ def _read_json(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
         raise UserError(f"{shown} holds {shorten(json.dumps(value), 40)}; a list of rows is expected.")
     for number, item in enumerate(value, 1):
         yield _as_record(item, f"{shown}, row {number:,}")
+
+
+def _holds_rows(items: list, alone: bool) -> bool:
+    """Whether a list inside an object is the dataset's rows, rather than the turns or the tags of a single row."""
+    if not all(isinstance(item, dict) for item in items):
+        return alone and all(isinstance(item, str) for item in items)
+    return not items or not ("role" in items[0] or {"from", "value"} <= items[0].keys())
 
 
 def _sniff_delimiter(text: str) -> str:
@@ -374,7 +386,7 @@ def _read_table(text: str, shown: str, delimiter: str, notes: list[str]) -> Iter
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip() for name in next(reader)]
+        header = [name.strip() for name in next((row for row in reader if any(cell.strip() for cell in row)), [])]
         if len(header) > MAX_COLUMNS:
             raise UserError(f"{shown} has {len(header):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
         if twice := sorted({name for name in header if name and header.count(name) > 1}):
@@ -408,44 +420,66 @@ def _read_columnar(path: Path, shown: str, kind: str) -> Iterator[dict]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    too_large = f"{shown} unpacks to more than {MAX_EXPANDED_BYTES / 2**30:.0f} GiB. Bring a part of it."
+
+    def rows_at_once(largest_bytes: int) -> int:
+        """How many rows stay small even where each refers to the same large value, as dictionaries let them."""
+        return max(1, min(1024, MAX_EXPANDED_BYTES // 4 // max(1, largest_bytes)))
+
+    def read_parquet(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        # Sizes are declared in the footer: a small file that unpacks to gigabytes is refused before it does.
+        if sum(group.total_byte_size for group in groups) > MAX_EXPANDED_BYTES:
+            raise UserError(too_large)
+        chunks = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
+        return file.iter_batches(rows_at_once(max(chunks, default=0)))
+
+    def read_arrow(file) -> Iterator[pa.RecordBatch]:
+        streamed = isinstance(file, pa.RecordBatchStreamReader)
+        for batch in file if streamed else map(file.get_batch, range(file.num_record_batches)):
+            batch.validate(full=True)  # a wrong offset would otherwise end this process
+            step = rows_at_once(batch.get_total_buffer_size())
+            for start in range(0, batch.num_rows, step):
+                yield batch.slice(start, step)
+
     try:
+        source = pa.OSFile(str(path))
         if kind == "Parquet":
-            file = pq.ParquetFile(path)
-            meta = file.metadata
-            # Sizes are declared in the footer: a small file that unpacks to gigabytes is refused before it does.
-            declared = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            if declared > MAX_EXPANDED_BYTES:
-                raise UserError(
-                    f"{shown} unpacks to {declared / 2**30:.1f} GiB; the most is {MAX_EXPANDED_BYTES / 2**30:.0f} GiB."
-                )
-            batches, names = file.iter_batches(1024), file.schema_arrow.names
+            opened = pq.ParquetFile(source)
+            names = opened.schema_arrow.names
         else:
-            with open(path, "rb") as source:
-                streamed = source.read(6) != b"ARROW1"
-            opened = pa.ipc.open_stream(pa.memory_map(str(path))) if streamed else pa.ipc.open_file(pa.memory_map(str(path)))
+            whole = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
             names = opened.schema.names
-            batches = opened if streamed else (opened.get_batch(i) for i in range(opened.num_record_batches))
         if len(names) > MAX_COLUMNS:
-            raise UserError(f"{shown} has {len(names):,} columns; the most is {MAX_COLUMNS:,}.")
+            raise UserError(f"{shown} has {len(names):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
         expanded = 0
-        for batch in batches:
-            expanded += batch.nbytes
-            if expanded > MAX_EXPANDED_BYTES:
-                raise UserError(f"{shown} unpacks to more than {MAX_EXPANDED_BYTES / 2**30:.0f} GiB. Bring a part of it.")
+        for batch in read_parquet(opened) if kind == "Parquet" else read_arrow(opened):
             for record in batch.to_pylist():
-                yield _plain(record)
-    except (pa.ArrowInvalid, pa.ArrowIOError, pa.ArrowNotImplementedError, OSError) as error:
+                expanded += _weight(record)
+                if expanded > MAX_EXPANDED_BYTES:
+                    raise UserError(too_large)
+                yield record
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         reason = shorten(str(error).split("\n")[0], 80)
         raise UserError(f"{shown} cannot be read as {kind}: {reason}. It may be damaged or another kind of file.") from None
 
 
+def _weight(value) -> int:
+    """The characters or bytes of text in a value; eight for whatever else there is."""
+    if isinstance(value, (dict, list)):
+        return sum(map(_weight, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, (str, bytes)) else 8
+
+
 def _plain(value):
-    """The value as JSON can hold it; bytes and dates become text."""
+    """The value as JSON can hold it; bytes and dates become text, numbers that are none become nothing."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
@@ -466,7 +500,7 @@ def keep(owner: str, name: str, records: list[dict], source: dict, notes: list[s
     mapping = mapping or tasks.get("chat").recognise(records)
     dataset = Dataset(owner, secrets.token_hex(8), shorten(name, 120), source, mapping, notes, count=len(records))
     folder = private_dir(dataset.folder)
-    lines = "".join(json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_whole(folder / "records.jsonl", lines.encode("utf-8", "replace"))
     _write_source(dataset)
     return dataset

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuner import bases, card, starter
 from tuner.errors import UserError, shorten
-from tuner.home import read_json, require_free
+from tuner.home import on_a_space, private_dir, read_json, require_free, tuner_home, write_json
 from tuner.recipe import HUB_ID, STARTER_MODEL
 
 # What a base model's repository may put on this disk: weights as safetensors, JSON and plain text; never pickles or code.
@@ -28,8 +28,6 @@ class Unreachable(UserError):
 def own_token() -> str | None:
     """The token of this machine's own login (`hf auth login` or HF_TOKEN). Off a Space only: there it is the owner's."""
     from huggingface_hub import get_token
-
-    from tuner.home import on_a_space
 
     return None if on_a_space() else get_token()
 
@@ -91,7 +89,7 @@ def require_id(repo_id: str, what: str) -> str:
     Raises:
         UserError: it has not. A string that a file system could read as a path never gets further than this.
     """
-    text = str(repo_id).strip().removeprefix("https://huggingface.co/").removeprefix(endpoint() + "/").strip("/")
+    text = str(repo_id).strip().removeprefix("https://huggingface.co/").removeprefix(endpoint() + "/").rstrip("/")
     if not HUB_ID.fullmatch(text) or ".." in text:
         raise UserError(f"{shorten(repo_id)!r} is not {what}. It looks like user/name.")
     return text
@@ -169,14 +167,35 @@ def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress)
         )
         data = info.card_data.to_dict() if info.card_data else {}
     licence = {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
-    return {"id": base_id, "revision": info.sha, "dir": folder, "what": f"{base_id} at revision {info.sha[:12]}", "licence": licence}
+    base = {"id": base_id, "revision": info.sha, "dir": folder, "what": f"{base_id} at revision {info.sha[:12]}", "licence": licence}
+    for asked in {revision, info.sha}:
+        _remember(asked, base, for_anybody=not info.private and not info.gated)
+    return base
+
+
+def _fetched_path() -> Path:
+    return tuner_home() / "models" / "fetched.json"
+
+
+def _remember(revision: str, base: dict, for_anybody: bool) -> None:
+    """Note what this base's revision came to: the client's cache knows commits only, not which one "newest" was."""
+    known = read_json(_fetched_path(), {})
+    known[f"{base['id']}@{revision}"] = {"base": base, "for_anybody": for_anybody}
+    private_dir(_fetched_path().parent)
+    write_json(_fetched_path(), known)
 
 
 def _cached_base(base_id: str, revision: str) -> dict | None:
-    """What was fetched earlier, for when the Hub is out of reach; None if nothing was."""
+    """What was fetched earlier, for when the Hub is out of reach; None if nothing was.
+
+    On a Space, where visitors share the disk, only what anybody may have: the Hub cannot be asked who may see the rest.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    known = read_json(_fetched_path(), {}).get(f"{base_id}@{revision}")
+    if known and (Path(known["base"]["dir"]) / "config.json").is_file():
+        return known["base"] if known["for_anybody"] or not on_a_space() else None
     try:
         folder = snapshot_download(base_id, revision=revision or None, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, OSError):
@@ -266,8 +285,9 @@ def stream_dataset(
     datasets.disable_progress_bars()
     with _in_words(hub_id, bool(token)):
         try:
+            # With the scheme, since a bare name would be read from a local folder of that name first.
             parts = datasets.load_dataset(
-                hub_id, config or None, revision=revision or None, token=token or False, streaming=True
+                f"hf://datasets/{hub_id}", config or None, revision=revision or None, token=token or False, streaming=True
             )
             names = list(parts)
             chosen = split or ("train" if "train" in names else names[0])
@@ -394,9 +414,10 @@ def _run_in(repo_id: str, token: str) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        return read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token)), {}).get("run", "")
-    except (OSError, ValueError):
+        record = read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token)), {})
+    except ValueError:
         return ""
+    return record.get("run", "") if isinstance(record, dict) else ""
 
 
 def make_public(repo_id: str, token: str | None) -> None:

@@ -267,7 +267,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path, base_id: str, name: str = 
     """The model with a trained adapter, frozen, as a PeftModel; a PeftModel gets it beside those it has.
 
     Raises:
-        UserError: the adapter belongs to another base model, or its weights do not fit.
+        UserError: the adapter belongs to another base model, or its weights do not fit; the model is as it was before.
     """
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
     from safetensors import SafetensorError
@@ -289,15 +289,37 @@ def load_adapter(model: nn.Module, adapter_dir: Path, base_id: str, name: str = 
             tuned = PeftModel(model, lora, adapter_name=name)
         outcome = set_peft_model_state_dict(tuned, load_file(Path(adapter_dir) / "adapter_model.safetensors"), adapter_name=name)
     except (ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        _take_off(model, name)
         raise UserError(f"The adapter does not fit this base model: {_reason(error)}.") from None
     missing = [key for key in outcome.missing_keys if "lora_" in key and f".{name}." in key]
     if missing or outcome.unexpected_keys:
+        _take_off(model, name)
         raise UserError(
             f"The adapter does not fit this base model: {len(missing)} weights are missing and "
             f"{len(outcome.unexpected_keys)} are too many."
         )
     tuned.requires_grad_(False)
     return tuned.eval()
+
+
+def _take_off(model: nn.Module, name: str) -> None:
+    """Undo the start of a load: a half-loaded adapter would go on answering for the base."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    if isinstance(model, PeftModel):
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        return
+    for parent in list(model.modules()):
+        for attribute, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                setattr(parent, attribute, child.get_base_layer())
+            elif isinstance(child, AuxiliaryTrainingWrapper):
+                setattr(parent, attribute, child.original_module)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def lora_state(model) -> dict[str, torch.Tensor]:

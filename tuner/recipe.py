@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -180,22 +179,20 @@ class Recipe:
         Raises:
             UserError: naming every problem at once.
         """
-        problems = [problem for name, known in KNOBS.items() if (problem := _problem(name, known, getattr(self, name)))]
-        if not problems:
-            if not HUB_ID.fullmatch(self.base_model) or ".." in self.base_model:
-                problems.append(
-                    f"base_model is {shorten(self.base_model)!r}; it must be a Hub id such as {STARTER_MODEL}."
-                )
+        problems = {name: its for name, known in KNOBS.items() if (its := _problem(name, known, getattr(self, name)))}
+        if "base_model" not in problems and (not HUB_ID.fullmatch(self.base_model) or ".." in self.base_model):
+            problems["base_model"] = f"base_model is {shorten(self.base_model)!r}; it must be a Hub id such as {STARTER_MODEL}."
+        if "template_date" not in problems:
             try:
                 date.fromisoformat(self.template_date)
             except ValueError:
-                problems.append(f"template_date is {self.template_date!r}; it must be a date such as 2026-01-01.")
-            if self.micro_batch > self.batch_size:
-                problems.append(
-                    f"micro_batch is {self.micro_batch}, more than batch_size ({self.batch_size}). Lower it, or set 0."
-                )
+                problems["template_date"] = f"template_date is {self.template_date!r}; it must be a date such as 2026-01-01."
+        if not problems.keys() & {"micro_batch", "batch_size"} and self.micro_batch > self.batch_size:
+            problems["micro_batch"] = (
+                f"micro_batch is {self.micro_batch}, more than batch_size ({self.batch_size}). Lower it, or set 0."
+            )
         if problems:
-            raise UserError(*problems)
+            raise UserError(*problems.values())
         return self
 
     def changed(self) -> dict:
@@ -214,25 +211,27 @@ OPEN_KNOBS = tuple(name for name, known in KNOBS.items() if known.place == "open
 MORE_KNOBS = tuple(name for name, known in KNOBS.items() if known.place == "more")
 
 
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table"}
+
+
 def _problem(name: str, known: Knob, value: object) -> str:
     """What is wrong with this value, in a sentence; "" if nothing is."""
     wanted = TYPES[name]
     seen = shorten(repr(value), 40)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table"}[wanted]
-        return f"{name} is {seen}; it must be {words}."
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        return f"{name} is {seen}; it must be {_WORDS[wanted]}."
     if known.choices and value not in known.choices:
         return f"{name} is {seen}; choose one of {', '.join(known.choices)}."
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         unit = f" {known.unit}" if known.unit else ""
-        if not math.isfinite(value) or (known.low is not None and not known.low <= value <= known.high):
+        if not known.low <= value <= known.high:  # NaN is not either
             return f"{name} is {seen}; it must be between {known.low:g} and {known.high:g}{unit}."
     if known.pattern and not re.fullmatch(known.pattern, value):
         return f"{name} is {seen}; that is not a valid {known.label.lower()}."
     if isinstance(value, str) and len(value) > 20_000:
         return f"{name} has {len(value):,} characters; the most is 20,000."
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return f"{name} is {ascii(seen)}; that is not text that can be saved."
     return ""
 
 
@@ -242,19 +241,27 @@ def from_dict(settings: dict, source: str = "The recipe") -> Recipe:
     Raises:
         UserError: naming unknown settings (with the nearest known name) and every value out of range.
     """
-    unknown = [name for name in settings if name not in KNOBS]
-    if unknown:
-        def hint(name: str) -> str:
-            near = difflib.get_close_matches(name, KNOBS, 1)
-            return f"{shorten(name, 40)} (did you mean {near[0]}?)" if near else shorten(name, 40)
+    def hint(name: str) -> str:
+        near = difflib.get_close_matches(name, KNOBS, 1)
+        return f"{shorten(name, 40)} (did you mean {near[0]}?)" if near else shorten(name, 40)
 
-        raise UserError(
+    problems = []
+    if unknown := [name for name in settings if name not in KNOBS]:
+        problems.append(
             f"{source} has unknown settings: {', '.join(map(hint, unknown))}. Remove them or fix the spelling."
         )
-    settings = {
-        name: float(value) if TYPES[name] is float and type(value) is int else value for name, value in settings.items()
+    known = {
+        name: float(value) if TYPES[name] is float and type(value) is int and abs(value) < 2**53 else value
+        for name, value in settings.items() if name in KNOBS
     }
-    return Recipe(**settings).check()
+    made = Recipe(**known)
+    try:
+        made.check()
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return made
 
 
 def load(path: Path) -> Recipe:
@@ -267,7 +274,7 @@ def load(path: Path) -> Recipe:
         settings = tomllib.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no recipe file {shorten(path)}. Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises more than its own error
         raise UserError(f"{Path(path).name} is not valid TOML: {error}. Fix that line.") from None
     return from_dict(settings, f"Recipe {Path(path).name}")
 
@@ -289,7 +296,7 @@ def from_text(name: str, text: str) -> object:
             return tomllib.loads(f"value = {text}")["value"]
         return wanted(text)
     except (ValueError, KeyError):
-        raise UserError(f"{name} is {shorten(text)!r}; it must be {wanted.__name__}.") from None
+        raise UserError(f"{name} is {shorten(text)!r}; it must be {_WORDS[wanted]}.") from None
 
 
 def presets(folder: Path = DEMO_ROOT) -> dict[str, Recipe]:

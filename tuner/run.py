@@ -89,7 +89,7 @@ class Run:
         for line in block[:whole].splitlines():
             try:
                 found.append(json.loads(line))
-            except json.JSONDecodeError:  # a line that was cut by a crash and then appended to
+            except ValueError:  # a line that a crash cut, perhaps inside a letter
                 continue
         return found, start + whole
 
@@ -224,7 +224,7 @@ def mine(owner: str) -> list[Run]:
 
 
 def claim(run: Run) -> None:
-    """Mark the run as this process's, once: a second start of the same run is refused.
+    """Mark the run as this process's, once: a second start of the same run is refused, by whomever.
 
     Raises:
         UserError: it is going already, or it is done.
@@ -232,13 +232,23 @@ def claim(run: Run) -> None:
     with open(run.folder / "start.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = run.state()
-        if state in LIVE and run.read("process") != lease.this_process():
+        if state in LIVE:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
         for name in ("error.txt", "stop", "done"):
             (run.folder / name).unlink(missing_ok=True)
+        _end_cut_line(run.folder / "events.jsonl")
         write_json(run.folder / "process.json", lease.this_process())
+
+
+def _end_cut_line(path: Path) -> None:
+    """End a line that a crash cut, so that the next event has a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
 
 
 def start(run: Run, token: str | None = None) -> threading.Thread:
@@ -264,6 +274,9 @@ def _fetch_and_train(run: Run, token: str | None) -> None:
     except OSError as error:
         write_whole(run.folder / "error.txt", f"The run could not be started: {error.strerror or error}. Try again.")
         return
+    except Exception as error:  # a fault of ours: the page must not show it as waiting for ever
+        write_whole(run.folder / "error.txt", f"The run could not be started ({type(error).__name__}). Try again.")
+        raise
     watch(run, process)
 
 
@@ -275,7 +288,12 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
     if known and Path(known["dir"]).is_dir():
         return known
 
+    said = [0.0]
+
     def on_progress(done: int, total: int) -> None:
+        if time.monotonic() - said[0] < 1.0:  # files arrive in thousands of pieces
+            return
+        said[0] = time.monotonic()
         run.log("status", state="waiting", message=f"Downloading the base model: {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
 
     base = hub.fetch_base(run.recipe.base_model, run.recipe.base_revision, token, on_progress)
@@ -310,7 +328,8 @@ def watch(run: Run, process: subprocess.Popen) -> None:
     code = process.wait()
     if code == 0 or (run.folder / "done").exists() or (run.folder / "error.txt").exists():
         return
-    if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT):
+    # 143 is how the child itself ends at a SIGTERM; see train.main.
+    if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 128 + signal.SIGTERM):
         run.log("note", message="The training process was ended from outside. Resume to go on from the last checkpoint.")
         return
     write_whole(run.folder / "error.txt", f"Training ended with exit code {code}. Its last words:\n{last_words(run)}")

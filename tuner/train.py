@@ -351,7 +351,7 @@ class _Meter:
         self.elapsed_s += spent
 
     def log_step(self, step: int, epoch: float, learning_rate: float, grad_norm: float | None) -> None:
-        if step <= 1 and not self.done:
+        if not self.done:
             self.run.log("status", state="training", message="Training")
         spent = max(1e-6, time.time() - self.since - self.away_s)
         self.elapsed_s += spent

@@ -45,7 +45,7 @@ def _turns(value: object) -> list | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value) else None
 
@@ -124,9 +124,13 @@ def to_row(record: dict, mapping) -> dict:
         ValueError: the record teaches nothing; the words follow "Row N".
     """
     columns = mapping.columns
+
+    def optional(role: str):
+        return record.get(columns[role]) if role in columns else None  # a column may be called "", as pandas' index is
+
     if mapping.format == "text":
         return {"text": _text(record, columns["text"], "text")}
-    system = record.get(columns.get("system", ""))
+    system = optional("system")
     messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
     tools = None
     if mapping.format in ("messages", "sharegpt"):
@@ -135,10 +139,10 @@ def to_row(record: dict, mapping) -> dict:
             raise ValueError(f"has no conversation in {columns['messages']!r}.")
         read = _read_turn if mapping.format == "messages" else _read_sharegpt_turn
         messages += [read(turn, number) for number, turn in enumerate(turns, 1)]
-        tools = _tools(record.get(columns.get("tools", "")))
+        tools = _tools(optional("tools"))
     else:
         prompt = _text(record, columns["prompt"], "prompt")
-        context = record.get(columns.get("context", ""))
+        context = optional("context")
         if isinstance(context, str) and context.strip():
             prompt = f"{prompt}\n{context}"
         messages += [
@@ -170,7 +174,8 @@ def _read_turn(turn: dict, number: int) -> dict:
         raise ValueError(f"has the role {shorten(turn.get('role'), 20)!r} in turn {number}; known are user, assistant, system, tool.")
     content = turn.get("content")
     if isinstance(content, list):  # content blocks: the text ones are kept
-        content = "".join(block.get("text", "") for block in content if isinstance(block, dict))
+        texts = (block.get("text") for block in content if isinstance(block, dict))
+        content = "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
         raise ValueError(f"has content that is not text in turn {number}.")
     kept = {"role": "system" if role == "developer" else role, "content": content or ""}
@@ -192,7 +197,7 @@ def _read_sharegpt_turn(turn: dict, number: int) -> dict:
         return {"role": role, "content": value}
     try:
         calls = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"role": "assistant", "content": value}  # a call that is not JSON is learned as it stands
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
@@ -201,11 +206,15 @@ def _read_sharegpt_turn(turn: dict, number: int) -> dict:
 
 
 def _call(call: dict) -> dict:
-    function = call.get("function", call)
-    return {
-        "type": "function",
-        "function": {"name": str(function.get("name", "")), "arguments": function.get("arguments", {})},
-    }
+    function = call["function"] if isinstance(call.get("function"), dict) else call
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):  # as OpenAI writes them; templates write the JSON themselves
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    return {"type": "function", "function": {"name": str(function.get("name", "")), "arguments": arguments}}
 
 
 def _tools(value: object) -> list | None:
@@ -213,7 +222,7 @@ def _tools(value: object) -> list | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(value, list):
         return None
