@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from tests.hub_client import ALICE, BOB, Client
 from tests.stand_in_hub import Fault, StandInHub
 from tuner.errors import UserError
 
-MODEL = "from tuner import chat, data, hub, run as runs\n"
-FIND = MODEL + "run = runs.mine('local')[0]\n"
+PRELUDE = """
+from dataclasses import asdict
+from tuner import chat, data, hub, run as runs
+run = runs.mine("local")[0]
+"""
 LINK = "lambda repo_id: 'https://page.example/?adapter=' + repo_id"
 
 
@@ -46,7 +50,7 @@ def client(process, tmp_path, trained):
     shutil.copytree(trained, home)
 
     def run(code: str, **env):
-        return process(code, TUNER_HOME=str(home), **env)
+        return process(PRELUDE + textwrap.dedent(code), TUNER_HOME=str(home), **env)
 
     run.home = home
     yield run
@@ -55,7 +59,7 @@ def client(process, tmp_path, trained):
 
 
 def push(client, name="animals", private=True, token=ALICE):
-    return client(FIND + f"result = hub.push(run, {name!r}, {private}, {token!r}, {LINK})")
+    return client(f"result = hub.push(run, {name!r}, {private}, {token!r}, {LINK})")
 
 
 def small_files(base: Path) -> dict[str, bytes]:
@@ -117,7 +121,7 @@ def test_the_card_names_a_dataset_only_if_the_hub_has_it(hub, client, source, na
 
 def test_a_title_cannot_break_out_of_the_card(hub, client):
     title = 'x"\n---\nlicense: mit\n<script>alert(1)</script> [a](http://evil) {{ 7 * 7 }} # big'
-    client(FIND + f"run.rename({title!r})")
+    client(f"run.rename({title!r})")
     push(client)
     data, text = card_of(hub.repos["model", "alice/animals"])
     assert data["license"] == "apache-2.0"
@@ -137,7 +141,7 @@ def test_an_untouched_base_licence_is_kept_whole(hub, client):
 def test_pushing_again_to_the_same_repository_is_fine(hub, client):
     push(client)
     first = hub.repos["model", "alice/animals"].sha
-    client(FIND + "run.rename('Better animals')")
+    client("run.rename('Better animals')")
     assert push(client)["commit"] == hub.repos["model", "alice/animals"].sha != first
     assert "# Better animals" in card_of(hub.repos["model", "alice/animals"])[1]
 
@@ -172,18 +176,18 @@ def test_without_a_token_nothing_is_sent(hub, client):
             push(client, token=token)
     assert hub.requests == []
     with pytest.raises(UserError, match="does not know this token any more. Sign in again"):
-        client(FIND + "result = hub.whoami('hf_test_gone')")
+        client("result = hub.whoami('hf_test_gone')")
     hub.requests.clear()
 
 
 def test_on_a_space_the_owner_s_token_is_nobody_s(hub, client):
-    assert client(MODEL + "result = hub.own_token()", SYSTEM="spaces") is None
-    assert client(MODEL + "result = hub.own_token()", SYSTEM="") == "hf_owner"
+    assert client("result = hub.own_token()", SYSTEM="spaces") is None
+    assert client("result = hub.own_token()", SYSTEM="") == "hf_owner"
 
 
 def test_a_run_that_is_not_done_is_not_published(hub, client):
     next(client.home.glob("runs/local/*/done")).unlink()
-    with pytest.raises(UserError, match="This run is interrupted. Publish it once it is done"):
+    with pytest.raises(UserError, match="Publish it once it is done"):
         push(client)
     assert hub.requests == []
 
@@ -247,26 +251,26 @@ def test_a_private_adapter_opens_for_its_owner_and_made_public_for_everybody(hub
     sha = with_base_on_the_hub(hub, client, base)
     push(client)
     subject = "result = (lambda its: [its.label, its.base['id'], its.base['revision'], bool(its.base_sha256), its.note])(chat.of_adapter('alice/animals', {}))"
-    mine = client(MODEL + subject.format(repr(ALICE)))
+    mine = client(subject.format(repr(ALICE)))
     assert mine == ["alice/animals", "test/small", sha, True, ""]
     for token in (BOB, None):
         with pytest.raises(UserError, match="alice/animals does not exist on the Hub, or you may not see it"):
-            client(MODEL + subject.format(repr(token)))
-    assert client(MODEL + f"result = hub.is_private('alice/animals', {ALICE!r})") is True
+            client(subject.format(repr(token)))
+    assert client(f"result = hub.is_private('alice/animals', {ALICE!r})") is True
     with pytest.raises(UserError, match=r"alice/animals is not in your account \(bob\)"):
-        client(MODEL + f"hub.make_public('alice/animals', {BOB!r})")
+        client(f"hub.make_public('alice/animals', {BOB!r})")
     with pytest.raises(UserError, match="You are not signed in"):
-        client(MODEL + "hub.make_public('alice/animals', None)")
-    client(MODEL + f"hub.make_public('alice/animals', {ALICE!r})")
+        client("hub.make_public('alice/animals', None)")
+    client(f"hub.make_public('alice/animals', {ALICE!r})")
     assert hub.repos["model", "alice/animals"].private is False
     for token in (BOB, None):
-        assert client(MODEL + subject.format(repr(token))) == mine
+        assert client(subject.format(repr(token))) == mine
 
 
 def test_a_published_adapter_answers_as_the_run_does(hub, client, base):
     with_base_on_the_hub(hub, client, base)
     push(client)
-    found = client(FIND + f"""
+    found = client(f"""
         subject, mine = chat.of_adapter('alice/animals', {ALICE!r}), chat.of_run(run)
         ask = [{{"role": "user", "content": "Where is the cat number 3?"}}]
         with chat.Worker() as worker:
@@ -287,7 +291,7 @@ def test_an_adapter_on_another_copy_of_its_base_says_so(hub, client, base, tmp_p
     repo.commit(small_files(other))
     config = hub.repos["model", "alice/animals"].files["adapter_config.json"]
     hub.repos["model", "alice/animals"].commit({"adapter_config.json": json.dumps({**json.loads(config), "revision": repo.sha})})
-    note = client(MODEL + f"result = chat.of_adapter('alice/animals', {ALICE!r}).note")
+    note = client(f"result = chat.of_adapter('alice/animals', {ALICE!r}).note")
     assert note.startswith("It was trained on another copy of the base (a random model of two layers)")
 
 
@@ -304,19 +308,20 @@ def test_a_stranger_s_adapter_is_looked_at_before_it_is_used(hub, client, change
     files = {"adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "test/small"}', "adapter_model.safetensors": b"x"}
     hub.add_repo("bob/odd", files={name: data for name, data in {**files, **change}.items() if data is not None})
     with pytest.raises(UserError, match=words):
-        client(MODEL + "result = chat.of_adapter('bob/odd', None)")
+        client("result = chat.of_adapter('bob/odd', None)")
     assert not [request for request in hub.requests if request.path.endswith(".bin")]
 
 
-@pytest.mark.parametrize("odd", ['{"base_sha256": 7, "quantisation": {"a": 1}, "system_prompt": ["x"], "base_revision": ["../.."]}', "[]", "not JSON", '"text"'])
+@pytest.mark.parametrize("odd", ['{"base_sha256": 7, "quantisation": {"a": 1}, "system_prompt": ["x"], "base_revision": ["../.."], "template_date": "today"}', "[]", "not JSON", '"text"'])
 def test_a_stranger_s_record_is_not_believed(hub, client, base, odd):
     hub.add_repo("test/small", files=small_files(base))
     hub.add_repo("bob/odd", files={
         "adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "test/small"}', "adapter_model.safetensors": b"x",
         "tuner.json": odd,
     })
-    found = client(MODEL + "from dataclasses import asdict\nresult = asdict(chat.of_adapter('bob/odd', None))")
+    found = client("result = asdict(chat.of_adapter('bob/odd', None))")
     assert (found["quantisation"], found["system_prompt"], found["base_sha256"]) == ("nf4", "", "")
+    assert found["template_date"] == "2026-01-01" and found["keep_control_tokens"] is False
 
 
 # Base models ------------------------------------------------------------------------------------------------------
@@ -327,7 +332,7 @@ def test_a_base_is_fetched_at_a_pinned_revision_and_only_what_is_safe(hub, clien
     repo = hub.add_repo("bob/base", files={**small_files(base), **odd, "README.md": "---\nlicense: gemma\n---\n"})
     old = repo.sha
     repo.commit({"README.md": "---\nlicense: mit\n---\n"})
-    done: list = client(MODEL + """
+    done: list = client("""
         told = []
         result = [hub.fetch_base("bob/base", "", None, lambda done, total: told.append((done, total))), None]
         result[1] = told[-1][0] == told[-1][1] > 100_000
@@ -336,19 +341,28 @@ def test_a_base_is_fetched_at_a_pinned_revision_and_only_what_is_safe(hub, clien
     assert found["id"] == "bob/base" and found["revision"] == repo.sha != old and counted
     assert found["what"] == f"bob/base at revision {repo.sha[:12]}" and found["licence"] == {"license": "mit"}
     assert {path.name for path in Path(found["dir"]).iterdir()} == set(small_files(base))
-    pinned = client(MODEL + f"result = hub.fetch_base('bob/base', {old!r}, {BOB!r})")
+    pinned = client(f"result = hub.fetch_base('bob/base', {old!r}, {BOB!r})")
     assert pinned["revision"] == old and pinned["licence"] == {"license": "gemma"}
     assert {request.token for request in hub.requests} == {None, BOB}
 
 
 def test_a_fetched_base_is_there_when_the_hub_is_not(hub, client, base):
     hub.add_repo("bob/kept", files=small_files(base))
-    fetched = client(MODEL + "result = hub.fetch_base('bob/kept', '', None)")
+    fetched = client("result = hub.fetch_base('bob/kept', '', None)")
+    kept = client.home / "models" / "fetched.json"
+    hub.add_repo("bob/gated", files=small_files(base), gated=True)
+    client(f"result = hub.fetch_base('bob/gated', '', {BOB!r})")
     hub.faults.append(Fault("reset", times=1000))
-    again = client(MODEL + "result = hub.fetch_base('bob/kept', '', None)")
-    assert (again["dir"], again["revision"]) == (fetched["dir"], fetched["revision"])
-    with pytest.raises(UserError, match="The Hub cannot be reached and bob/new is not on this machine yet. .* SmolLM2-135M-Instruct, which works without"):
-        client(MODEL + "result = hub.fetch_base('bob/new', '', None)")
+    assert client("result = hub.fetch_base('bob/kept', '', None)") == fetched
+    assert client("result = hub.tokenizer_dir('bob/kept', '', None)") == fetched["dir"]
+    assert client("result = hub.fetch_base('bob/gated', '', None)")["id"] == "bob/gated"  # on a machine of one's own
+    with pytest.raises(UserError, match="bob/gated is not on this machine yet"):  # but not where visitors share it
+        client("result = hub.fetch_base('bob/gated', '', None)", SYSTEM="spaces")
+    assert client("result = hub.fetch_base('bob/kept', '', None)", SYSTEM="spaces") == fetched
+    client("", SYSTEM="")
+    assert kept.stat().st_mode & 0o077 == 0 or kept.parent.stat().st_mode & 0o077 == 0
+    with pytest.raises(UserError, match="The Hub cannot be reached and bob/new is not on this machine yet. .*SmolLM2-135M-Instruct, which works without"):
+        client("result = hub.fetch_base('bob/new', '', None)")
 
 
 @pytest.mark.parametrize("token, words", [
@@ -358,10 +372,14 @@ def test_a_fetched_base_is_there_when_the_hub_is_not(hub, client, base):
 def test_a_gated_base_is_told_in_words(hub, client, base, token, words):
     repo = hub.add_repo("bob/gated", files=small_files(base), gated=True)
     with pytest.raises(UserError, match=words):
-        client(MODEL + f"result = hub.fetch_base('bob/gated', '', {token!r})")
+        client(f"result = hub.fetch_base('bob/gated', '', {token!r})")
     repo.granted.add("alice")
-    if token:
-        assert client(MODEL + f"result = hub.fetch_base('bob/gated', '', {token!r})")["revision"] == repo.sha
+    # What somebody else has fetched to this machine does not open the gate for others.
+    assert client(f"result = hub.fetch_base('bob/gated', '', {ALICE!r})")["revision"] == repo.sha
+    repo.granted.clear()
+    for call in ("fetch_base", "tokenizer_dir"):
+        with pytest.raises(UserError, match=words):
+            client(f"result = hub.{call}('bob/gated', '', {token!r})")
 
 
 @pytest.mark.parametrize("base_id, words", [
@@ -375,20 +393,20 @@ def test_a_base_that_cannot_be_used_is_refused(hub, client, base, base_id, words
     hub.add_repo("bob/pickled", files={"config.json": "{}", "pytorch_model.bin": b"\x80"})
     hub.add_repo("bob/bare", files={"model.safetensors": b"x"})
     with pytest.raises(UserError, match=words):
-        client(MODEL + f"result = hub.fetch_base({base_id!r}, '', None)")
+        client(f"result = hub.fetch_base({base_id!r}, '', None)")
     assert not [request for request in hub.requests if "resolve" in request.path]
 
 
 def test_a_revision_that_does_not_exist_is_told(hub, client, base):
     hub.add_repo("bob/base", files=small_files(base))
     with pytest.raises(UserError, match="bob/base has no such revision. Check the branch, tag or commit"):
-        client(MODEL + "result = hub.fetch_base('bob/base', 'no-such', None)")
+        client("result = hub.fetch_base('bob/base', 'no-such', None)")
 
 
 def test_no_room_on_the_disk_is_told_before_the_download(hub, client, base):
     hub.add_repo("bob/large", files=small_files(base))
     with pytest.raises(UserError, match="The base model bob/large needs .* GiB on the disk and 0.1 GiB is free"):
-        client(MODEL + """
+        client("""
             import shutil
             usage, shutil.disk_usage = shutil.disk_usage, lambda path: type("Usage", (), {"free": 2**27})
             try:
@@ -403,12 +421,12 @@ def test_a_download_cut_in_the_middle_is_told(hub, client, base):
     hub.add_repo("bob/cut", files=small_files(base))
     hub.faults.append(Fault("500", path="resolve.*safetensors", times=1000))
     with pytest.raises(UserError, match=r"fault of its own \(HTTP 500\)|cannot be reached"):
-        client(MODEL + "import huggingface_hub.utils._http as http\nhttp.time.sleep = lambda s: None\nresult = hub.fetch_base('bob/cut', '', None)")
+        client("import huggingface_hub.utils._http as http\nhttp.time.sleep = lambda s: None\nresult = hub.fetch_base('bob/cut', '', None)")
 
 
 def test_a_preview_needs_no_weights(hub, client, base):
     hub.add_repo("bob/base", files=small_files(base))
-    folder = Path(client(MODEL + "result = hub.tokenizer_dir('bob/base', '', None)"))
+    folder = Path(client("result = hub.tokenizer_dir('bob/base', '', None)"))
     assert (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file()
     assert not [request for request in hub.requests if "safetensors" in request.path]
 
@@ -431,7 +449,7 @@ configs:
 
 
 def read(client, *args, token=None, most=10) -> list:
-    return client(MODEL + f"result = data.read_hub(*{args!r}, token={token!r}, most={most})")
+    return client(f"result = data.read_hub(*{args!r}, token={token!r}, most={most})")
 
 
 def test_a_hub_dataset_is_streamed_by_config_split_and_revision(hub, client):
@@ -456,6 +474,15 @@ def test_a_private_dataset_is_read_as_the_visitor(hub, client):
             read(client, "alice/rows", "easy", token=token)
 
 
+def test_a_gated_dataset_is_told_in_words(hub, client):
+    repo = hub.add_repo("bob/gated-rows", repo_type="dataset", files=DATASET, gated=True)
+    for token, words in ((None, "sign in here, then try again"), (ALICE, "accept its terms with your account, then try again")):
+        with pytest.raises(UserError, match=f"bob/gated-rows is gated. .*{words}"):
+            read(client, "bob/gated-rows", "easy", token=token)
+    repo.granted.add("alice")
+    assert len(read(client, "bob/gated-rows", "easy", token=ALICE)[0]) == 10
+
+
 @pytest.mark.parametrize("args, words", [
     (("bob/rows", "easy", "validation"), "bob/rows has no split 'validation'. It has train, test"),
     (("bob/rows", "other"), "bob/rows cannot be read as rows: .*other.* Check its config and split"),
@@ -464,7 +491,7 @@ def test_a_private_dataset_is_read_as_the_visitor(hub, client):
     (("bob/none",), "bob/none does not exist on the Hub"), (("bob/empty",), "bob/empty cannot be read as rows"),
     (("bob/broken",), "bob/broken cannot be read as rows"),
     (("/etc/passwd",), "is not a Hub dataset id. It looks like user/name"), (("../home",), "is not a Hub dataset id"),
-    (("json",), "is not a Hub dataset id"),
+    (("json",), "is not a Hub dataset id"), (("a/b/c",), "is not a Hub dataset id"),
 ])
 def test_a_dataset_that_cannot_be_read_is_told_in_words(hub, client, args, words):
     hub.add_repo("bob/rows", repo_type="dataset", files=DATASET)

@@ -40,16 +40,16 @@ def test_an_unknown_setting_is_named_with_the_nearest_one_beside_all_else():
     assert told.value.problems[0] == (
         "Preset qwen.toml has unknown settings: lora_rnak (did you mean lora_rank?), zebra. Remove them or fix the spelling."
     )
-    assert told.value.problems[1] == "epochs is -1.0; it must be between 0.01 and 100."
+    assert told.value.problems[1] == "epochs is -1; it must be between 0.01 and 100."
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("learning_rate", 0, "learning_rate is 0.0; it must be between 1e-07 and 0.05"),
+        ("learning_rate", 0, "learning_rate is 0; it must be between 1e-07 and 0.05"),
         ("learning_rate", 0.0, "must be between"),
         ("learning_rate", -2e-4, "must be between"),
-        ("learning_rate", 1e9, "learning_rate is 1000000000.0; it must be between"),
+        ("learning_rate", 1e9, "learning_rate is 1e+09; it must be between"),
         ("learning_rate", math.nan, "learning_rate is nan; it must be between"),
         ("learning_rate", math.inf, "learning_rate is inf; it must be between"),
         ("learning_rate", 10**400, "must be between"),

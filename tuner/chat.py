@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import date as calendar
 from pathlib import Path
 
 from tuner import hub, starter
@@ -81,12 +82,12 @@ def of_adapter(repo_id: str, token: str | None) -> Subject:
         known = {}
     known = known if isinstance(known, dict) else {}
     base_id = config["base_model_name_or_path"]
-    revision = config.get("revision") or known.get("base_revision") or ""
+    text = lambda name, default: known[name] if isinstance(known.get(name), str) else default  # noqa: E731
+    revision = config["revision"] if isinstance(config.get("revision"), str) else text("base_revision", "")
     if base_id == STARTER_MODEL and known.get("base_what") == starter.WHAT_IT_IS and starter.is_installed():
         base = {"id": base_id, "revision": "", "dir": str(starter.prepare()), "what": starter.WHAT_IT_IS}
     else:
-        base = hub.fetch_base(base_id, str(revision), token)
-    text = lambda name, default: known[name] if isinstance(known.get(name), str) else default  # noqa: E731
+        base = hub.fetch_base(base_id, revision, token)
     note, sha256 = "", text("base_sha256", "")
     if sha256:
         from tuner import bases
@@ -94,10 +95,14 @@ def of_adapter(repo_id: str, token: str | None) -> Subject:
         if bases.weights_hash(Path(base["dir"])) != sha256:
             note = f"It was trained on another copy of the base ({shorten(text('base_what', 'unknown'), 100)}), so answers may differ a little."
             sha256 = ""
+    try:
+        date = calendar.fromisoformat(text("template_date", "")).isoformat()
+    except ValueError:
+        date = Subject.template_date
     return Subject(
         repo_id, base, str(folder), sha256,
         text("quantisation", "nf4") if text("quantisation", "nf4") in ("nf4", "none") else "nf4", {},
-        text("system_prompt", "")[:20_000], text("template_date", "2026-01-01"), known.get("keep_control_tokens") is True, note,
+        text("system_prompt", "")[:20_000], date, known.get("keep_control_tokens") is True, note,
     )
 
 

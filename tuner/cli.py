@@ -24,7 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries talking to one another
     parser = _parser()
-    asked = parser.parse_args(argv)
+    asked, more = parser.parse_known_args(argv)
+    if more and (not hasattr(asked, "settings") or any(its.startswith("-") for its in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # argparse takes no settings that stand after an option
+        asked.settings += more
     try:
         return asked.verb(asked) or 0
     except UserError as error:

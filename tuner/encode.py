@@ -1,5 +1,6 @@
 """Token sequences become ids and labels: templates, masks, cuts; preview, training and chat all call this."""
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable
@@ -262,11 +263,16 @@ def _fit_reasoning(messages, template: str):
 def _fit_tools(messages, tools, template: str):
     """Messages and tools that this template can show: where it has no place for tools, they become text."""
     takes_tools, takes_calls = "tools" in template, "tool_calls" in template
-    fitted = []
+    fitted, numbers, calls_made = [], [], 0
     for message in messages:
+        if "tool_call_id" in template:  # Mistral's wants nine characters on each call, and the same on its result
+            if message.get("tool_calls"):
+                numbers = [f"call{calls_made + index:05d}" for index in range(len(message["tool_calls"]))]
+                calls_made += len(numbers)
+                message = {**message, "tool_calls": [{**call, "id": its} for call, its in zip(message["tool_calls"], numbers)]}
+            elif message["role"] == "tool" and numbers:
+                message = {**message, "tool_call_id": numbers.pop(0) if len(numbers) > 1 else numbers[0]}
         if message.get("tool_calls") and not takes_calls:
-            import json
-
             calls = "\n".join(
                 f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
                 for call in message["tool_calls"]
@@ -274,8 +280,6 @@ def _fit_tools(messages, tools, template: str):
             message = {"role": "assistant", "content": "\n".join(filter(None, [message.get("content"), calls]))}
         fitted.append(message)
     if tools and not takes_tools:
-        import json
-
         listing = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
         words = f"You may call these tools. To call one, answer with <tool_call>JSON</tool_call>.\n{listing}"
         if fitted and fitted[0]["role"] == "system":

@@ -95,6 +95,14 @@ def require_id(repo_id: str, what: str) -> str:
     return text
 
 
+def _require_access(info, token: str | None, repo_type: str = "model") -> None:
+    """Ask the Hub whether this visitor may read a gated repository; what another fetched is in the cache already."""
+    from huggingface_hub import HfApi
+
+    if info.gated:
+        HfApi().auth_check(info.id, repo_type=repo_type, token=token or False)
+
+
 def whoami(token: str | None) -> str:
     """The user name behind a token.
 
@@ -153,6 +161,7 @@ def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress)
 
     with _in_words(base_id, bool(token)):
         info = HfApi().model_info(base_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
+        _require_access(info, token)
         names = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
         wanted = list(filter_repo_objects(names, allow_patterns=BASE_FILES))
         if not any(name.endswith(".safetensors") for name in wanted):
@@ -248,6 +257,7 @@ def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: floa
     try:
         with _in_words(base_id, bool(token)):
             info = HfApi().model_info(base_id, revision=revision or None, token=token or False, timeout=5.0)
+            _require_access(info, token)
             return snapshot_download(
                 base_id, revision=info.sha, token=token or False,
                 allow_patterns=["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.jinja", "config.json", "generation_config.json"],
@@ -268,7 +278,9 @@ def require_dataset(hub_id: str, revision: str, token: str | None) -> str:
     from huggingface_hub import HfApi
 
     with _in_words(hub_id, bool(token)):
-        return HfApi().dataset_info(hub_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S).sha
+        info = HfApi().dataset_info(hub_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S)
+        _require_access(info, token, "dataset")
+        return info.sha
 
 
 def stream_dataset(
@@ -318,6 +330,7 @@ def fetch_adapter(repo_id: str, revision: str, token: str | None) -> tuple[Path,
     repo_id = require_id(repo_id, "an adapter's Hub id")
     with _in_words(repo_id, bool(token)):
         info = HfApi().model_info(repo_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
+        _require_access(info, token)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         if "adapter_config.json" not in sizes or "adapter_model.safetensors" not in sizes:
             raise UserError(f"{repo_id} is not a PEFT adapter with safetensors weights. Choose another repository.")

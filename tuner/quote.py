@@ -31,6 +31,7 @@ def shape(config) -> dict:
     return {
         "hidden": hidden, "layers": layers, "heads": heads, "head_dim": head_dim, "kv_heads": kv_heads,
         "middle": middle, "vocab": vocab, "linear": linear,
+        "embedded": vocab * hidden * (1 if get("tie_word_embeddings", True) else 2),
         "lora_per_rank": layers * (
             2 * (hidden + heads * head_dim) + 2 * (hidden + kv_heads * head_dim) + 3 * (hidden + middle)
         ),
@@ -45,6 +46,14 @@ def activation_gib(config, tokens: int) -> float:
     """
     its = shape(config)
     return tokens * its["layers"] * (14 * its["hidden"] + 5 * its["middle"]) * 2 / 2**30
+
+
+def base_bytes(its: dict, quantisation: str, memory_free_gib: float) -> float:
+    """The base's weights: in 4 bits, unless its layers unpacked to 16 take less than a quarter of the memory; see
+    `models.room_to_dequantise`. Embedding and head stay in 16 bits."""
+    unpacked = 2 * its["linear"]
+    packed = quantisation == "nf4" and unpacked >= memory_free_gib * 2**30 / 4
+    return (0.53 * its["linear"] if packed else unpacked) + 2 * its["embedded"]
 
 
 def flop_per_token(its: dict, rank: int, mean_tokens: float, learned_share: float) -> float:
@@ -83,20 +92,21 @@ def make(recipe, config: dict, lengths: list[int], learned: int, held_out: int, 
     micro = recipe.micro_batch or max(1, min(recipe.batch_size, 2048 // max(1, longest)))
     parts = {
         "libraries": 0.6,
-        "base": (its["linear"] * 2 + 2 * its["vocab"] * its["hidden"]) / 2**30,
+        "base": base_bytes(its, recipe.quantisation, memory_free_gib) / 2**30,
         "adapter and optimiser": 16 * recipe.lora_rank * its["lora_per_rank"] / 2**30,
         "activations": activation_gib(config, micro * max(lengths)),
         "loss": 256 * its["vocab"] * 10 / 2**30,
     }
     memory = sum(parts.values())
+    fits_in = lambda gib: memory - parts["base"] + base_bytes(its, recipe.quantisation, gib) / 2**30 < gib  # noqa: E731
     hired = [
         {"name": name, "minutes": (evaluated / (tflops * 1e12 * 0.5) + 60) / 60,
-         "dollars": (evaluated / (tflops * 1e12 * 0.5) + 60) / 3600 * dollars, "fits": memory < size}
+         "dollars": (evaluated / (tflops * 1e12 * 0.5) + 60) / 3600 * dollars, "fits": fits_in(size)}
         for name, size, dollars, tflops in HARDWARE
     ]
     return {
         "steps": steps, "tokens": round(tokens), "memory_gib": memory, "parts": parts, "minutes": seconds / 60,
-        "measured": measured, "fits": memory < memory_free_gib, "hardware": hired,
+        "measured": measured, "fits": fits_in(memory_free_gib), "hardware": hired,
     }
 
 

@@ -217,7 +217,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def _problem(name: str, known: Knob, value: object) -> str:
     """What is wrong with this value, in a sentence; "" if nothing is."""
     wanted = TYPES[name]
-    seen = shorten(repr(value), 40)
+    seen = f"{value:g}" if type(value) is float else shorten(repr(value), 40)
     if type(value) is not wanted and not (wanted is float and type(value) is int):
         return f"{name} is {seen}; it must be {_WORDS[wanted]}."
     if known.choices and value not in known.choices:

@@ -57,21 +57,19 @@ def make(run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int)
     recipe = run.recipe
     tuned = measure(model, held_set.encoded, tokenizer, plan["split_head"])
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    questions = tasks.get(recipe.task).prompts(held_rows[:ANSWERS], recipe)
-    prompts = [
-        encode.prompt_ids(messages, tokenizer, keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date)[-recipe.max_tokens :]
-        for messages in questions
-    ]
+    task = tasks.get(recipe.task)
+    questions = task.questions(held_rows[:ANSWERS], recipe)
+    prompts = [task.prompt_ids(question, tokenizer, recipe) for question in questions]
     told = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
     with model.disable_adapter():
         base = measure(model, held_set.encoded, tokenizer, plan["split_head"])
         said = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
     spoken = [
         {
-            "prompt": messages[-1]["content"],
+            "prompt": question["messages"][-1]["content"],
             "base": {"text": before, "ended": why_before == "stop"}, "tuned": {"text": after, "ended": why_after == "stop"},
         }
-        for messages, (before, why_before), (after, why_after) in zip(questions, said, told)
+        for question, (before, why_before), (after, why_after) in zip(questions, said, told)
     ]
     if tuned["row_losses"] == base["row_losses"]:
         raise UserError(

@@ -142,10 +142,9 @@ class Tuning(Trainer):
         self.rows = train_set.encoded
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
         self.meter = _Meter(run, plan["steps"], began)
-        self.sample_messages = tasks.get(recipe.task).sample_prompt(recipe, run.rows("held_out"))
-        self.sample_ids = encode.prompt_ids(
-            self.sample_messages, tokenizer, keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
-        )[-recipe.max_tokens :]
+        task = tasks.get(recipe.task)
+        self.question = task.sample_question(recipe, run.rows("held_out"))
+        self.sample_ids = task.prompt_ids(self.question, tokenizer, recipe)
         self.stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
         # A resumed run reads this back from its checkpoint.
         self.best = {"loss": math.inf, "step": None, "worse": 0}
@@ -250,7 +249,7 @@ class Tuning(Trainer):
                 {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
             )
             self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
-            self.run.log("sample", step=step, prompt=self.sample_messages[-1]["content"], text=text, ended=ended == "stop")
+            self.run.log("sample", step=step, prompt=self.question["messages"][-1]["content"], text=text, ended=ended == "stop")
             if step:
                 self.control.should_save = True
                 if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:

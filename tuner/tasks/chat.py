@@ -254,25 +254,34 @@ def encode_row(row: dict, tokenizer, recipe) -> list:
     )
 
 
-def sample_prompt(recipe, held_out: list[dict]) -> list[dict]:
-    """The messages of the fixed prompt: the recipe's own, else those of the first held-out row before its answer."""
+def sample_question(recipe, held_out: list[dict]) -> dict:
+    """The row of the fixed prompt: the recipe's own, else the first held-out row before its answer."""
     if recipe.sample_prompt:
-        return with_system({"messages": [{"role": "user", "content": recipe.sample_prompt}]}, recipe)["messages"]
-    return prompts(held_out, recipe)[0]
+        return with_system({"messages": [{"role": "user", "content": recipe.sample_prompt}]}, recipe)
+    return questions(held_out, recipe)[0]
 
 
-def prompts(rows: list[dict], recipe) -> list[list[dict]]:
-    """For each row, the messages before its first answer; a plain text's first words stand in for a prompt."""
+def questions(rows: list[dict], recipe) -> list[dict]:
+    """Each row up to its first answer, with its tools; a plain text's first words stand in for a prompt."""
     found = []
     for row in rows:
         if "text" in row:
-            opening = " ".join(row["text"].split()[:8])
-            found.append(with_system({"messages": [{"role": "user", "content": opening}]}, recipe)["messages"])
-            continue
-        messages = with_system(row, recipe)["messages"]
-        first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        found.append(messages[:first] or [{"role": "user", "content": "Hello"}])
+            row = {"messages": [{"role": "user", "content": " ".join(row["text"].split()[:8])}, {"role": "assistant"}]}
+        row = with_system(row, recipe)
+        first = next(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
+        asked = row["messages"][:first] or [{"role": "user", "content": "Hello"}]
+        found.append({"messages": asked, **({"tools": row["tools"]} if row.get("tools") else {})})
     return found
+
+
+def prompt_ids(question: dict, tokenizer, recipe) -> list[int]:
+    """The ids that ask this question; the same that stand before its answer in training."""
+    from tuner import encode
+
+    return encode.prompt_ids(
+        question["messages"], tokenizer, tools=question.get("tools"), keep_control_tokens=recipe.keep_control_tokens,
+        date=recipe.template_date,
+    )[-recipe.max_tokens :]
 
 
 def describe(row: dict) -> str:

@@ -31,7 +31,7 @@ def draw(page, browser, run_id) -> SimpleNamespace:
     with gr.Row(elem_id="chat-line"):
         its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
         its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
-        its.stop = gr.Button("Stop", elem_id="stop-chat", scale=0, min_width=90)
+        its.stop = gr.Button("Stop", elem_id="stop-chat", interactive=False, scale=0, min_width=90)
     with gr.Row():
         its.retry = gr.Button("Answer again", size="sm", elem_id="retry", min_width=90)
         its.edit = gr.Button("Edit my last message", size="sm", elem_id="edit", min_width=90)
@@ -224,12 +224,16 @@ def wire(its, train, tabs) -> None:
         fn=answer, inputs=[its.message, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
         outputs=[its.message, its.base, its.tuned, its.about], concurrency_limit=16, **quiet,
     )
-    going = [its.send.click(**talk), its.message.submit(**talk)]
     redo = dict(fn=retry, inputs=[its.base, its.tuned], outputs=[its.message, its.base, its.tuned], **quiet)
-    going.append(its.retry.click(**redo).success(**talk))
+    busy = dict(fn=lambda: (gr.update(interactive=False), gr.update(interactive=True)), outputs=[its.send, its.stop], queue=False, **quiet)
+    ready = dict(fn=lambda: (gr.update(interactive=True), gr.update(interactive=False)), outputs=[its.send, its.stop], queue=False, **quiet)
+    begun = [its.send.click(**busy), its.message.submit(**busy), its.retry.click(**redo).success(**busy)]
+    going = [start.then(**talk) for start in begun]
+    for answering in going:
+        answering.then(**ready)  # also after an error
     its.edit.click(**redo)
-    its.stop.click(None, None, None, cancels=going, queue=False, **quiet)
-    its.clear.click(lambda: ([], []), None, [its.base, its.tuned], cancels=going, queue=False, **quiet)
+    its.stop.click(cancels=going, **ready)
+    its.clear.click(lambda: ([], [], gr.update(interactive=True), gr.update(interactive=False)), None, [its.base, its.tuned, its.send, its.stop], cancels=going, queue=False, **quiet)
     its.view.change(change_view, [its.view], [its.base, its.tuned], **quiet)
     its.subject.change(
         meet, [its.subject, its.adapter_id, *who],

@@ -1,0 +1,205 @@
+"""The engine from a terminal: what each verb prints, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hub_client import ALICE, ROOT, Client
+from tests.small_run import RECORDS
+from tests.stand_in_hub import StandInHub
+
+RECIPE = """
+title = "Animals"
+base_model = "test/small"
+dataset = "rows.jsonl"
+learning_rate = 5e-3
+lora_rank = 4
+epochs = 2
+batch_size = 4
+held_out_share = 0.2
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a recipe, its rows, and a TUNER_HOME."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "animals.toml").write_text(RECIPE)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(base):
+    with StandInHub() as server:
+        server.add_repo("test/small", files={path.name: path.read_bytes() for path in base.iterdir()})
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tuner(hub, place, tmp_path_factory):
+    """Run a command line, all of them in one process: its exit code, standard output and standard error."""
+    client = Client(hub.url, tmp_path_factory.mktemp("client"), HF_TOKEN=ALICE, TUNER_HOME=str(place / "home"))
+
+    def run(*argv: str, answers: str = "") -> tuple[int, str, str]:
+        code, out, err = client(f"""
+            import contextlib, io, os, sys
+            from tuner import cli
+            os.chdir({str(place)!r})
+            out, err, sys.stdin = io.StringIO(), io.StringIO(), io.StringIO({answers!r})
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    code = cli.main({list(map(str, argv))!r})
+                except SystemExit as ended:
+                    code = ended.code
+            result = [code, out.getvalue(), err.getvalue()]
+        """)
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    yield run
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tuner) -> dict:
+    """What `train --json` prints at its end."""
+    code, out, _ = tuner("train", "animals.toml", "--json", "seed=3", "max_steps=5")
+    assert code == 0
+    return json.loads(out.splitlines()[-1])
+
+
+def test_train_in_a_process_of_its_own_prints_json_and_nothing_else(hub, place, tmp_path):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment = kept | {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf_home"), "TUNER_HOME": str(tmp_path / "home"),
+        "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "train", "animals.toml", "max_steps=2", "--json"],
+        env=environment, cwd=place, capture_output=True, text=True, timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    *events, last = map(json.loads, done.stdout.splitlines())
+    assert {event["kind"] for event in events} == {"status", "step", "eval", "sample", "result"}
+    assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2]
+    assert last["state"] == "done" and last["report"]["change"] < 0
+    assert Path(last["folder"], "done").is_file() and Path(last["folder"], "adapter", "adapter_model.safetensors").is_file()
+    assert "2/2" in done.stderr and "Traceback" not in done.stderr and "Warning" not in done.stderr
+    assert {request.token for request in hub.requests} == {None}
+
+
+def test_settings_on_the_command_line_reach_the_run(trained):
+    recipe = (Path(trained["folder"]) / "recipe.toml").read_text()
+    assert trained["state"] == "done" and "max_steps = 5" in recipe and "seed = 3" in recipe and "lora_rank = 4" in recipe
+
+
+def test_runs_lists_them(tuner, trained):
+    code, out, _ = tuner("runs", "--json")
+    its = next(run for run in json.loads(out) if run["id"] == trained["run"])
+    assert code == 0 and its["state"] == "done" and its["title"] == "Animals" and its["base_model"] == "test/small"
+    assert its["curve"][0][0] == 0 and its["best_loss"] < its["first_loss"]
+    code, out, _ = tuner("runs")
+    assert code == 0 and f"{trained['run']}  done" in out
+
+
+def test_report_gives_the_same_numbers_each_time(tuner, trained):
+    reports = [json.loads(tuner("report", trained["run"], "--json")[1]) for _ in range(2)]
+    assert reports[0] == reports[1] == trained["report"]
+    code, out, _ = tuner("report", trained["folder"])
+    assert code == 0 and f"held-out loss {reports[0]['base']['loss']:.4f} -> {reports[0]['tuned']['loss']:.4f}" in out
+
+
+def test_chat_answers_once_or_line_by_line(tuner, trained):
+    code, out, _ = tuner("chat", trained["run"], "--prompt", "Where is the cat?", "--base", "--max-new-tokens", "8", "--json")
+    once = json.loads(out)
+    assert code == 0 and set(once) == {"prompt", "base", "tuned"} and once["tuned"] and once["base"] != once["tuned"]
+    code, out, _ = tuner("chat", trained["run"], "--max-new-tokens", "8", "--json", answers="Where is the cat?\n\nAnd the dog?\n")
+    lines = [json.loads(line) for line in out.replace("you: ", "").splitlines()]
+    assert code == 0 and [line["prompt"] for line in lines] == ["Where is the cat?", "And the dog?"]
+    assert lines[0]["tuned"] == once["tuned"]
+
+
+def test_check_says_what_would_be_learned(tuner):
+    code, out, _ = tuner("check", "rows.jsonl", "base_model=test/small", "max_tokens=90", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["format"] == "pair" and told["records"] == 20 and told["train_rows"] + told["held_out_rows"] == 20
+    assert 0 < told["learned_tokens"] < told["tokens"] and told["longest"] > 90 and len(told["rows_cut"]) > 0
+    code, out, _ = tuner("check", "rows.jsonl", "base_model=test/small")
+    assert code == 0 and "20 records, read as pair" in out
+
+
+def test_quote_says_what_a_recipe_needs(tuner):
+    code, out, _ = tuner("quote", "animals.toml", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["steps"] == 8 and told["memory_gib"] > 0 and told["minutes"] > 0 and told["hardware"]
+    code, out, _ = tuner("quote", "animals.toml", "epochs=4")
+    assert code == 0 and out.startswith("16 steps,")
+
+
+def test_push_publishes(tuner, trained, hub):
+    code, out, _ = tuner("push", trained["run"], "animals", "--json")
+    assert code == 0 and json.loads(out)["repo_id"] == "alice/animals" and json.loads(out)["private"] is True
+    code, out, _ = tuner("push", trained["run"], "alice/animals")
+    assert code == 0 and out == f"Published privately: {hub.url}/alice/animals\n"
+    code, out, _ = tuner("push", trained["run"], "open", "--public")
+    assert code == 0 and "for everybody" in out and hub.repos["model", "alice/open"].private is False
+    code, _, err = tuner("push", trained["run"], "bob/animals")
+    assert code == 1 and "'bob' is not the account you are logged in with (alice)" in err
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["train", "no-such.toml"], "There is no recipe file no-such.toml"),
+    (["train", "animals.toml", "lora_rnak=3"], "There is no setting lora_rnak. Did you mean lora_rank?"),
+    (["train", "animals.toml", "learning_rate=1e9", "lora_rank=0"], "lora_rank is 0; it must be between 1 and 512"),
+    (["train", "animals.toml", "epochs"], "'epochs' is not a setting. Write it as field=value"),
+    (["train", "animals.toml", "dataset=no-such.jsonl"], "There is no file no-such.jsonl"),
+    (["train", "animals.toml", "base_model=test/none"], "test/none does not exist on the Hub"),
+    (["train", "rows.jsonl"], "rows.jsonl is not valid TOML"),
+    (["chat", "no-such-run", "--prompt", "hi"], "is neither one of your runs nor a Hub id"),
+    (["chat", "test/small", "--prompt", "hi"], "test/small is not a PEFT adapter with safetensors weights"),
+    (["check", "animals.toml"], "ends in '.toml'"), (["check", "no-such.csv"], "There is no file no-such.csv"),
+    (["quote", "animals.toml", "dataset="], "The recipe names no dataset"),
+    (["report", "no-such-run"], "is not among yours"), (["report", "../.."], "is not known here"),
+    (["push", "no-such-run", "name"], "is not among yours"),
+])
+def test_what_a_person_can_put_right_is_exit_code_1_and_one_message(tuner, argv, words):
+    code, out, err = tuner(*argv)
+    assert code == 1 and words in err and "tuner: " in err and out == ""
+    code, out, _ = tuner(*argv, "--json")
+    assert code == 1 and words in " ".join(json.loads(out.splitlines()[-1])["error"])
+
+
+def test_more_that_is_refused_about_a_run(tuner, trained):
+    for argv, words in (
+        (["train", trained["run"]], "This run is done. Start a new one"),
+        (["train", trained["run"], "epochs=2"], "A run's settings cannot be changed once it exists"),
+        (["chat", trained["run"], "--prompt", " "], "The prompt is empty"),
+        (["chat", trained["run"], "--prompt", "hi", "--temperature", "9"], "Temperature is 9.0; it must be between 0 and 2"),
+        (["push", trained["run"], "a--b"], "is not a name the Hub takes"),
+    ):
+        code, out, err = tuner(*argv)
+        assert code == 1 and words in err and out in ("", "tuned: "), argv
+
+
+def test_a_base_that_cannot_be_had_leaves_a_failed_run_with_its_reason(tuner):
+    tuner("train", "animals.toml", "base_model=test/none")
+    newest = json.loads(tuner("runs", "--json")[1])[0]
+    assert newest["state"] == "failed" and newest["base_model"] == "test/none"
+
+
+@pytest.mark.parametrize("argv", [[], ["no-such-verb"], ["train"], ["push", "run"], ["chat", "run", "--max-new-tokens", "many"], ["runs", "--no-such"]])
+def test_wrong_usage_is_exit_code_2(tuner, argv):
+    code, out, err = tuner(*argv)
+    assert code == 2 and "usage: python -m tuner" in err and out == ""
+
+
+def test_help_is_exit_code_0(tuner):
+    code, out, _ = tuner("--help")
+    assert code == 0
+    for verb in ("train", "chat", "check", "quote", "report", "push", "runs"):
+        assert verb in out
