@@ -87,10 +87,10 @@ def test_a_small_machine_is_told_that_it_does_not_fit(home, config):
 
 
 def test_the_starter_s_recipe_is_quoted_in_about_what_it_takes(home):
-    """60 s to 4 minutes for one and a half epochs of 420 short rows on two ordinary cores, in under 3 GiB."""
+    """Two epochs of its 420 short rows took 3.2 minutes on two cores and 2.6 GiB; here it is one and a half."""
     smollm = {
         "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
         "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
     }
     told = quote.make(replace(Recipe(), epochs=1.5, max_tokens=256), smollm, [75] * 420, 420 * 20, 60 * 75, 16.0)
-    assert 1 < told["minutes"] < 4 and told["memory_gib"] < 3 and told["fits"]
+    assert 1 < told["minutes"] < 5 and told["memory_gib"] < 3 and told["fits"]

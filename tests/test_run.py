@@ -306,8 +306,9 @@ def test_a_real_child_is_killed_and_resumed(base, home, monkeypatch):
     thread.join(60)
     assert run.state() == "stopped" and run.error() == ""
     steps = [event["step"] for event in events(run, "step")]
-    resumed = next(n for n in range(1, len(steps)) if steps[n] <= steps[n - 1])
-    assert steps[resumed] > 1 and len(losses(run)) == max(steps)
+    # Killed right behind a checkpoint it does nothing again; else at most what came after it, and never the beginning.
+    again = [steps[n] for n in range(1, len(steps)) if steps[n] <= steps[n - 1]]
+    assert steps.count(1) == 1 and len(again) <= 1 and len(losses(run)) == max(steps) > before
     files = [path for path in home.rglob("*") if path.is_file()]
     assert not [path for path in files if b"hf_canary" in path.read_bytes() or b"hf_visitor" in path.read_bytes()]
 

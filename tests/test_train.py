@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +19,9 @@ from tuner import checkpoints, fast, hub, models, report, train
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
+
+
+pytestmark = pytest.mark.usefixtures("base")  # for what it does to threads and garbage, before any other base is built
 
 
 class Killed(BaseException):
@@ -281,9 +286,15 @@ def test_patience_ends_a_run_that_gets_worse(base, home, quick, patience, steps)
     assert (f"not improved in {patience} evaluations, so training ends early" in notes(run)) is (patience > 0)
 
 
-def test_the_best_version_is_kept_not_the_last(base, home, quick):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_version_is_kept_not_the_last(base, home, quick, interrupted):
     worse_each_time(quick, after=3)  # at steps 0, 2 and 4 it gets better
     run = small_run(base, patience=0)
+    if interrupted:  # what was best is known after a resume
+        with quick.context() as here:
+            at_step(here, 7, killed)
+            with pytest.raises(Killed):
+                train.train(run)
     train.train(run)
     folder = run.folder / "checkpoints"
     assert [event["best"] for event in events(run, "eval")] == [True, True, True, False, False]
@@ -302,7 +313,13 @@ def test_where_the_best_version_is_damaged_the_last_is_kept_and_that_is_said(bas
 
 
 def test_measuring_changes_nothing_that_is_learned(base, home, quick):
-    hashes = set()
+    hashes, measure = set(), report.measure
+
+    def disturbing(*args, **kw):
+        torch.rand(1), random.random(), np.random.rand()  # as a sampled answer would
+        return measure(*args, **kw)
+
+    quick.setattr(report, "measure", disturbing)
     for evaluations in (1, 5):
         run = small_run(base, evaluations=evaluations, lora_dropout=0.1)
         train.train(run)
