@@ -349,14 +349,31 @@ def test_what_the_model_cannot_do_is_said_and_the_process_goes_on(worker, subjec
     assert text_of(worker, subject) == wanted[ASK[0]["content"], True]
 
 
+def how_it_ends(pieces) -> str:
+    """The words in which the rest of an answer ends; "" if it just ends. Nobody waits for ever for that."""
+    ended = []
+
+    def read():
+        try:
+            for _ in pieces:
+                pass
+            ended.append("")
+        except UserError as error:
+            ended.append(str(error))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert ended, "still waiting"
+    return ended[0]
+
+
 def test_a_killed_worker_is_told_in_words_and_the_next_message_starts_another(worker, subject, wanted):
     long = worker.answer(subject, ASK, max_new_tokens=1900, temperature=2.0)
     next(long)
     pid = worker._process.pid
     os.kill(pid, 9)
-    with pytest.raises(UserError, match=r"The chat process ended in the middle .* Send again; it starts anew"):
-        for _ in long:
-            pass
+    assert how_it_ends(long) == "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."
     told = []
     assert "".join(worker.answer(subject, ASK, on_status=told.append, max_new_tokens=20)).strip() == wanted[ASK[0]["content"], True]
     assert worker._process.pid != pid and told == ["Loading test/small", "Loading the adapter"]
@@ -368,9 +385,7 @@ def test_closing_the_worker_ends_what_it_was_answering(worker, subject):
     next(long)
     process = worker._process
     worker.close()
-    with pytest.raises(UserError, match="The chat process ended in the middle"):
-        for _ in long:
-            pass
+    assert how_it_ends(long).startswith("The chat process ended in the middle")
     assert process.poll() is not None
 
 

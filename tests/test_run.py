@@ -335,11 +335,15 @@ def holder(home):
             [sys.executable, "-c", HOLDER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             cwd=runs.PROJECT_ROOT,
         )
-        started.append(process)
+        watch = threading.Timer(30, process.kill)  # a wait for ever is a failure, not a test without end
+        watch.daemon = True
+        watch.start()
+        started.append((process, watch))
         return process
 
     yield start
-    for process in started:
+    for process, watch in started:
+        watch.cancel()
         process.kill()
         process.wait()
         process.stdin.close()

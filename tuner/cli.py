@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported, which has not happened yet
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries talking to one another
     parser = _parser()
     asked, more = parser.parse_known_args(argv)
