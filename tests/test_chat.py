@@ -17,7 +17,8 @@ import torch
 from tests.small import base_entry, small_base
 from tests.test_models import FAMILIES, changed
 from tests.test_train import spoil
-from tuner import answer, chat, chat_worker, encode, models, report, run as runs
+from tuner import answer, chat, chat_worker, encode, models, report
+from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 

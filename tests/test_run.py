@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from tests.small_run import events, losses, notes, small_run
-from tuner import data, lease, run as runs
+from tuner import data, lease
+from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
 from tuner.recipe import Recipe

@@ -20,7 +20,6 @@ from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
 
-
 pytestmark = pytest.mark.usefixtures("base")  # for what it does to threads and garbage, before any other base is built
 
 

@@ -137,7 +137,7 @@ def serve(idle_s: float) -> None:
                 break
             waiting.remove(its)
             in_use = {name for _, name in going.values()}
-            guarded(its["id"], going, lambda its=its: going.__setitem__(its["id"], begin(resident, its, in_use)))
+            guarded(its["id"], going, lambda its=its, in_use=in_use: going.__setitem__(its["id"], begin(resident, its, in_use)))
         for number in list(going):
             guarded(number, going, lambda number=number: advance(resident, going, number))
 

@@ -43,7 +43,7 @@ def draw(page, browser, run_id) -> SimpleNamespace:
             its.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Lower leaves unlikely words out.", elem_id="top-p")
             its.longest = gr.Slider(8, 1024, value=200, step=8, label="Longest answer (tokens)", info="Where an answer is cut if it does not stop by itself.", elem_id="longest")
     with gr.Accordion("Publish to the Hugging Face Hub", open=False, elem_id="publish") as its.publish_panel:
-        its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab, it takes about two minutes."), elem_id="publish-about")
+        its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab, it takes under three minutes."), elem_id="publish-about")
         with gr.Row():
             its.name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, elem_id="repo-name", scale=3, min_width=220)
             its.private = gr.Checkbox(True, label="Private", info="Only you can see it. You can open it later.", elem_id="private", scale=1, min_width=160)

@@ -259,7 +259,7 @@ def result(report: dict) -> str:
 def runs_table(summaries: list[dict], shown: str = "") -> str:
     """My runs, each with its curve and result."""
     if not summaries:
-        return empty("No runs yet.", "Press Start: the demo takes about two minutes on two cores.")
+        return empty("No runs yet.", "Press Start: the demo takes under three minutes on two cores.")
     lines = "".join(
         f'<tr{" class=shown" if its["id"] == shown else ""}><td>{long_name(its["title"], 34)}<br><span class="quiet">{when(its["created"])}</span></td>'
         f'<td><span class="tag">{STATE_WORDS[its["state"]]}</span></td><td>{sparkline(its["curve"])}</td>'
