@@ -45,12 +45,12 @@ def tuner(hub, place, tmp_path_factory):
     """Run a command line, all of them in one process: its exit code, standard output and standard error."""
     client = Client(hub.url, tmp_path_factory.mktemp("client"), HF_TOKEN=ALICE, TUNER_HOME=str(place / "home"))
 
-    def run(*argv: str, answers: str = "") -> tuple[int, str, str]:
+    def run(*argv: str) -> tuple[int, str, str]:
         code, out, err = client(f"""
-            import contextlib, io, os, sys
+            import contextlib, io, os
             from tuner import cli
             os.chdir({str(place)!r})
-            out, err, sys.stdin = io.StringIO(), io.StringIO(), io.StringIO({answers!r})
+            out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
                     code = cli.main({list(map(str, argv))!r})
@@ -66,31 +66,37 @@ def tuner(hub, place, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tuner) -> dict:
-    """What `train --json` prints at its end."""
-    code, out, _ = tuner("train", "animals.toml", "--json", "seed=3", "max_steps=5")
-    assert code == 0
-    return json.loads(out.splitlines()[-1])
-
-
-def test_train_in_a_process_of_its_own_prints_json_and_nothing_else(hub, place, tmp_path):
+def process(hub, place, tmp_path_factory) -> subprocess.CompletedProcess:
+    """`python -m tuner train` in a process of its own, as a person calls it, without a login."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = kept | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf_home"), "TUNER_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf_home")), "TUNER_HOME": str(place / "home"),
         "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tuner", "train", "animals.toml", "max_steps=2", "--json"],
+    return subprocess.run(
+        [sys.executable, "-m", "tuner", "train", "animals.toml", "--json", "seed=3", "max_steps=5"],
         env=environment, cwd=place, capture_output=True, text=True, timeout=100,
     )
-    assert done.returncode == 0, done.stderr
-    *events, last = map(json.loads, done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def trained(process) -> dict:
+    """What `train --json` prints at its end."""
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_train_prints_json_and_nothing_else(process, trained):
+    events = [json.loads(line) for line in process.stdout.splitlines()][:-1]
     assert {event["kind"] for event in events} == {"status", "step", "eval", "sample", "result"}
-    assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2]
-    assert last["state"] == "done" and last["report"]["change"] < 0
-    assert Path(last["folder"], "done").is_file() and Path(last["folder"], "adapter", "adapter_model.safetensors").is_file()
-    assert "2/2" in done.stderr and "Traceback" not in done.stderr and "Warning" not in done.stderr
-    assert {request.token for request in hub.requests} == {None}
+    assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2, 3, 4, 5]
+    assert trained["state"] == "done" and trained["report"]["change"] < 0
+    assert Path(trained["folder"], "done").is_file() and Path(trained["folder"], "adapter", "adapter_model.safetensors").is_file()
+    assert "5/5" in process.stderr and "Traceback" not in process.stderr and "Warning" not in process.stderr
+
+
+def test_without_a_login_nobody_is_named(hub, process):
+    assert {request.token for request in hub.requests} <= {None, ALICE} and hub.requests[0].token is None
 
 
 def test_settings_on_the_command_line_reach_the_run(trained):
@@ -114,14 +120,38 @@ def test_report_gives_the_same_numbers_each_time(tuner, trained):
     assert code == 0 and f"held-out loss {reports[0]['base']['loss']:.4f} -> {reports[0]['tuned']['loss']:.4f}" in out
 
 
-def test_chat_answers_once_or_line_by_line(tuner, trained):
+def test_chat_answers_a_prompt(tuner, trained):
     code, out, _ = tuner("chat", trained["run"], "--prompt", "Where is the cat?", "--base", "--max-new-tokens", "8", "--json")
     once = json.loads(out)
     assert code == 0 and set(once) == {"prompt", "base", "tuned"} and once["tuned"] and once["base"] != once["tuned"]
-    code, out, _ = tuner("chat", trained["run"], "--max-new-tokens", "8", "--json", answers="Where is the cat?\n\nAnd the dog?\n")
-    lines = [json.loads(line) for line in out.replace("you: ", "").splitlines()]
-    assert code == 0 and [line["prompt"] for line in lines] == ["Where is the cat?", "And the dog?"]
-    assert lines[0]["tuned"] == once["tuned"]
+
+
+class Echo:
+    """In the worker's place: says how many turns it was shown, and the last."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def answer(self, subject, messages, **more):
+        yield from (f"{len(messages)} ", messages[-1]["content"])
+
+
+def test_chat_goes_on_line_by_line(home, trained, place, monkeypatch, capsys):
+    from tuner import chat, cli
+
+    monkeypatch.setenv("TUNER_HOME", str(place / "home"))
+    monkeypatch.setattr(chat, "Worker", Echo)
+    monkeypatch.setattr("builtins.input", lambda prompt, lines=iter(["Where?", " ", "And the dog?"]): print(prompt, end="") or next(lines, None) or raise_end())
+    assert cli.main(["chat", trained["run"], "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told == [{"prompt": "Where?", "tuned": "1 Where?"}, {"prompt": "And the dog?", "tuned": "3 And the dog?"}]
+
+
+def raise_end():
+    raise EOFError
 
 
 def test_check_says_what_would_be_learned(tuner):

@@ -212,7 +212,7 @@ def _chat(asked) -> int:
                 text = asked.prompt
             else:
                 try:
-                    text = input("you: ")
+                    text = input("" if asked.json else "you: ")
                 except EOFError:
                     return 0
             if not text.strip():
