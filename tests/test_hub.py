@@ -11,6 +11,7 @@ import yaml
 
 from tests.hub_client import ALICE, BOB, Client
 from tests.stand_in_hub import Fault, StandInHub
+from tuner import chat, chat_worker, models
 from tuner.errors import UserError
 
 PRELUDE = """
@@ -272,15 +273,17 @@ def test_a_private_adapter_opens_for_its_owner_and_made_public_for_everybody(hub
         assert client(subject.format(repr(token))) == mine
 
 
-def test_a_published_adapter_answers_as_the_run_does(hub, client, base):
+def test_a_published_adapter_answers_as_the_run_does(hub, client, base, monkeypatch):
+    from tests.test_chat import ask
+
     with_base_on_the_hub(hub, client, base)
     push(client)
-    found = client(f"""
-        subject, mine = chat.of_adapter('alice/animals', {ALICE!r}), chat.of_run(run)
-        ask = [{{"role": "user", "content": "Where is the cat number 3?"}}]
-        with chat.Worker() as worker:
-            result = ["".join(worker.answer(its, ask, tuned=tuned, max_new_tokens=12)) for its in (subject, mine) for tuned in (True, False)]
-    """)
+    published, mine = client(f"result = [asdict(its) for its in (chat.of_adapter('alice/animals', {ALICE!r}), chat.of_run(run))]")
+    assert published["adapter_dir"] != mine["adapter_dir"] and published["base"]["dir"] != mine["base"]["dir"]
+    assert published["base_sha256"] == mine["base_sha256"]
+    monkeypatch.setenv("TUNER_HOME", str(client.home))
+    monkeypatch.setattr(models, "choose_precision", lambda device: "bfloat16")
+    found = [ask(chat_worker.Resident(), chat.Subject(**its), tuned=tuned) for its in (published, mine) for tuned in (True, False)]
     assert found[0] == found[2] != found[1] == found[3]
 
 

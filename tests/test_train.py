@@ -193,11 +193,11 @@ def same_start(new: Seen, old: Seen) -> bool:
 REACHES = {
     "learning_rate": (1e-3, lambda new, old: same_start(new, old) and new.rates[2] == pytest.approx(old.rates[2] / 5)),
     "lora_rank": (4, lambda new, old: {min(its.shape) for its in new.adapter.values()} == {4}),
-    "epochs": (1.0, lambda new, old: (new.steps, old.steps) == (5, 10)),
+    "epochs": (2.0, lambda new, old: (new.steps, old.steps) == (10, 5)),
     "max_steps": (3, lambda new, old: new.steps == 3),
     "max_tokens": (100, lambda new, old: max(old.tokens) > 400 >= max(new.tokens)),
     "system_prompt": ("Answer like a cat.", lambda new, old: new.tokens[0] != old.tokens[0] and new.labelled == old.labelled),
-    "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (20, 2)),
+    "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (10, 2)),
     "micro_batch": (1, lambda new, old: (new.rows_at_once, old.rows_at_once) == (1, 4) and new.steps == old.steps),
     "lora_alpha": (64.0, lambda new, old: same_start(new, old) and new.config["lora_alpha"] == 64),
     "lora_dropout": (0.5, lambda new, old: new.losses[0] == old.losses[0] and new.norms[0] != old.norms[0]),
@@ -205,7 +205,7 @@ REACHES = {
     "target_modules": ("attention", lambda new, old: len(new.adapter) == 16 and all("self_attn" in name for name in new.adapter)),
     "quantisation": ("none", lambda new, old: new.losses[0] != old.losses[0] and not new.plan["dequantised"]),
     "warmup_share": (0.5, lambda new, old: new.rates[1] < old.rates[1] and new.rates[-1] > 0),
-    "schedule": ("constant", lambda new, old: new.rates[-1] == new.rates[4] > old.rates[-1]),
+    "schedule": ("constant", lambda new, old: new.rates[-1] == new.rates[2] > old.rates[-1]),
     "weight_decay": (1.0, lambda new, old: same_start(new, old) and new.rates == old.rates),
     "max_grad_norm": (0.001, lambda new, old: same_start(new, old) and new.rates == old.rates),
     "held_out_share": (0.5, lambda new, old: new.report["held_out_rows"] > old.report["held_out_rows"]),
@@ -233,7 +233,7 @@ def seen(base, quick, **settings) -> Seen:
     with quick.context() as here:
         here.setattr(fast, "token_losses", count_rows)
         here.setattr(LlamaMLP, "forward", lambda *args: (passes.append(torch.is_grad_enabled()), forward(*args))[1])
-        run = small_run(base, records=MARKED, **settings)
+        run = small_run(base, records=MARKED, **{"epochs": 1.0, **settings})
         train.train(run)
     return Seen(run, max(at_once), sum(passes))
 
@@ -357,7 +357,7 @@ def assert_as_uninterrupted(run, uninterrupted) -> None:
     assert run.read("report") == uninterrupted["report"] and run.state() == "done"
 
 
-@pytest.mark.parametrize("kills", [(1,), (3,), (5,), (7, 8), (3, 4, 6)], ids=str)
+@pytest.mark.parametrize("kills", [(5,), (7, 8), (1, 3, 4, 6)], ids=str)
 def test_a_run_killed_and_resumed_equals_one_that_was_not(base, home, quick, uninterrupted, kills):
     run = small_run(base, **RESUMED)
     for step in kills:
@@ -368,7 +368,7 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not(base, home, quick, uni
         assert not (run.folder / "done").exists() and not run.adapter_dir.exists()
         torch.manual_seed(step)  # a new process has other random states
     train.train(run)
-    assert ("Going on from the checkpoint of step" in notes(run)) is (kills != (1,))
+    assert f"Going on from the checkpoint of step {(kills[-1] - 1) // 2 * 2}." in notes(run)
     assert_as_uninterrupted(run, uninterrupted)
 
 
