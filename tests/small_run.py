@@ -25,7 +25,7 @@ def small_run(base: Path, owner: str = "local", records: list[dict] = RECORDS, *
         "base_model": "test/small", "learning_rate": 5e-3, "lora_rank": 8, "epochs": 2.0, "batch_size": 4,
         "held_out_share": 0.2, "evaluations": 4, "max_tokens": 128, **settings,
     })
-    dataset = data.keep(owner, "Animals", records, {"kind": "paste"}, [])
+    dataset = data.keep(owner, "Animals", records, {"kind": "paste"})
     run = runs.create(owner, recipe, dataset)
     write_json(run.folder / "base.json", base_entry(base))
     return run

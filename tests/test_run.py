@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.small_run import events, losses, notes, small_run
-from tuner import data, lease
+from tuner import child, data, lease
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -24,7 +24,7 @@ RECORDS = [{"prompt": f"Say {n}", "completion": f"It is {n}"} for n in range(5)]
 
 def new_run(owner="anna", **settings) -> runs.Run:
     """A run whose base is on this machine, or so it says."""
-    run = runs.create(owner, Recipe(**settings), data.keep(owner, "Numbers", RECORDS, {"kind": "paste"}, []))
+    run = runs.create(owner, Recipe(**settings), data.keep(owner, "Numbers", RECORDS, {"kind": "paste"}))
     write_json(run.folder / "base.json", {"id": "test/small", "dir": str(run.folder)})
     return run
 
@@ -135,7 +135,7 @@ def test_another_owner_cannot_find_a_run(home):
 
 
 def test_another_owner_s_dataset_makes_no_run(home):
-    dataset = data.keep("anna", "Numbers", RECORDS, {"kind": "paste"}, [])
+    dataset = data.keep("anna", "Numbers", RECORDS, {"kind": "paste"})
     with pytest.raises(UserError, match="is not among yours"):
         runs.create("bert", Recipe(), dataset)
     assert runs.mine("bert") == []
@@ -272,7 +272,7 @@ def test_the_child_gets_a_folder_and_no_secret(home, monkeypatch, tmp_path):
                "AWS_SECRET_ACCESS_KEY": "canary", "HF_ENDPOINT": "http://user:canary@example.com"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    kept = runs.child_environment()
+    kept = child.environment()
     assert "canary" not in str(kept) and not set(secrets) & set(kept)
     assert kept["HF_HUB_OFFLINE"] == "1" and kept["TUNER_HOME"] == str(home)
 

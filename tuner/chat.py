@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date as calendar
 from pathlib import Path
 
-from tuner import hub, starter
+from tuner import child, hub, starter
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, tuner_home
@@ -246,7 +246,7 @@ class Worker:
             with open(home / "chat.log", "ab") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "tuner.chat_worker", str(self.idle_s)], stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=runs.child_environment(),
+                    stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=child.environment(),
                     start_new_session=True, cwd=home,
                 )
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()

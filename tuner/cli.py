@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 
 from tuner import recipe as recipes
+from tuner.child import SPIN
 from tuner.errors import UserError
 from tuner.home import DEMO_ROOT, safe_name, write_whole
-from tuner.run import SPIN
 
 # A person at this machine's own terminal; the page uses the same owner where it serves this machine only.
 LOCAL_OWNER = "local"

@@ -1,43 +1,31 @@
-"""Rows from a file, the Hub or pasted text, whatever their format, turned into the task's one row shape."""
+"""Datasets: records kept in Arrow, each in a folder of its owner, and how they are mapped onto the task's one row shape."""
 
-import csv
 import hashlib
-import io
-import itertools
 import json
-import math
+import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import tasks
+from tuner import reading, tasks
 from tuner.errors import UserError, shorten
-from tuner.home import DEMO_ROOT, private_dir, read_json, safe_name, tuner_home, write_json, write_whole
+from tuner.home import DEMO_ROOT, private_dir, read_json, require_free, safe_name, tuner_home, write_json
+from tuner.reading import Broken
 from tuner.recipe import HUB_ID
-
-# What is read at most; the rest is left out and said.
-MAX_ROWS = 200_000
-MAX_FILE_BYTES = 512 * 2**20
-MAX_LINE_BYTES = 16 * 2**20
-MAX_EXPANDED_BYTES = 2 * 2**30
-MAX_COLUMNS = 1_000
-
-EXTENSIONS = {
-    ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV",
-    ".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".txt": "TXT",
-}
-_MAGIC = {
-    b"PK\x03\x04": "a zip or Excel file", b"\x1f\x8b": "a gzip file", b"\x28\xb5\x2f\xfd": "a zstd file",
-    b"%PDF": "a PDF", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GGUF": "a GGUF model",
-    b"\xd0\xcf\x11\xe0": "an old Office file",
-}
+from tuner.tasks import NoRow
 
 DEMO_PATH = DEMO_ROOT / "data" / "headlines.jsonl"
+# What a page shows before the rest is read, and what a format is recognised by.
+HEAD = 200
+# Hub datasets are streamed; this many rows are taken unless more are asked for.
+HUB_ROWS = 10_000
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "validation": "test", "valid": "test",
-                "val": "test", "dev": "test", "eval": "test"}
+                "val": "test", "dev": "test", "eval": "test", "held_out": "test", "held out": "test"}
+# Before a record that could not be read, in place of its JSON.
+_BROKEN = "!"
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class Mapping:
 
     Args:
         format: one of the task's formats.
-        columns: role -> the record's column that plays it.
+        columns: role -> the record's column that plays it, or a template of several, as in "{question}\\n{context}".
         reason: why, in a sentence for the page.
     """
 
@@ -57,16 +45,21 @@ class Mapping:
 
 @dataclass
 class Dataset:
-    """Records as they were read, and how they are mapped; one folder, owned by one person."""
+    """Records as they were read, how they are mapped, and what was done to the rows; one folder, owned by one person.
+
+    Args:
+        steps: the fixes applied, in order; see `fixes`. The records themselves never change.
+        files: (stored name, name as the person calls it) while the records are not read yet.
+    """
 
     owner: str
     id: str
     name: str
     source: dict
-    mapping: Mapping
-    notes: list[str] = field(default_factory=list)
+    mapping: Mapping | None = None
     task: str = "chat"
-    count: int = 0
+    steps: list[dict] = field(default_factory=list)
+    files: list[list[str]] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -77,160 +70,266 @@ class Dataset:
         """The Hub dataset that the records came from; "" if they came from elsewhere."""
         return self.source.get("hub_id", "")
 
-    def records(self) -> tuple[dict, ...]:
-        return _read_records(self.folder / "records.jsonl")
+    @property
+    def ready(self) -> bool:
+        """Whether all records are read."""
+        return (self.folder / "read.json").exists()
 
-    def rows(self) -> tuple[list[dict], list[dict]]:
-        """The task's rows, and what was left out.
+    @property
+    def count(self) -> int:
+        """Records, once all are read; until then those of the head."""
+        return read_json(self.folder / "read.json", {}).get("count", 0) or len(self.head())
 
-        Returns:
-            rows: the task's row shape, each with "n", its number in the source counted from 1, and "split".
-            left_out: {"n": int, "why": str} for each record that gives no row.
+    @property
+    def notes(self) -> list[str]:
+        """What was done to read the records, in sentences."""
+        return read_json(self.folder / "read.json", {}).get("notes", [])
+
+    def head(self) -> list[dict]:
+        """The first records, as soon as they are read."""
+        return _read_head(self.folder / "head.json")
+
+    @property
+    def records(self) -> "Texts":
+        """All records, each as JSON text.
 
         Raises:
-            UserError: no record gives a row.
+            UserError: they are not all read yet.
         """
-        return to_rows(self.records(), self.mapping, self.task)
+        if not self.ready:
+            raise UserError(f"{shorten(self.name, 40)} is still being read. Wait for the end, then try again.")
+        return Texts(self.folder / "records.arrow")
+
+    def save(self) -> None:
+        """Keep the mapping and the steps."""
+        write_json(self.folder / "source.json", {k: v for k, v in asdict(self).items() if k not in ("owner", "id")})
 
 
 def datasets_dir(owner: str) -> Path:
     return tuner_home() / "datasets" / safe_name(owner, "The owner")
 
 
-@lru_cache(maxsize=8)
-def _read_records(path: Path) -> tuple[dict, ...]:
-    with open(path, encoding="utf-8") as file:
-        return tuple(json.loads(line) for line in file)
+@lru_cache(maxsize=32)
+def _read_head(path: Path) -> list[dict]:
+    return json.loads(path.read_text("utf-8"))
+
+
+# Records in Arrow -------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """A file of texts in Arrow, one a record: by number from a memory map, or in order without one.
+
+    Args:
+        path: as `write_texts` wrote it, through datasets' own ArrowWriter.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def __len__(self) -> int:
+        return _opened(self.path)[1]
+
+    def __getitem__(self, number: int) -> str:
+        return _opened(self.path)[0][number].as_py()
+
+    def column(self):
+        """The texts as one Arrow array in chunks, for searching."""
+        return _opened(self.path)[0]
+
+    def blocks(self, most: int = 512) -> Iterator[list[str]]:
+        """All texts in order, some at a time; read, not mapped, so that memory stays flat."""
+        import pyarrow as pa
+
+        with pa.OSFile(str(self.path)) as file, pa.ipc.open_stream(file) as batches:
+            for batch in batches:
+                for start in range(0, batch.num_rows, most):
+                    yield batch.column(0).slice(start, most).to_pylist()
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path):
+    import datasets
+
+    found = datasets.Dataset.from_file(str(path))
+    return found.data.table.column(0), len(found)
+
+
+def write_texts(path: Path, texts: Iterable[str]) -> int:
+    """Write texts as an Arrow file; a reader meets all of it or nothing. Gives their number."""
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with ArrowWriter(
+            path=str(temporary), features=datasets.Features({"text": datasets.Value("large_string")}), writer_batch_size=1000
+        ) as writer:
+            for text in texts:
+                writer.write({"text": text})
+                count += 1
+            writer.finalize()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def to_text(record: dict | Broken) -> str:
+    """A record as it is kept."""
+    if isinstance(record, Broken):
+        return _BROKEN + record.why
+    return json.dumps(record, ensure_ascii=False)
+
+
+def to_row(text: str, number: int, mapping: Mapping | None, task: str) -> dict:
+    """The task's row of a kept record, with "n", its number in the source counted from 1, and "split".
+
+    Args:
+        mapping: None where the text is a row already.
+
+    Raises:
+        NoRow: the record teaches nothing.
+    """
+    if text.startswith(_BROKEN):
+        raise NoRow("unreadable", text[len(_BROKEN) :])
+    record = json.loads(text)
+    if mapping is None:
+        return record
+    row = tasks.get(task).to_row(record, mapping)
+    split = record.get(mapping.columns.get("split", ""), "")
+    row |= {"n": number, "split": _SPLIT_NAMES.get(str(split).strip().lower(), "")}
+    group = record.get(mapping.columns["group"]) if "group" in mapping.columns else None
+    if group is not None and str(group).strip():
+        row["group"] = str(group)
+    return row
 
 
 def to_rows(records, mapping: Mapping, task: str = "chat") -> tuple[list[dict], list[dict]]:
-    """See `Dataset.rows`."""
+    """The rows of a few records in memory, and what was left out.
+
+    Returns:
+        rows: see `to_row`.
+        left_out: {"n": int, "why": str, "kind": str} for each record that gives no row.
+
+    Raises:
+        UserError: no record gives a row.
+    """
     rows, left_out = [], []
-    convert = tasks.get(task).to_row
     for number, record in enumerate(records, 1):
         try:
-            row = convert(record, mapping)
-        except ValueError as problem:
-            left_out.append({"n": number, "why": str(problem)})
-            continue
-        split = record.get(mapping.columns.get("split", ""), "")
-        rows.append({**row, "n": number, "split": _SPLIT_NAMES.get(str(split).strip().lower(), "")})
+            rows.append(to_row(to_text(record), number, mapping, task))
+        except NoRow as problem:
+            left_out.append({"n": number, "why": str(problem), "kind": problem.kind})
     if not rows:
-        seen = [f"Row {item['n']} {item['why']}" for item in left_out[:3]]
-        raise UserError(
-            f"None of the {len(left_out):,} rows can be learned from. " + " ".join(seen)
-            + " Check which column is which, or add the answers."
-        )
+        raise no_rows(left_out, len(left_out))
     return rows, left_out
 
 
-def split_rows(rows: list[dict], held_out_share: float, seed: int) -> tuple[list[dict], list[dict], str]:
-    """Training rows and held-out rows.
-
-    The dataset's own split is used if it has one. Else rows are ordered by a seeded hash of what they say and the
-    first share of the distinct ones is held out, so equal rows never stand on both sides.
-
-    Returns:
-        train, held_out, and in words how the split came about.
-
-    Raises:
-        UserError: fewer than two different rows.
-    """
-    own = [row for row in rows if row["split"] == "test"]
-    if own and len(own) < len(rows):
-        return [row for row in rows if row["split"] != "test"], own, "the dataset's own split"
-
-    def key(row: dict) -> str:
-        said = {name: value for name, value in row.items() if name not in ("n", "split")}
-        text = json.dumps([seed, said], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-    keys = [key(row) for row in rows]
-    distinct = sorted(set(keys))
-    if len(distinct) < 2:
-        raise UserError(
-            f"The dataset has {len(rows):,} rows and {len(distinct)} different one. At least two different rows are "
-            "needed: one to learn from, one to measure on."
-        )
-    held = set(distinct[: max(1, round(held_out_share * len(distinct)))])
-    train = [row for row, its in zip(rows, keys) if its not in held]
-    held_out = [row for row, its in zip(rows, keys) if its in held]
-    return train, held_out, f"{len(held_out)} of {len(rows)} rows chosen by a seeded hash"
+def no_rows(left_out: list[dict], count: int) -> UserError:
+    """What is said where no record gives a row."""
+    seen = [f"Row {item['n']:,} {item['why']}" for item in left_out[:3]]
+    return UserError(
+        f"None of the {count:,} rows can be learned from. " + " ".join(seen) + " Check which column is which, or add the answers."
+    )
 
 
-# Reading ----------------------------------------------------------------------------------------------------------
+# Bringing ---------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: Path, name: str = "") -> tuple[list[dict], list[str]]:
-    """The records in a file, and notes on what was done to read them.
+def create(owner: str, name: str, source: dict, files: list[tuple[Path, str]] = (), mapping: Mapping | None = None) -> Dataset:
+    """A new dataset of this owner, its records not yet read.
 
     Args:
-        path: the file.
-        name: what the person calls it; its ending says the format.
+        files: (path, the name a person calls it). They are moved into the dataset's folder and deleted once read.
 
     Raises:
-        UserError: empty, too large, not what its name says, not text, broken (with the line), or without rows.
+        UserError: no file, too large together, or the disk is full.
     """
-    path, name = Path(path), name or Path(path).name
-    shown = shorten(name)
-    kind = EXTENSIONS.get(Path(name).suffix.lower())
-    if not kind:
+    size = sum(Path(path).stat().st_size for path, _ in files)
+    if size > reading.MAX_FILE_BYTES:
         raise UserError(
-            f"{shown} ends in {Path(name).suffix[:20] or 'nothing'!r}. Bring one of {', '.join(sorted(EXTENSIONS))}."
+            f"{reading.safe_title(files[0][1])} has {size / 2**20:,.0f} MiB; the most is {reading.MAX_FILE_BYTES / 2**20:,.0f} MiB. "
+            "Bring a part of it."
         )
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{shown} is empty (0 bytes). Choose a file that has rows in it.")
-    if size > MAX_FILE_BYTES:
-        raise UserError(
-            f"{shown} has {size / 2**20:,.0f} MiB; the most is {MAX_FILE_BYTES / 2**20:,.0f} MiB. Bring a part of it."
-        )
-    notes: list[str] = []
-    if kind in ("Parquet", "Arrow"):
-        records = _read_columnar(path, shown, kind)
-    else:
-        text = _decode(path, shown, notes)
-        readers = {"JSONL": _read_jsonl, "JSON": _read_json, "TXT": _read_txt}
-        if kind in readers:
-            records = readers[kind](text, shown, notes)
-        else:
-            records = _read_table(text, shown, "\t" if kind == "TSV" else "", notes)
-    return _take(records, shown, notes), notes
+    require_free(2 * size + 50 * 2**20, "The dataset")
+    dataset = Dataset(owner, secrets.token_hex(8), reading.safe_title(name), source, mapping)
+    private_dir(dataset.folder)
+    for number, (path, title) in enumerate(files):
+        shutil.move(path, dataset.folder / f"original-{number}")
+        dataset.files.append([f"original-{number}", title])
+    dataset.save()
+    return dataset
 
 
-def read_pasted(text: str) -> tuple[list[dict], list[str]]:
-    """The records in pasted text: JSON, JSONL, a table with a header, or plain paragraphs.
+def take(dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], on_head: Callable[[], None] | None = None) -> None:
+    """Write the records of a dataset: the head first, then all; whoever reads meets either whole.
+
+    Args:
+        on_head: called once the head can be read.
 
     Raises:
-        UserError: nothing was pasted, or it is broken.
+        UserError: as the records' reader raises it.
     """
-    text = text.strip()
-    if not text:
-        raise UserError("Nothing was pasted. Paste rows as JSONL, JSON, CSV or plain text, then try again.")
-    if len(text) > 20 * 2**20:
-        raise UserError(f"{len(text):,} characters were pasted; the most is 20 million. Upload a file instead.")
+    folder, first, counts = dataset.folder, [], {"count": 0, "broken": 0}
+
+    def keep_head() -> None:
+        write_json(folder / "head.json", first)
+        if on_head:
+            on_head()
+
+    def texts() -> Iterator[str]:
+        for record in records:
+            counts["count"] += 1
+            if isinstance(record, Broken):
+                counts["broken"] += 1
+            elif len(first) < HEAD:
+                first.append(record)
+                if len(first) == HEAD:
+                    keep_head()
+            # A lone surrogate cannot be kept; what cannot be kept is made visible.
+            yield to_text(record).encode("utf-8", "replace").decode()
+
+    try:
+        write_texts(folder / "records.arrow", texts())
+    except OSError as error:
+        from tuner.home import disk_error
+
+        raise disk_error(error, folder / "records.arrow") from error
+    if len(first) < HEAD:
+        keep_head()
+    write_json(folder / "read.json", {**counts, "notes": notes})
+    for stored, _ in dataset.files:
+        (folder / stored).unlink(missing_ok=True)
+
+
+def read_files(dataset: Dataset, on_head=None, on_progress=None) -> None:
+    """Read the files that a dataset was created with.
+
+    Raises:
+        UserError: they cannot be read; the words say where and why.
+    """
     notes: list[str] = []
-    shown = "The pasted text"
-    if text[0] in "[{":
-        records = _read_json(text, shown, notes)
+    files = [(dataset.folder / stored, title) for stored, title in dataset.files]
+    if dataset.source.get("kind") == "paste":
+        records = reading.read_pasted(files[0][0].read_text("utf-8"), notes)
     else:
-        first = text.splitlines()[0]
-        tabular = "\n" in text and any(first.count(mark) for mark in "\t,;")
-        if tabular and (delimiter := _sniff_delimiter(text)):
-            records = _read_table(text, shown, delimiter, notes)
-        else:
-            records = _read_txt(text, shown, notes)
-    return _take(records, shown, notes), notes
+        records = reading.read(files, notes, dataset.folder, on_progress)
+    take(dataset, records, notes, on_head)
 
 
 def read_hub(
-    hub_id: str, config: str = "", split: str = "", revision: str = "", token: str | None = None, most: int = 10_000
-) -> tuple[list[dict], list[str]]:
+    hub_id: str, config: str = "", split: str = "", revision: str = "", token: str | None = None, most: int = HUB_ROWS
+) -> tuple[Iterator[dict], list[str]]:
     """The first records of a Hub dataset, streamed; it is never downloaded whole.
 
     Args:
         token: the visitor's own, or None for nobody's.
         most: how many records at most.
+
+    Returns:
+        records, one at a time, and notes, complete once the records are at their end.
 
     Raises:
         UserError: not a Hub id, no such dataset, config or split, gated, private, or the Hub cannot be reached.
@@ -241,273 +340,55 @@ def read_hub(
     if not HUB_ID.fullmatch(hub_id) or ".." in hub_id:
         raise UserError(f"{shorten(hub_id)!r} is not a Hub dataset id. It looks like user/name.")
     hub.require_dataset(hub_id, revision, token)  # a visitor's string must be the Hub's before it meets load_dataset
-    records, splits = hub.stream_dataset(hub_id, config, split, revision, token, most)
-    shown = f"{hub_id} ({split or splits[0]})"
-    notes = [f"Streamed from the Hub: the first {len(records):,} rows."] if len(records) >= most else []
-    return _take(records, shown, notes), notes
+    notes: list[str] = []
+    streamed = hub.stream_dataset(hub_id, config, split, revision, token, most)
+
+    def records() -> Iterator[dict]:
+        count = 0
+        for record in streamed:
+            count += 1
+            yield reading.plain(record)
+        if not count:
+            raise UserError(f"{hub_id} ({split or 'train'}) has no rows. Choose a split that has rows in it.")
+        if count >= most:
+            notes.append(f"Streamed from the Hub: the first {count:,} rows.")
+
+    return records(), notes
 
 
-def _take(records, shown: str, notes: list[str]) -> list[dict]:
-    """At most MAX_ROWS records, as plain JSON values; the rest is said."""
-    try:
-        taken = [_plain(record) for record in itertools.islice(records, MAX_ROWS + 1)]
-    except RecursionError:
-        raise UserError(f"{shown} is nested too deep. Flatten it.") from None
-    if len(taken) > MAX_ROWS:
-        taken.pop()
-        notes.append(f"Only the first {MAX_ROWS:,} rows are used.")
-    if not taken:
-        raise UserError(f"{shown} has no rows. Choose a file that has rows in it.")
-    return taken
-
-
-def _decode(path: Path, shown: str, notes: list[str]) -> str:
-    raw = path.read_bytes()
-    for magic, what in _MAGIC.items():
-        if raw.startswith(magic):
-            raise UserError(f"{shown} is {what}, not text. Export it as CSV or JSONL and bring that.")
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            text = raw.decode("utf-16")
-        except UnicodeDecodeError:
-            raise UserError(f"{shown} begins like UTF-16 and is not. Save it as UTF-8.") from None
-        notes.append("The file was UTF-16 and was read as such.")
-    elif b"\x00" in raw:
-        line = raw[: raw.index(b"\x00")].count(b"\n") + 1
-        raise UserError(f"{shown} is not a text file: line {line:,} holds a NUL byte. Save it as UTF-8 text.")
-    else:
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise UserError(
-                f"{shown} is not UTF-8: line {line:,} holds the byte 0x{raw[error.start]:02x}. Save it as UTF-8."
-            ) from None
-    if not text.strip():
-        raise UserError(f"{shown} holds nothing but white space. Choose a file that has rows in it.")
-    return text
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _loads(text: str):
-    """json.loads that keeps large whole numbers exact and refuses NaN and infinity, as JSON does."""
-    return json.loads(text, parse_constant=_refuse_constant)
-
-
-def _as_record(value: object, place: str) -> dict:
-    if isinstance(value, dict):
-        if len(value) > MAX_COLUMNS:
-            raise UserError(f"{place} has {len(value):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
-        return value
-    if isinstance(value, str):
-        return {"text": value}
-    raise UserError(f"{place} is {shorten(json.dumps(value), 40)}; each row must be an object with named fields.")
-
-
-def _read_jsonl(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
-    # Not str.splitlines: it also cuts at U+2028 and others that may stand inside a JSON string.
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        if not line.strip():
-            continue
-        if len(line) > MAX_LINE_BYTES:
-            raise UserError(f"{shown}, line {number:,} has {len(line):,} characters; the most is {MAX_LINE_BYTES:,}.")
-        try:
-            value = _loads(line)
-        except RecursionError:
-            raise UserError(f"{shown}, line {number:,} is nested too deep. Flatten it.") from None
-        except ValueError as error:
-            reason = getattr(error, "msg", str(error))
-            raise UserError(
-                f"{shown} is broken at line {number:,}: {reason}. The line begins {shorten(line, 40)!r}. Fix or delete it."
-            ) from None
-        yield _as_record(value, f"{shown}, line {number:,}")
-
-
-def _read_json(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
-    try:
-        value = _loads(text)
-    except RecursionError:
-        raise UserError(f"{shown} is nested too deep. Flatten it.") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            notes.append("It is JSONL, one object a line, and was read as such.")
-            yield from _read_jsonl(text, shown, notes)
-            return
-        raise UserError(f"{shown} is broken at line {error.lineno:,}, column {error.colno}: {error.msg}. Fix it there.") from None
-    except ValueError as error:
-        raise UserError(f"{shown} is not valid JSON: {error}.") from None
-    if isinstance(value, dict):
-        lists = {key: item for key, item in value.items() if isinstance(item, list)}
-        lengths = {len(item) for item in lists.values()}
-        if len(lists) == 1 and _holds_rows(next(iter(lists.values())), alone=len(value) == 1):
-            key = next(iter(lists))
-            notes.append(f"The rows were found under {shorten(key, 30)!r}.")
-            value = lists[key]
-        elif len(lists) == len(value) > 1 and len(lengths) == 1:
-            notes.append("The file is a table by columns and was turned into rows.")
-            value = [dict(zip(lists, row)) for row in zip(*lists.values())]
-        else:
-            value = [value]
-    if not isinstance(value, list):
-        raise UserError(f"{shown} holds {shorten(json.dumps(value), 40)}; a list of rows is expected.")
-    for number, item in enumerate(value, 1):
-        yield _as_record(item, f"{shown}, row {number:,}")
-
-
-def _holds_rows(items: list, alone: bool) -> bool:
-    """Whether a list inside an object is the dataset's rows, rather than the turns or the tags of a single row."""
-    if not all(isinstance(item, dict) for item in items):
-        return alone and all(isinstance(item, str) for item in items)
-    return not items or not ("role" in items[0] or {"from", "value"} <= items[0].keys())
-
-
-def _sniff_delimiter(text: str) -> str:
-    """The mark that splits the first lines into the same number of cells, more than one; "" if there is none."""
-    lines = "\n".join(text.splitlines()[:30])
-    best, cells = "", 1
-    for mark in ",\t;|":
-        try:
-            widths = [len(row) for row in csv.reader(io.StringIO(lines), delimiter=mark) if row]
-        except csv.Error:
-            continue
-        if widths and widths[0] > cells and sum(width == widths[0] for width in widths) >= 0.9 * len(widths):
-            best, cells = mark, widths[0]
-    return best
-
-
-def _read_table(text: str, shown: str, delimiter: str, notes: list[str]) -> Iterator[dict]:
-    if not delimiter:
-        delimiter = _sniff_delimiter(text) or ","
-        if delimiter != ",":
-            notes.append(f"Cells are separated by {'a tab' if delimiter == chr(9) else repr(delimiter)}.")
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [name.strip() for name in next((row for row in reader if any(cell.strip() for cell in row)), [])]
-        if len(header) > MAX_COLUMNS:
-            raise UserError(f"{shown} has {len(header):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
-        if twice := sorted({name for name in header if name and header.count(name) > 1}):
-            raise UserError(f"{shown} has the column {shorten(twice[0], 30)!r} twice. Give each column its own name.")
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f"{shown}, line {reader.line_num:,} has {len(row)} cells and the header has {len(header)}. "
-                    "Put quotes round cells that hold the separator."
-                )
-            # Cells stay text: 007 is not 7 and NA is not nothing.
-            yield dict(zip(header, row))
-    except csv.Error as error:
-        raise UserError(f"{shown} is broken near line {reader.line_num:,}: {error}. Check the quotes there.") from None
-
-
-def _read_txt(text: str, shown: str, notes: list[str]) -> Iterator[dict]:
-    blocks = [block.strip() for block in text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n")]
-    blocks = [block for block in blocks if block]
-    if len(blocks) > 1:
-        notes.append("Each paragraph is a row.")
-    else:
-        blocks = [line for line in text.splitlines() if line.strip()]
-        notes.append("Each line is a row.")
-    yield from ({"text": block} for block in blocks)
-
-
-def _read_columnar(path: Path, shown: str, kind: str) -> Iterator[dict]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    too_large = f"{shown} unpacks to more than {MAX_EXPANDED_BYTES / 2**30:.0f} GiB. Bring a part of it."
-
-    def rows_at_once(largest_bytes: int) -> int:
-        """How many rows stay small even where each refers to the same large value, as dictionaries let them."""
-        return max(1, min(1024, MAX_EXPANDED_BYTES // 4 // max(1, largest_bytes)))
-
-    def read_parquet(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        # Sizes are declared in the footer: a small file that unpacks to gigabytes is refused before it does.
-        if sum(group.total_byte_size for group in groups) > MAX_EXPANDED_BYTES:
-            raise UserError(too_large)
-        chunks = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
-        return file.iter_batches(rows_at_once(max(chunks, default=0)))
-
-    def read_arrow(file) -> Iterator[pa.RecordBatch]:
-        streamed = isinstance(file, pa.RecordBatchStreamReader)
-        for batch in file if streamed else map(file.get_batch, range(file.num_record_batches)):
-            batch.validate(full=True)  # a wrong offset would otherwise end this process
-            step = rows_at_once(batch.get_total_buffer_size())
-            for start in range(0, batch.num_rows, step):
-                yield batch.slice(start, step)
-
-    try:
-        source = pa.OSFile(str(path))
-        if kind == "Parquet":
-            opened = pq.ParquetFile(source)
-            names = opened.schema_arrow.names
-        else:
-            whole = source.read(6) == b"ARROW1"
-            source.seek(0)
-            opened = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
-            names = opened.schema.names
-        if len(names) > MAX_COLUMNS:
-            raise UserError(f"{shown} has {len(names):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
-        expanded = 0
-        for batch in read_parquet(opened) if kind == "Parquet" else read_arrow(opened):
-            for record in batch.to_pylist():
-                expanded += _weight(record)
-                if expanded > MAX_EXPANDED_BYTES:
-                    raise UserError(too_large)
-                yield record
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        reason = shorten(str(error).split("\n")[0], 80)
-        raise UserError(f"{shown} cannot be read as {kind}: {reason}. It may be damaged or another kind of file.") from None
-
-
-def _weight(value) -> int:
-    """The characters or bytes of text in a value; eight for whatever else there is."""
-    if isinstance(value, (dict, list)):
-        return sum(map(_weight, value.values() if isinstance(value, dict) else value))
-    return len(value) if isinstance(value, (str, bytes)) else 8
-
-
-def _plain(value):
-    """The value as JSON can hold it; bytes and dates become text, numbers that are none become nothing."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
-    return str(value)
-
-
-# Keeping ----------------------------------------------------------------------------------------------------------
-
-
-def keep(owner: str, name: str, records: list[dict], source: dict, notes: list[str], mapping: Mapping | None = None) -> Dataset:
-    """Store records as a dataset of this owner, with the mapping guessed where none is given.
+def settle(dataset: Dataset) -> Dataset:
+    """Recognise the format by the head, where no mapping was given; a dataset that fits none is kept all the same.
 
     Raises:
-        UserError: the columns fit no known format and no mapping was given.
+        UserError: the columns fit no known format, or the mapping given asks for columns that are not there.
     """
-    mapping = mapping or tasks.get("chat").recognise(records)
-    dataset = Dataset(owner, secrets.token_hex(8), shorten(name, 120), source, mapping, notes, count=len(records))
-    folder = private_dir(dataset.folder)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_whole(folder / "records.jsonl", lines.encode("utf-8", "replace"))
-    _write_source(dataset)
+    task = tasks.get(dataset.task)
+    if dataset.mapping is not None:
+        task.check_mapping(dataset.mapping, dataset.head())
+        return dataset
+    try:
+        dataset.mapping = task.recognise(dataset.head())
+    except UserError:
+        # Kept, so that the columns can be chosen by hand.
+        columns = task.columns_of(dataset.head())
+        dataset.mapping = task.fallback(columns)
+        dataset.save()
+        raise
+    dataset.save()
     return dataset
 
 
-def _write_source(dataset: Dataset) -> None:
-    write_json(dataset.folder / "source.json", {k: v for k, v in asdict(dataset).items() if k not in ("owner", "id")})
+def keep(owner: str, name: str, records: Iterable[dict], source: dict, mapping: Mapping | None = None) -> Dataset:
+    """Store records that are in memory as a dataset of this owner.
+
+    Raises:
+        UserError: no records, or the columns fit no known format and no mapping was given.
+    """
+    dataset = create(owner, name, source, mapping=mapping)
+    take(dataset, records, [])
+    if not dataset.head():
+        raise UserError(f"{dataset.name} has no rows. Choose a file that has rows in it.")
+    return settle(dataset)
 
 
 def find(owner: str, dataset_id: str) -> Dataset:
@@ -519,31 +400,34 @@ def find(owner: str, dataset_id: str) -> Dataset:
     known = read_json(datasets_dir(owner) / safe_name(dataset_id, "Dataset") / "source.json")
     if known is None:
         raise UserError(f"Dataset {shorten(dataset_id, 20)} is not among yours any more. Choose it again.")
-    return Dataset(owner, dataset_id, **{**known, "mapping": Mapping(**known["mapping"])})
+    mapping = Mapping(**known["mapping"]) if known["mapping"] else None
+    return Dataset(owner, dataset_id, **{**known, "mapping": mapping})
 
 
 def remap(dataset: Dataset, format: str, columns: dict[str, str]) -> Dataset:
-    """The same dataset with another mapping, checked on its rows.
+    """The same dataset with another mapping, tried on its first rows. Fixes go: they were of other rows.
 
     Raises:
         UserError: a column that is not there, a role without its column, or no row left.
     """
     mapping = Mapping(format, {role: column for role, column in columns.items() if column}, "chosen by hand")
-    tasks.get(dataset.task).check_mapping(mapping, dataset.records())
-    to_rows(dataset.records(), mapping, dataset.task)
-    dataset.mapping = mapping
-    _write_source(dataset)
+    tasks.get(dataset.task).check_mapping(mapping, dataset.head())
+    to_rows(dataset.head(), mapping, dataset.task)
+    dataset.mapping, dataset.steps = mapping, []
+    dataset.save()
     return dataset
 
 
 def load_demo(owner: str) -> Dataset:
-    """The demo dataset, kept once for each owner."""
+    """The demo dataset, kept once for each owner, with the fixes that this owner made to it."""
     dataset_id = "demo" + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
     try:
         return find(owner, dataset_id)
     except UserError:
-        records, notes = read_file(DEMO_PATH)
-        dataset = keep(owner, "Clickbait headlines (demo)", records, {"kind": "demo", "file": DEMO_PATH.name}, notes)
+        notes: list[str] = []
+        dataset = create(owner, "Clickbait headlines (demo)", {"kind": "demo", "file": DEMO_PATH.name})
+        take(dataset, reading.read([(DEMO_PATH, DEMO_PATH.name)], notes, dataset.folder), notes)
+        settle(dataset)
         final = datasets_dir(owner) / dataset_id
         if not final.exists():
             try:
@@ -554,7 +438,7 @@ def load_demo(owner: str) -> Dataset:
         return find(owner, dataset_id)
 
 
-def from_recipe(owner: str, recipe, beside: Path, token: str | None = None) -> Dataset:
+def from_recipe(owner: str, recipe, beside: Path, token: str | None = None, on_progress=None) -> Dataset:
     """The dataset that a recipe names: a file beside the preset, or a Hub id.
 
     Args:
@@ -563,17 +447,22 @@ def from_recipe(owner: str, recipe, beside: Path, token: str | None = None) -> D
     if not recipe.dataset:
         raise UserError("The recipe names no dataset. Add dataset=FILE or dataset=user/name.")
     path = beside / recipe.dataset
+    mapping = Mapping(recipe.dataset_format, dict(recipe.columns), "from the recipe") if recipe.dataset_format else None
     if path.is_file():
-        records, notes = read_file(path)
-        source = {"kind": "file", "file": path.name}
+        dataset = create(owner, path.name, {"kind": "file", "file": path.name}, mapping=mapping)
+        notes: list[str] = []
+        records = reading.read([(path, path.name)], notes, dataset.folder, on_progress)
     elif HUB_ID.fullmatch(recipe.dataset):
         records, notes = read_hub(
             recipe.dataset, recipe.dataset_config, recipe.dataset_split, recipe.dataset_revision, token
         )
         source = {"kind": "hub", "hub_id": recipe.dataset, "revision": recipe.dataset_revision}
+        dataset = create(owner, recipe.dataset, source, mapping=mapping)
     else:
         raise UserError(f"There is no file {shorten(recipe.dataset)} beside the recipe. Check the path.")
-    mapping = Mapping(recipe.dataset_format, dict(recipe.columns), "from the recipe") if recipe.dataset_format else None
-    if mapping:
-        tasks.get(recipe.task).check_mapping(mapping, records)
-    return keep(owner, Path(recipe.dataset).name, records, source, notes, mapping)
+    try:
+        take(dataset, records, notes)
+        return settle(dataset)
+    except UserError:
+        shutil.rmtree(dataset.folder, ignore_errors=True)
+        raise

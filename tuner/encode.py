@@ -64,6 +64,10 @@ class Encoded:
         """Tokens on which the loss is taken."""
         return sum(label != IGNORE for label in self.labels)
 
+    def bare(self) -> "Encoded":
+        """The same without what only a page shows; a run keeps all of its rows in memory."""
+        return Encoded(self.ids, self.labels, self.how, "", [], [])
+
     def pieces(self) -> list[tuple[str, str]]:
         """The text in runs for the page: (text, "learned" | "seen" | "cut"), all of it, in order."""
         runs: list[tuple[str, str]] = []
@@ -182,6 +186,11 @@ def stop_ids(tokenizer, generation_eos: int | list[int] | None = None) -> set[in
     special = _special_ids(tokenizer)
     ids.update(label for label in probe.labels[-2:] if label in special)
     return ids
+
+
+def control_tokens(tokenizer) -> re.Pattern:
+    """What matches a control token of this model inside a text, where it has no power unless the recipe keeps it."""
+    return _control_pattern(tokenizer, tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else "")
 
 
 # Rendering --------------------------------------------------------------------------------------------------------

@@ -1,109 +1,407 @@
-"""What is wrong with a dataset, row by row; the receipt of what was done."""
+"""What is wrong with a dataset: each finding with its rows, why it matters and what can be done; worst first."""
 
-import hashlib
-import json
-from collections import Counter
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from tuner import tasks
-from tuner.encode import BY_WHOLE_ROW, Encoded
+import numpy as np
+
+from tuner import personal, scan, split, tasks
 from tuner.errors import UserError
+from tuner.recipe import Recipe
+from tuner.tasks import Fault
+
+LEVELS = ("stop", "harm", "mind", "note")
+
+# Up to this many rows a word is said about how little can be shown; above, intervals are narrow enough.
+_FEW = 200
+_RARE = 5
+_BROKEN_TEXT = "The model would learn to write like that."
+FAULTS = {
+    "nothing_to_learn": Fault("Nothing to learn from", "A run would go through its steps and learn nothing.", "stop"),
+    "unreadable": Fault("Lines that could not be read", "They are left out by themselves; every other row is kept.", "harm", left_out=True),
+    "teaches_nothing": Fault(
+        "Rows that teach nothing", "Their answer lies behind the cut, so every label is masked.", "harm", ("split", "drop"),
+    ),
+    "refused": Fault("Refused by the model's chat template", "They would be left out of the run.", "harm", ("join", "drop")),
+    "leak": Fault(
+        "Leakage: held out, and also trained on", "Measured on them, the model seems better than it is.", "harm", ("to_training",),
+    ),
+    "near_leak": Fault(
+        "Leakage: held out, and nearly the same as a training row", "Measured on them, the model seems better than it is.", "harm", ("to_training",),
+    ),
+    "repeated_refusal": Fault(
+        "One refusal, repeated word for word", "A model that sees it often learns to refuse.", "harm", ("drop",),
+    ),
+    "secret": Fault(
+        "Keys and other secrets", "A tuned model can say what it has read, to anybody.", "harm", ("mask", "drop"),
+    ),
+    "personal": Fault(
+        "Personal data", "A tuned model can say what it has read, to anybody.", "mind", ("mask", "drop"),
+    ),
+    "utf16": Fault("UTF-16 read as UTF-8", _BROKEN_TEXT, "harm", ("repair", "drop")),
+    "mojibake": Fault("Letters broken by a wrong encoding", _BROKEN_TEXT, "harm", ("repair", "drop")),
+    "replacement": Fault("Lost letters (U+FFFD)", _BROKEN_TEXT, "mind", ("repair", "drop")),
+    "nul": Fault("NUL characters", _BROKEN_TEXT, "mind", ("repair", "drop")),
+    "label_spelling": Fault(
+        "Labels that differ by case or space", "The model would learn them as different answers.", "harm", ("merge",),
+    ),
+    "cut": Fault("Rows that are cut", "What stands behind the cut is never seen; an answer cut off teaches no end.", "mind", ("split", "drop")),
+    "beyond_context": Fault(
+        "Longer than the model's context", "No setting brings more of them in; only shorter rows do.", "mind", ("split", "drop"),
+    ),
+    "control_tokens": Fault(
+        "Control tokens inside the text", "They are read as plain letters, which is safe, and rarely what was meant.", "mind", ("trim", "drop"),
+    ),
+    "duplicate": Fault("Exact duplicates", "What stands twice is learned twice as hard, and adds nothing.", "mind", ("deduplicate",)),
+    "near_duplicate": Fault(
+        "Near duplicates", "They add little, and are learned harder than the rest.", "note", ("deduplicate",),
+    ),
+    "few_rows": Fault("Few rows", "", "mind"),
+    "rare_label": Fault("Classes with too few rows", f"With fewer than {_RARE} rows a class is neither learned nor measured.", "mind", ("drop",)),
+    "unbalanced": Fault("Unbalanced classes", "A model that always says it looks good already.", "note"),
+    "html": Fault("Left-over HTML", _BROKEN_TEXT, "note", ("repair", "drop")),
+    "markdown": Fault("Left-over Markdown", _BROKEN_TEXT, "note", ("repair", "drop")),
+    "unlike_length": Fault(
+        "Very unlike lengths", "They are ten times longer or shorter than the middle one: long ones decide what a run costs, short ones are often mistakes.", "note", ("drop",),
+    ),
+}
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Args:
+        name: its key among the faults.
+        rows: how many.
+        title, why: in words.
+        level: one of LEVELS.
+        fixes: what can be done, by name.
+        more: figures that only this finding has, in words; "" if there are none.
+        left_out: these records give no row; they are left out by themselves.
+    """
+
+    name: str
+    rows: int
+    title: str
+    why: str
+    level: str
+    fixes: tuple[str, ...]
+    more: str = ""
+    left_out: bool = False
 
 
 @dataclass
-class Survey:
-    """Every row encoded, and what that shows.
+class Rows:
+    """The rows of a dataset as they stand after its fixes, and all that was seen of them.
 
     Args:
-        encoded: what will be learned from, in order; rows that teach nothing are not among it.
-        lengths: tokens in each sequence before any cut.
-        learned: learned tokens in `encoded`.
-        cut: numbers of rows that lose tokens at their end.
-        silent: numbers of rows with no learned token left, so that they teach nothing.
-        refused: (row number, why) for rows that the model's template refuses.
-        how: how many rows had their learned part found in which way.
+        parts: the files that hold them.
+        places: (N,) uint64: the part's number << 40 | the row's place in it.
+        seen: (N,) scan.ROW.
+        own: (N,) the split that the source or a fix gave: 0 none, 1 train, 2 test.
+        same: (N,) the first row that says exactly the same; near: (N,) the first of each group of nearly the same.
+        tokens: as a base model's tokens; None where no tokenizer could be had.
+        config: the base model's config.json.
+        left_out: name of a fault -> places of the records that give no row because of it, in the first part.
+        came_in: records that were read.
+        steps: what the fixes did, for the receipt.
     """
 
-    encoded: list[Encoded] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    learned: int = 0
-    cut: list[int] = field(default_factory=list)
-    silent: list[int] = field(default_factory=list)
-    refused: list[tuple[int, str]] = field(default_factory=list)
-    how: Counter = field(default_factory=Counter)
+    task: str
+    parts: list[scan.Part]
+    places: np.ndarray
+    seen: np.ndarray
+    own: np.ndarray
+    same: np.ndarray
+    near: np.ndarray
+    tokens: scan.Tokens | None
+    config: dict
+    left_out: dict[str, np.ndarray]
+    came_in: int
+    steps: list[dict] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def row(self, index: int) -> dict:
+        """The row at an index of these rows."""
+        place = int(self.places[index])
+        row = self.parts[place >> 40].row(place & (1 << 40) - 1)
+        return {**row, "split": {1: "train", 2: "test"}.get(int(self.own[index]), "")}
+
+    def why_left_out(self, place: int) -> str:
+        """Why a record of the first part gives no row; the words follow "Row N"."""
+        try:
+            self.parts[0].row(place)
+        except tasks.NoRow as problem:
+            return str(problem)
+        return "gives a row"
+
+    @cached_property
+    def _bits(self) -> dict[str, int]:
+        return scan.bits(self.task)
+
+    def flagged(self, name: str) -> np.ndarray:
+        """(N,) whether each row has that fault by itself."""
+        return (self.seen["flags"] & np.uint64(self._bits[name])) != 0
+
+    @cached_property
+    def together(self) -> np.ndarray:
+        """(N,) label of the rows that must stand on one side of the split: like ones, and one conversation."""
+        labels = [self.near + 1, self.same + 1, self.seen["opening"], self.seen["group"]]
+        if len(self.parts) > 1:  # a row that was split is still one conversation
+            labels.append(self.origins + 1)
+        return split.joined(*labels)
+
+    @cached_property
+    def origins(self) -> np.ndarray:
+        """(N,) the number in the source that each row came from, counted from 0; parts of one row share it."""
+        place = (self.places & np.uint64((1 << 40) - 1)).astype(np.int64)
+        part = (self.places >> np.uint64(40)).astype(np.int64)
+        found = place.copy()
+        for number in range(1, len(self.parts)):
+            rows = np.flatnonzero(part == number)
+            if len(rows):
+                found[rows] = np.load(self.parts[number].path.with_suffix(".origins.npy"))[place[rows]]
+        return found
+
+    def held_out(self, share: float, seed: int) -> tuple[np.ndarray, str]:
+        """(N,) which rows are held out, and how that came about; see `split.hold_out`."""
+        known = self.__dict__.setdefault("_held", {})
+        if (share, seed) not in known:
+            if len(known) > 8:
+                known.clear()
+            known[share, seed] = split.hold_out(self.own, self.together, self.seen["same"], share, seed)
+        return known[share, seed]
+
+    # Tokens ---------------------------------------------------------------------------------------------------
+
+    def per_row(self, values: np.ndarray) -> np.ndarray:
+        """(N,) the sum of a figure over each row's sequences."""
+        return np.bincount(self.tokens.row, weights=values, minlength=len(self)).astype(np.int64)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) the longest sequence of each row, in tokens, before any cut; 0 where the template refuses it."""
+        found = np.zeros(len(self), np.int64)
+        np.maximum.at(found, self.tokens.row, self.tokens.length)
+        return found
+
+    # Labels ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """(N,) the label of each row where the answers are labels: few, short and repeated; else None."""
+        count = len(self)
+        if count < 10 or np.count_nonzero(self.flagged(scan.SHORT)) < 0.9 * count:
+            return None
+        distinct = len(np.unique(self.seen["label"]))
+        return self.seen["label"] if 2 <= distinct <= min(100, count // 4) else None
+
+    def mask(self, name: str, recipe: Recipe) -> np.ndarray:
+        """(N,) which rows have that fault under the recipe.
+
+        Raises:
+            UserError: there is no such finding, or it needs a tokenizer that could not be had.
+        """
+        count = len(self)
+        every = np.arange(count)
+        if name in self._bits:
+            return self.flagged(name)
+        if name in ("teaches_nothing", "refused", "cut", "beyond_context", "control_tokens"):
+            if self.tokens is None:
+                return np.zeros(count, bool)
+            refused = (self.tokens.flags & 1) != 0
+            if name == "refused":
+                return refused
+            if name == "control_tokens":
+                return ((self.tokens.flags & 2) != 0) & (not recipe.keep_control_tokens)
+            if name == "cut":
+                return self.lengths > recipe.max_tokens
+            if name == "beyond_context":
+                context = self.context
+                return self.lengths > context if context else np.zeros(count, bool)
+            return (self.per_row(self.tokens.learned(recipe.max_tokens)) == 0) & ~refused
+        if name == "duplicate":
+            return self.same != every
+        if name == "near_duplicate":
+            return (self.near != every) & (self.same == every)
+        if name in ("leak", "near_leak"):
+            held = self._held_by_source(recipe)
+            exact = held & np.isin(self.same, self.same[~held])
+            return exact if name == "leak" else held & np.isin(self.near, self.near[~held]) & ~exact
+        if name == "repeated_refusal":
+            refusals = np.flatnonzero(self.flagged(scan.REFUSAL))
+            _, which, counts = np.unique(self.seen["answer"][refusals], return_inverse=True, return_counts=True)
+            found = np.zeros(count, bool)
+            found[refusals[counts[which] >= 3]] = True
+            return found
+        if name == "secret":
+            return self.seen["personal"][:, 3:].any(axis=1)
+        if name == "personal":
+            return self.seen["personal"][:, :3].any(axis=1)
+        if name == "unlike_length":
+            middle = float(np.median(self.seen["chars"])) if count else 0
+            if middle < 20:
+                return np.zeros(count, bool)
+            return (self.seen["chars"] > 10 * middle) | (self.seen["chars"] * 10 < middle)
+        if name in ("label_spelling", "rare_label", "unbalanced"):
+            return self._label_mask(name)
+        if name == "few_rows":
+            return np.ones(count, bool)
+        raise UserError(f"There is no finding {name!r}. There are: {', '.join([*tasks.get(self.task).FAULTS, *FAULTS])}.")
+
+    def _held_by_source(self, recipe: Recipe) -> np.ndarray:
+        try:
+            return self.held_out(recipe.held_out_share, recipe.seed)[0]
+        except UserError:
+            return np.zeros(len(self), bool)
+
+    def _label_mask(self, name: str) -> np.ndarray:
+        found = np.zeros(len(self), bool)
+        if self.labels is None:
+            return found
+        _, which, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
+        if name == "rare_label":
+            return (counts < _RARE)[which]
+        if name == "unbalanced":
+            usual = np.max(counts)
+            return (which == np.argmax(counts)) if usual >= 10 * np.min(counts) else found
+        return self.seen["answer"] != self.usual_spelling
+
+    @cached_property
+    def usual_spelling(self) -> np.ndarray:
+        """(N,) hash of the spelling that most rows give the row's label; the first seen one where two are equally many."""
+        spelled, first, which, counts = np.unique(
+            np.stack([self.labels, self.seen["answer"]], 1), axis=0, return_index=True, return_inverse=True, return_counts=True
+        )
+        which = which.reshape(-1)
+        order = np.lexsort((first, -counts, spelled[:, 0]))
+        best = {}
+        for place in order:
+            best.setdefault(spelled[place, 0], spelled[place, 1])
+        return np.array([best[label] for label in spelled[:, 0]], np.uint64)[which]
 
     @property
-    def tokens(self) -> int:
-        return sum(len(row.ids) for row in self.encoded)
-
-    def warnings(self, tokenizer) -> list[str]:
-        """What a person should know before training, in sentences."""
-        said = []
-        if self.how[BY_WHOLE_ROW]:
-            said.append(
-                f"{self.how[BY_WHOLE_ROW]:,} rows are learned whole, prompts too: this model's chat template does not "
-                "show where an answer begins."
-            )
-        if not tokenizer.chat_template:
-            said.append("This base model has no chat template of its own, so a plain one (User: / Assistant:) is used.")
-        return said
+    def context(self) -> int:
+        """The base model's context in tokens; 0 where its config does not say."""
+        config = self.config.get("text_config") or self.config
+        return int(config.get("max_position_embeddings") or 0)
 
 
-def survey(rows: list[dict], tokenizer, recipe, on_progress=None) -> Survey:
-    """Encode all rows as the trainer will, and count what happens to them.
-
-    Args:
-        on_progress: called with (rows done, rows in all) now and then.
-    """
-    found = Survey()
-    encode_row = tasks.get(recipe.task).encode_row
-    for index, row in enumerate(rows):
-        if on_progress and index % 200 == 0:
-            on_progress(index, len(rows))
-        try:
-            sequences = encode_row(row, tokenizer, recipe)
-        except UserError as error:
-            found.refused.append((row["n"], str(error)))
+def find(rows: Rows, recipe: Recipe) -> list[Finding]:
+    """Everything that is wrong with the rows under this recipe, worst first."""
+    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    found = []
+    for name, fault in faults.items():
+        if fault.left_out:
+            count = len(rows.left_out.get(name, ()))
+        elif name == "few_rows":
+            found += _few_rows(rows, recipe)
             continue
-        taught = False
-        for sequence in sequences:
-            found.how[sequence.how] += 1
-            found.lengths.append(len(sequence.offsets))
-            if sequence.learned:
-                taught = True
-                found.learned += sequence.learned
-                found.encoded.append(sequence)
-        if any(sequence.cut for sequence in sequences):
-            found.cut.append(row["n"])
-        if not taught:
-            found.silent.append(row["n"])
-    return found
+        elif name == "nothing_to_learn":
+            found += _nothing_to_learn(rows, recipe)
+            continue
+        else:
+            count = int(np.count_nonzero(rows.mask(name, recipe))) if len(rows) else 0
+        if count:
+            more = _MORE[name](rows, recipe) if name in _MORE else ""
+            found.append(Finding(name, count, fault.title, fault.why, fault.level, fault.fixes, more, fault.left_out))
+    return sorted(found, key=lambda its: (LEVELS.index(its.level), -its.rows))
 
 
-def require_something(found: Survey, rows: list[dict], recipe, what: str) -> None:
-    """Raise a UserError where nothing at all can be learned from."""
-    if found.encoded:
-        return
-    if found.refused:
-        raise UserError(f"None of the {len(rows):,} {what} rows fits the base model. Row {found.refused[0][0]}: {found.refused[0][1]}")
-    raise UserError(
-        f"None of the {len(rows):,} {what} rows has an answer within its first {recipe.max_tokens:,} tokens, so there "
-        f"is nothing to learn. Raise max_tokens (the longest row has {max(found.lengths):,}) or shorten the prompts."
+def _nothing_to_learn(rows: Rows, recipe: Recipe) -> list[Finding]:
+    """The one finding that stops a run: no training row, or no held-out one, has anything to learn."""
+    fault = FAULTS["nothing_to_learn"]
+    if len(rows) == 0:
+        return [Finding("nothing_to_learn", 0, fault.title, fault.why, fault.level, ())]
+    try:
+        held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
+    except UserError as problem:
+        return [Finding("nothing_to_learn", len(rows), "All rows are the same", str(problem), "stop", ())]
+    if rows.tokens is None:
+        return []
+    teaches = rows.per_row(rows.tokens.learned(recipe.max_tokens)) > 0
+    for its, what in ((~held, "training"), (held, "held-out")):
+        if not np.any(teaches & its):
+            longest = int(rows.lengths.max(initial=0))
+            why = f"No {what} row has an answer within its first {recipe.max_tokens:,} tokens; the longest row has {longest:,}. Raise the longest row, or split long rows."
+            return [Finding("nothing_to_learn", 0, fault.title, why, "stop", ())]
+    return []
+
+
+def half_width(held_out: int) -> float:
+    """Half the 95 % interval of a share near one half, measured on that many rows: 1.96 * sqrt(0.25 / n)."""
+    return 1.96 * math.sqrt(0.25 / max(1, held_out))
+
+
+def _few_rows(rows: Rows, recipe: Recipe) -> list[Finding]:
+    """How many, how varied, and what the held-out part can and cannot show; nothing where there is plenty."""
+    try:
+        held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
+    except UserError:
+        return []
+    trained, measured = int(np.count_nonzero(~held)), int(np.count_nonzero(held))
+    different = len(np.unique(rows.near[~held]))
+    points = 100 * half_width(measured)
+    if different >= _FEW and points <= 10:
+        return []
+    varied = f"{different:,} of the {trained:,} training rows differ clearly from each other."
+    shows = (
+        f"On {measured:,} held-out {'row' if measured == 1 else 'rows'} a share is uncertain by ±{points:.0f} percentage points: "
+        f"they can show a change larger than that, and cannot show a smaller one."
     )
+    level = "mind" if different < _FEW / 4 or points > 20 else "note"
+    return [Finding("few_rows", trained, FAULTS["few_rows"].title, f"{varied} {shows}", level, ())]
 
 
-def receipt(source: dict, rows_in: int, left_out: list[dict], train: list[dict], held_out: list[dict], split: str) -> dict:
-    """What went in, what came out, each step with its count, and a hash of what came out."""
-    digest = hashlib.sha256()
-    for row in [*train, *held_out]:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-    return {
-        "source": source,
-        "rows_in": rows_in,
-        "steps": [{"step": "rows without something to learn left out", "rows": len(left_out)}] if left_out else [],
-        "rows_out": len(train) + len(held_out),
-        "train_rows": len(train),
-        "held_out_rows": len(held_out),
-        "split": split,
-        "sha256": digest.hexdigest(),
-    }
+def _what_is_cut(rows: Rows, recipe: Recipe) -> str:
+    lost = np.maximum(rows.tokens.length - recipe.max_tokens, 0).sum()
+    whole, kept = rows.tokens.learned(2**31 - 1), rows.tokens.learned(recipe.max_tokens)
+    answers = np.count_nonzero(rows.per_row(whole - kept))
+    return f"{int(lost):,} tokens at their ends are lost, {int((whole - kept).sum()):,} of them of answers, in {answers:,} rows."
+
+
+def _finds(places: slice):
+    def words(rows: Rows, recipe: Recipe) -> str:
+        sums = rows.seen["personal"][:, places].sum(axis=0, dtype=np.int64)
+        return _listed({kind: int(count) for kind, count in zip(personal.KINDS[places], sums) if count})
+
+    return words
+
+
+_KIND_WORDS = {
+    "email": ("e-mail address", "e-mail addresses"), "phone": ("phone number", "phone numbers"),
+    "card": ("card number", "card numbers"), "key": ("API key", "API keys"), "private key": ("private key", "private keys"),
+}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    said = [f"{count:,} {_KIND_WORDS[kind][count != 1]}" for kind, count in counts.items()]
+    return ", ".join(said) + "." if said else ""
+
+
+def _spellings(rows: Rows, recipe: Recipe) -> str:
+    labels = len(np.unique(rows.labels))
+    spelled = len(np.unique(rows.seen["answer"]))
+    return f"{labels:,} labels are spelled in {spelled:,} ways."
+
+
+def _balance(rows: Rows, recipe: Recipe) -> str:
+    _, counts = np.unique(rows.labels, return_counts=True)
+    return f"{counts.max():,} rows of the largest class, {counts.min():,} of the smallest; {counts.max() / len(rows):.0%} are right by always saying the largest."
+
+
+def _groups(rows: Rows, recipe: Recipe) -> str:
+    return f"{len(np.unique(rows.near)):,} rows would be left, all clearly different."
+
+
+def _context(rows: Rows, recipe: Recipe) -> str:
+    return f"It reads {rows.context:,} tokens; the longest row has {int(rows.lengths.max(initial=0)):,}."
+
+
+_MORE = {
+    "cut": _what_is_cut, "personal": _finds(slice(0, 3)), "secret": _finds(slice(3, 5)), "label_spelling": _spellings,
+    "unbalanced": _balance, "near_duplicate": _groups, "beyond_context": _context,
+}

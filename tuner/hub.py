@@ -283,10 +283,8 @@ def require_dataset(hub_id: str, revision: str, token: str | None) -> str:
         return info.sha
 
 
-def stream_dataset(
-    hub_id: str, config: str, split: str, revision: str, token: str | None, most: int
-) -> tuple[list[dict], list[str]]:
-    """The first records of one split, and the names of all splits; the split itself is not downloaded.
+def stream_dataset(hub_id: str, config: str, split: str, revision: str, token: str | None, most: int) -> Iterator[dict]:
+    """The first records of one split, as they arrive; the split itself is not downloaded.
 
     Raises:
         UserError: no such config or split, or files that cannot be read as rows.
@@ -305,7 +303,8 @@ def stream_dataset(
             chosen = split or ("train" if "train" in names else names[0])
             if chosen not in names:
                 raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
-            return [dict(record) for record in parts[chosen].take(most)], [chosen, *names]
+            for record in parts[chosen].take(most):
+                yield dict(record)
         except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError) as error:
             if isinstance(error, UserError) or "httpx2" in type(error).__module__ or "huggingface_hub" in type(error).__module__:
                 raise

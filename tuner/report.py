@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tuner import answer, bases, encode, fast, findings, models, tasks
+from tuner import answer, bases, encode, fast, models, survey, tasks
 from tuner.errors import UserError
 from tuner.home import write_json
 
@@ -109,7 +109,7 @@ def remake(run) -> dict:
     """Measure a finished run again from its folder; the same numbers come out."""
     model, tokenizer, plan = load_tuned(run)
     held_rows = run.rows("held_out")
-    held_set = findings.survey(held_rows, tokenizer, run.recipe)
+    held_set = survey.of(held_rows, tokenizer, run.recipe)
     made = make(run, plan, model, tokenizer, held_rows, held_set, (run.read("report") or {}).get("best_step", 0))
     write_json(run.folder / "report.json", made)
     return made

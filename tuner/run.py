@@ -7,33 +7,20 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import psutil
-
-from tuner import data, findings, lease
+from tuner import check, child, data, lease, receipt
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
-from tuner.home import private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
+from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
 from tuner.recipe import Recipe
 
 LIVE = ("waiting", "rehearsing", "training", "checking")
 ENDED = ("done", "stopped", "failed", "interrupted")
-
-# What a training child may see of this process's environment: nothing that could hold a secret.
-_CHILD_ENVIRONMENT = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TUNER_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM",
-)
-# How long a thread spins for its fellows before it sleeps. libgomp's own 300,000 lets two busy processes on two cores
-# slow each other tenfold; 3,000 costs one alone nothing that could be measured (tests/bench/DIARY.md).
-SPIN = "3000"
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -173,24 +160,31 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset) -> Run:
     if dataset.owner != owner:
         raise UserError(f"Dataset {shorten(dataset.id, 20)} is not among yours. Choose it again.")
     require_free(200 * 2**20, "A run")
-    rows, left_out = dataset.rows()
-    train, held_out, split = data.split_rows(rows, recipe.held_out_share, recipe.seed)
+    rows = check.whole(dataset)
+    chosen = receipt.choose(rows, recipe)
     run = Run(owner, time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4))
     private_dir(runs_dir(owner))
     run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
     write_whole(run.folder / "recipe.toml", recipe.to_toml())
     (run.folder / "data").mkdir()
-    for part, its in (("train", train), ("held_out", held_out)):
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in its)
-        write_whole(run.folder / "data" / f"{part}.jsonl", lines.encode("utf-8", "replace"))
-    source = {**dataset.source, "name": dataset.name}
-    write_json(
-        run.folder / "data" / "receipt.json",
-        findings.receipt(source, len(dataset.records()), left_out, train, held_out, split),
-    )
+    for part, its in (("train", chosen.train), ("held_out", chosen.held_out)):
+        _write_rows(run.folder / "data" / f"{part}.jsonl", (rows.row(index) for index in its))
+    write_json(run.folder / "data" / "receipt.json", receipt.make({**dataset.source, "name": dataset.name}, rows, chosen))
     title = recipe.title or dataset.name
     write_whole(run.folder / "title.txt", title)
     return run
+
+
+def _write_rows(path: Path, rows) -> None:
+    """Rows as JSON lines, one at a time: a run may have a million."""
+    try:
+        with open(path, "wb") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise disk_error(error, path) from error
 
 
 def find(owner: str, run_id: str) -> Run:
@@ -304,25 +298,10 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
     return base
 
 
-def child_environment() -> dict[str, str]:
-    """The environment of every child: an allow-list, the Hub switched off, no token."""
-    kept = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
-    return {
-        **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GOMP_SPINCOUNT": SPIN, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1", "TUNER_CHILD": "1",
-        "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
-    }
-
-
 def spawn(run: Run) -> subprocess.Popen:
     """Start the training child in a session of its own."""
-    with open(run.folder / "log.txt", "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tuner", "train", str(run.folder)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run.folder, env=child_environment(),
-            start_new_session=True,
-        )
-    write_json(run.folder / "process.json", {"pid": process.pid, "started": psutil.Process(process.pid).create_time()})
+    process = child.spawn("tuner", "train", str(run.folder), folder=run.folder, log=run.folder / "log.txt")
+    write_json(run.folder / "process.json", child.stamp(process.pid))
     return process
 
 
@@ -345,4 +324,4 @@ def last_words(run: Run, lines: int = 8) -> str:
     except FileNotFoundError:
         return "(the log is empty)"
     kept = [line[:300] for line in text.strip().splitlines()[-lines:]]
-    return "\n".join(kept).replace(str(tuner_home()), "~").replace(str(PROJECT_ROOT), "") or "(the log is empty)"
+    return "\n".join(kept).replace(str(tuner_home()), "~").replace(str(child.PROJECT_ROOT), "") or "(the log is empty)"

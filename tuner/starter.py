@@ -49,7 +49,7 @@ def prepare() -> Path:
     Raises:
         UserError: the package is not installed, or the conversion failed.
     """
-    from tuner.run import child_environment
+    from tuner import child
 
     if is_ready():
         return starter_dir()
@@ -64,7 +64,7 @@ def prepare() -> Path:
         if is_ready():
             return starter_dir()
         done = subprocess.run(
-            [sys.executable, "-m", "tuner.starter"], capture_output=True, text=True, timeout=600, env=child_environment()
+            [sys.executable, "-m", "tuner.starter"], capture_output=True, text=True, timeout=600, env=child.environment()
         )
     if done.returncode or not is_ready():
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]

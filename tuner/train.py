@@ -14,7 +14,7 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, checkpoints, encode, fast, findings, lease, models, quote, report, tasks
+from tuner import answer, bases, checkpoints, encode, fast, lease, models, quote, report, survey, tasks
 from tuner.errors import UserError
 from tuner.home import read_json, write_json, write_whole
 from tuner.run import Run
@@ -48,10 +48,10 @@ def _train_with_the_machine(run: Run) -> dict:
     run.log("status", state="rehearsing", message="Reading the rows")
     tokenizer = encode.load_tokenizer(base["dir"])
     train_rows, held_rows = run.rows("train"), run.rows("held_out")
-    train_set = findings.survey(train_rows, tokenizer, recipe)
-    held_set = findings.survey(held_rows, tokenizer, recipe)
-    findings.require_something(train_set, train_rows, recipe, "training")
-    findings.require_something(held_set, held_rows, recipe, "held-out")
+    train_set = survey.of(train_rows, tokenizer, recipe)
+    held_set = survey.of(held_rows, tokenizer, recipe)
+    survey.require_something(train_set, train_rows, recipe, "training")
+    survey.require_something(held_set, held_rows, recipe, "held-out")
     for warning in train_set.warnings(tokenizer):
         run.log("note", message=warning)
     lost = len(train_set.silent) + len(train_set.refused)

@@ -1,18 +1,38 @@
 """The chat task: conversations, how they are recognised, encoded, and which model class learns them."""
 
 import json
+import re
 
 from tuner.errors import UserError, shorten
+from tuner.tasks import NoRow
+from tuner.turns import (  # noqa: F401
+    FAULTS,
+    answer,
+    faults,
+    join,
+    learnable,
+    map_texts,
+    opening,
+    said,
+    split,
+    texts,
+    trim,
+    with_answer,
+)
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {
-    "messages": ("Chat messages (role, content)", ("messages",), ("tools", "system", "split")),
-    "sharegpt": ("ShareGPT (from, value)", ("messages",), ("tools", "system", "split")),
-    "alpaca": ("Alpaca (instruction, input, output)", ("prompt", "completion"), ("context", "system", "split")),
-    "pair": ("Prompt and completion", ("prompt", "completion"), ("context", "system", "split")),
-    "text": ("Plain text", ("text",), ("split",)),
+    "messages": ("Chat messages (role, content)", ("messages",), ("tools", "system", "split", "group")),
+    "sharegpt": ("ShareGPT (from, value)", ("messages",), ("tools", "system", "split", "group")),
+    "alpaca": ("Alpaca (instruction, input, output)", ("prompt", "completion"), ("context", "system", "split", "group")),
+    "pair": ("Prompt and completion", ("prompt", "completion"), ("context", "system", "split", "group")),
+    "text": ("Plain text", ("text",), ("split", "group")),
 }
-ROLES = ("messages", "prompt", "context", "completion", "text", "system", "tools", "split")
+# What a column's name may be that says which rows are one conversation.
+_CONVERSATION_NAMES = (
+    "conversation_id", "conversation", "conv_id", "conversationid", "dialog_id", "dialogue_id", "thread_id", "chat_id", "session_id",
+)
+ROLES = ("messages", "prompt", "context", "completion", "text", "system", "tools", "split", "group")
 
 _PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"),
@@ -65,6 +85,9 @@ def recognise(records):
         extra.setdefault("system", by_name["system_prompt"])
     if "split" in by_name:
         extra["split"] = by_name["split"]
+    if its := next((by_name[name] for name in _CONVERSATION_NAMES if name in by_name), None):
+        if not any(_turns(record.get(its)) for record in records[:200]):
+            extra["group"] = its
 
     for column in columns:
         turns = next((found for record in records[:200] if (found := _turns(record.get(column)))), None)
@@ -73,11 +96,11 @@ def recognise(records):
         if turns and "from" in turns[0] and "value" in turns[0]:
             return Mapping("sharegpt", {"messages": column, **extra}, f"{column!r} holds turns with from and value")
     extra.pop("tools", None)
-    if "instruction" in by_name and (answer := next((n for n in ("output", "response", "answer") if n in by_name), "")):
-        found = {"prompt": by_name["instruction"], "completion": by_name[answer]}
+    if "instruction" in by_name and (answers := next((n for n in ("output", "response", "answer") if n in by_name), "")):
+        found = {"prompt": by_name["instruction"], "completion": by_name[answers]}
         if "input" in by_name:
             found["context"] = by_name["input"]
-        return Mapping("alpaca", {**found, **extra}, f"the columns instruction and {answer} are there")
+        return Mapping("alpaca", {**found, **extra}, f"the columns instruction and {answers} are there")
     for prompt, completion in _PAIRS:
         if prompt in by_name and completion in by_name:
             found = {"prompt": by_name[prompt], "completion": by_name[completion]}
@@ -96,6 +119,13 @@ def recognise(records):
     )
 
 
+def fallback(columns: list[str]):
+    """The mapping where none fits, to be put right by hand."""
+    from tuner.data import Mapping
+
+    return Mapping("text", {"text": columns[0] if columns else ""}, "a guess, since no known format fits; choose by hand")
+
+
 def check_mapping(mapping, records) -> None:
     """Raise a UserError naming every role without a column and every column that is not there."""
     if mapping.format not in FORMATS:
@@ -106,10 +136,12 @@ def check_mapping(mapping, records) -> None:
     problems += [
         f"{words} has no place for {role}." for role in mapping.columns if role not in needed and role not in optional
     ]
-    problems += [
-        f"The column {shorten(column, 40)!r} is not there. There are: {shorten(', '.join(columns), 120)}."
-        for column in mapping.columns.values() if column not in columns
-    ]
+    for role, source in mapping.columns.items():
+        asked = [source] if source in columns or role not in TEMPLATED else _PLACE.findall(source) or [source]
+        problems += [
+            f"The column {shorten(column, 40)!r} is not there. There are: {shorten(', '.join(columns), 120)}."
+            for column in asked if column not in columns
+        ]
     if problems:
         raise UserError(*problems)
 
@@ -121,12 +153,12 @@ def to_row(record: dict, mapping) -> dict:
     """The record as a row: {"messages": [...], "tools": [...]?} or {"text": str}.
 
     Raises:
-        ValueError: the record teaches nothing; the words follow "Row N".
+        NoRow: the record teaches nothing; the words follow "Row N".
     """
     columns = mapping.columns
 
     def optional(role: str):
-        return record.get(columns[role]) if role in columns else None  # a column may be called "", as pandas' index is
+        return _value(record, columns[role]) if role in columns else None  # a column may be called "", as pandas' index is
 
     if mapping.format == "text":
         return {"text": _text(record, columns["text"], "text")}
@@ -136,7 +168,7 @@ def to_row(record: dict, mapping) -> dict:
     if mapping.format in ("messages", "sharegpt"):
         turns = _turns(record.get(columns["messages"]))
         if not turns:
-            raise ValueError(f"has no conversation in {columns['messages']!r}.")
+            raise NoRow("no_prompt", f"has no conversation in {columns['messages']!r}.")
         read = _read_turn if mapping.format == "messages" else _read_sharegpt_turn
         messages += [read(turn, number) for number, turn in enumerate(turns, 1)]
         tools = _tools(optional("tools"))
@@ -149,20 +181,48 @@ def to_row(record: dict, mapping) -> dict:
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": _text(record, columns["completion"], "answer")},
         ]
-    if not any(m["role"] == "assistant" and (m.get("content") or m.get("tool_calls")) for m in messages):
-        raise ValueError("has no assistant turn, so there is no answer to learn.")
+    if not any(m["role"] == "assistant" and (m["content"].strip() or m.get("tool_calls")) for m in messages):
+        if any(m["role"] == "assistant" for m in messages):
+            raise NoRow("empty_answer", "has an assistant turn without text, so there is no answer to learn.")
+        raise NoRow("no_answer", "has no assistant turn, so there is no answer to learn.")
     return {"messages": messages, **({"tools": tools} if tools else {})}
 
 
+# Roles that may be made of several columns by a template, and how one names a column.
+TEMPLATED = ("prompt", "completion", "text", "system")
+_PLACE = re.compile(r"\{([^{}\n]{1,200})\}")
+
+
+def _value(record: dict, source: str):
+    """The record's column of that name; or the template filled, where the source is one, as in "{question}\\n{context}".
+
+    A column that is empty or missing leaves nothing in its place; a template with nothing in any place gives None.
+    """
+    if source in record or not _PLACE.search(source):
+        return record.get(source)
+    filled = []
+
+    def fill(match: re.Match) -> str:
+        value = record.get(match[1])
+        text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        filled.append(text.strip())
+        return text
+
+    text = _PLACE.sub(fill, source)
+    return text if any(filled) else None
+
+
 def _text(record: dict, column: str, what: str) -> str:
-    value = record.get(column)
+    value = _value(record, column)
+    kind = "empty_answer" if what == "answer" else "no_prompt"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        seen = "missing" if column not in record else "empty" if value is None else f"not text ({type(value).__name__})"
-        raise ValueError(f"has no {what}: {column!r} is {seen}.")
+        missing = value is None and column not in record and not _PLACE.search(column)
+        seen = "missing" if missing else "empty" if value is None else f"not text ({type(value).__name__})"
+        raise NoRow(kind, f"has no {what}: {shorten(column, 40)!r} is {seen}.")
     if not value.strip():
-        raise ValueError(f"has no {what}: {column!r} is empty.")
+        raise NoRow(kind, f"has no {what}: {shorten(column, 40)!r} is empty.")
     return value
 
 
@@ -171,13 +231,13 @@ def _read_turn(turn: dict, number: int) -> dict:
     if role not in _ROLES_KNOWN:
         role = {"call": "assistant"}.get(_SHAREGPT_ROLES.get(role, ""), _SHAREGPT_ROLES.get(role, ""))
     if not role:
-        raise ValueError(f"has the role {shorten(turn.get('role'), 20)!r} in turn {number}; known are user, assistant, system, tool.")
+        raise NoRow("unknown_role", f"has the role {shorten(turn.get('role'), 20)!r} in turn {number}; known are user, assistant, system, tool.")
     content = turn.get("content")
     if isinstance(content, list):  # content blocks: the text ones are kept
         texts = (block.get("text") for block in content if isinstance(block, dict))
         content = "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
-        raise ValueError(f"has content that is not text in turn {number}.")
+        raise NoRow("no_prompt", f"has content that is not text in turn {number}.")
     kept = {"role": "system" if role == "developer" else role, "content": content or ""}
     if isinstance(turn.get("tool_calls"), list):
         kept["tool_calls"] = [_call(call) for call in turn["tool_calls"] if isinstance(call, dict)]
@@ -190,9 +250,9 @@ def _read_sharegpt_turn(turn: dict, number: int) -> dict:
     role = _SHAREGPT_ROLES.get(str(turn.get("from", "")).strip().lower())
     value = turn.get("value")
     if role is None:
-        raise ValueError(f"has the role {shorten(turn.get('from'), 20)!r} in turn {number}; known are human, gpt, system, function_call, observation.")
+        raise NoRow("unknown_role", f"has the role {shorten(turn.get('from'), 20)!r} in turn {number}; known are human, gpt, system, function_call, observation.")
     if not isinstance(value, str):
-        raise ValueError(f"has no text in turn {number}.")
+        raise NoRow("no_prompt", f"has no text in turn {number}.")
     if role != "call":
         return {"role": role, "content": value}
     try:

@@ -1,0 +1,90 @@
+"""All rows of a run encoded as the trainer will meet them, and what that shows."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tuner import tasks
+from tuner.encode import BY_WHOLE_ROW, Encoded
+from tuner.errors import UserError
+
+
+@dataclass
+class Survey:
+    """Every row encoded, and what that shows.
+
+    Args:
+        encoded: what will be learned from, in order; rows that teach nothing are not among it.
+        lengths: tokens in each sequence before any cut.
+        learned: learned tokens in `encoded`.
+        cut: numbers of rows that lose tokens at their end.
+        silent: numbers of rows with no learned token left, so that they teach nothing.
+        refused: (row number, why) for rows that the model's template refuses.
+        how: how many rows had their learned part found in which way.
+    """
+
+    encoded: list[Encoded] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    learned: int = 0
+    cut: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    how: Counter = field(default_factory=Counter)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.encoded)
+
+    def warnings(self, tokenizer) -> list[str]:
+        """What a person should know before training, in sentences."""
+        said = []
+        if self.how[BY_WHOLE_ROW]:
+            said.append(
+                f"{self.how[BY_WHOLE_ROW]:,} rows are learned whole, prompts too: this model's chat template does not "
+                "show where an answer begins."
+            )
+        if not tokenizer.chat_template:
+            said.append("This base model has no chat template of its own, so a plain one (User: / Assistant:) is used.")
+        return said
+
+
+def of(rows: list[dict], tokenizer, recipe, on_progress=None) -> Survey:
+    """Encode all rows as the trainer will, and count what happens to them.
+
+    Args:
+        on_progress: called with (rows done, rows in all) now and then.
+    """
+    found = Survey()
+    encode_row = tasks.get(recipe.task).encode_row
+    for index, row in enumerate(rows):
+        if on_progress and index % 200 == 0:
+            on_progress(index, len(rows))
+        try:
+            sequences = encode_row(row, tokenizer, recipe)
+        except UserError as error:
+            found.refused.append((row["n"], str(error)))
+            continue
+        taught = False
+        for sequence in sequences:
+            found.how[sequence.how] += 1
+            found.lengths.append(len(sequence.offsets))
+            if sequence.learned:
+                taught = True
+                found.learned += sequence.learned
+                found.encoded.append(sequence.bare())
+        if any(sequence.cut for sequence in sequences):
+            found.cut.append(row["n"])
+        if not taught:
+            found.silent.append(row["n"])
+    return found
+
+
+def require_something(found: Survey, rows: list[dict], recipe, what: str) -> None:
+    """Raise a UserError where nothing at all can be learned from."""
+    if found.encoded:
+        return
+    if found.refused:
+        raise UserError(f"None of the {len(rows):,} {what} rows fits the base model. Row {found.refused[0][0]}: {found.refused[0][1]}")
+    raise UserError(
+        f"None of the {len(rows):,} {what} rows has an answer within its first {recipe.max_tokens:,} tokens, so there "
+        f"is nothing to learn. Raise max_tokens (the longest row has {max(found.lengths):,}) or shorten the prompts."
+    )
