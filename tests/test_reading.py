@@ -19,7 +19,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from tuner import reading
+from tuner import reading, reading_columns, reading_files, reading_text
 from tuner.errors import UserError
 from tuner.reading import Broken
 
@@ -87,6 +87,13 @@ def read(tmp_path):
         finally:
             assert list(spool.iterdir()) == []
     return read
+
+
+def set_limit(monkeypatch, name: str, value: int) -> None:
+    """Another limit wherever it is looked up."""
+    for module in (reading, reading_files, reading_text, reading_columns):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
 
 
 def pasted(text: str):
@@ -159,7 +166,7 @@ def test_every_ending_is_offered_and_read():
     offered = reading.endings()
     assert {".jsonl", ".csv.gz", ".parquet.zst", ".zip"} <= set(offered) and len(set(offered)) == len(offered) == 28
     for ending in offered:
-        assert reading._kind_of("a" + ending.upper(), "a")[0] == "a"
+        assert reading_files.kind_of("a" + ending.upper(), "a")[0] == "a"
 
 
 def test_text_files_are_paragraphs_or_lines(read):
@@ -173,7 +180,7 @@ def test_text_files_are_paragraphs_or_lines(read):
 
 def test_blank_lines_beyond_the_first_megabyte_part_no_paragraphs(read, monkeypatch):
     """The choice is made once, at the head, and kept."""
-    monkeypatch.setattr(reading, "_BLOCK", 50)
+    set_limit(monkeypatch, "BLOCK", 50)
     records, notes = read(("a.txt", "line\n" * 20 + "\n" + "line\n" * 20))
     assert len(records) == 40 and notes == ["Each line is a row."]
 
@@ -216,7 +223,7 @@ def test_a_line_separator_inside_a_string_ends_no_line(read):
 
 def test_only_the_first_rows_are_used_where_there_are_too_many(read, monkeypatch):
     """A file of a billion rows is cut at a bound, and that is said."""
-    monkeypatch.setattr(reading, "MAX_ROWS", 5)
+    set_limit(monkeypatch, "MAX_ROWS", 5)
     contents = {
         "rows.jsonl": '{"text": "a"}\n' * 9, "a.json": json.dumps([{"text": "a"}] * 9), "a.csv": "text\n" + "a\n" * 9,
         "a.parquet": parquet_of(pa.table({"text": ["a"] * 9})), "a.arrow": arrow_of(pa.table({"text": ["a"] * 9})),
@@ -236,8 +243,8 @@ def test_where_blocks_end_changes_nothing(read, monkeypatch, name, block):
     """A character, a line end, a number or an escape that two blocks share is still one."""
     if name in ("bom.json", "utf16.csv", "utf16be.jsonl", "list.jsonl", "pretty.jsonl"):
         block += 9  # what a file is gets decided by its first block, which is a megabyte in truth
-    monkeypatch.setattr(reading, "_BLOCK", block)
-    monkeypatch.setattr(reading, "_head", lambda lines: (list(lines), True))
+    set_limit(monkeypatch, "BLOCK", block)
+    monkeypatch.setattr(reading_text, "head_of", lambda lines: (list(lines), True))
     assert read((name, FILES[name]))[0] == RECORDS
 
 
@@ -374,8 +381,8 @@ def test_an_object_of_a_million_keys_is_judged_at_once(read):
 
 def test_white_space_behind_an_object_is_not_held(read, monkeypatch):
     """One object and blank lines without end: neither JSONL nor a reason to fill the memory."""
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 2**20)
-    monkeypatch.setattr(reading, "MAX_OBJECT_BYTES", 2**22)
+    set_limit(monkeypatch, "MAX_LINE_BYTES", 2**20)
+    set_limit(monkeypatch, "MAX_OBJECT_BYTES", 2**22)
     content = b'{"text": "a"}\n' + b"\n" * 2**25
     tracemalloc.start()
     try:
@@ -418,8 +425,8 @@ def test_a_last_line_that_is_cut_off_costs_one_row(read):
 @pytest.mark.parametrize("block", [1, 2, 5, 2**20])
 def test_line_numbers_are_right_whatever_ends_the_lines(read, monkeypatch, block):
     """Blank lines count, and a carriage return and its line feed are one end, also where two blocks share them."""
-    monkeypatch.setattr(reading, "_BLOCK", block)
-    monkeypatch.setattr(reading, "_head", lambda lines: (list(lines), True))
+    set_limit(monkeypatch, "BLOCK", block)
+    monkeypatch.setattr(reading_text, "head_of", lambda lines: (list(lines), True))
     with pytest.raises(UserError, match="row 2 is 12345; each row"):
         read(("a.json", '["a", 12345]'))
     for end in ("\n", "\r\n", "\r"):
@@ -452,7 +459,7 @@ def test_a_quote_that_never_closes_is_named_by_its_line(read, monkeypatch):
     """It neither swallows the file nor is blamed on its end."""
     with pytest.raises(UserError, match=r"unexpected end of data\. A quote opens at line 3 and never closes"):
         read(("a.csv", 'a,b\n1,2\n1,"3\n' + "4,5\n" * 50))
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 1000)
+    set_limit(monkeypatch, "MAX_LINE_BYTES", 1000)
     with pytest.raises(UserError, match="begins at line 2 has more than 1,000 characters.* A quote opens at line 3 and never closes"):
         read(("a.csv", 'a,b\n"1\n2","3\n' + "4,5\n" * 500))
     with pytest.raises(UserError, match="near line 4: ',' expected after '\"' in the row that begins at line 2"):
@@ -486,7 +493,7 @@ def test_a_first_line_that_reads_like_a_row_is_told(read):
 
 def test_sizes_are_bounded(read, monkeypatch):
     """Before a file is read, before a line is parsed, before a packed file is unpacked."""
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 100)
+    set_limit(monkeypatch, "MAX_LINE_BYTES", 100)
     long = '{"text": "' + "x" * 100 + '"}'
     with pytest.raises(UserError, match="line 2 has 112 characters; the most is 100"):
         read(("a.jsonl", '{"text": "a"}\n' + long + "\n"))
@@ -500,10 +507,10 @@ def test_sizes_are_bounded(read, monkeypatch):
         read(("a.csv", "a,b\n1," + "x" * 200))
     with pytest.raises(UserError, match="paragraph of more than 100 characters before line 4"):
         read(("a.txt", "a\n\n" + "x" * 60 + "\n" + "y" * 60 + "\n"))
-    monkeypatch.setattr(reading, "MAX_OBJECT_BYTES", 50)
+    set_limit(monkeypatch, "MAX_OBJECT_BYTES", 50)
     with pytest.raises(UserError, match="is one JSON object of more than 0 MiB. Save its rows as a list or as JSONL"):
         read(("a.json", json.dumps({"version": 1, "data": RECORDS})))
-    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 2**20)
+    set_limit(monkeypatch, "MAX_FILE_BYTES", 2**20)
     with pytest.raises(UserError, match=r"a\.txt has 2 MiB; the most is 1 MiB"):
         read(("a.txt", b"x" * 2**21))
     with pytest.raises(UserError, match="The 2 files have together 1 MiB; the most is 1 MiB"):
@@ -513,7 +520,7 @@ def test_sizes_are_bounded(read, monkeypatch):
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.zip", "a.parquet", "two"])
 def test_what_is_unpacked_is_counted(read, monkeypatch, name):
     """Of all files together, and as it comes: no declared size is trusted."""
-    monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 2**20)
+    set_limit(monkeypatch, "MAX_EXPANDED_BYTES", 2**20)
     lines = '{"text": "%s"}\n' % ("x" * 1000) * 1500
     packed = {
         "a.jsonl.gz": gzip.compress(lines.encode()), "a.jsonl.zst": zstd(lines), "a.zip": zip_of({"a.jsonl": lines[:900_000], "b.jsonl": lines[:900_000]}),
@@ -522,13 +529,13 @@ def test_what_is_unpacked_is_counted(read, monkeypatch, name):
     files = [("a.jsonl.gz", gzip.compress(lines[: 1014 * 700].encode()))] * 2 if name == "two" else [(name, packed[name])]
     with pytest.raises(UserError, match="unpacks to more than 0 GiB. Bring a part of it"):
         read(*files)
-    monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 2**30)
+    set_limit(monkeypatch, "MAX_EXPANDED_BYTES", 2**30)
     read(*files)
-    monkeypatch.setattr(reading, "_BOMB_BYTES", 2**18)
-    monkeypatch.setattr(reading, "_BOMB_RATIO", 100 if name == "a.parquet" else 10)
+    monkeypatch.setattr(reading_files, "_BOMB_BYTES", 2**18)
+    monkeypatch.setattr(reading_files, "_BOMB_RATIO", 100 if name == "a.parquet" else 10)
     if name == "a.parquet":
         read(*files)  # a column may honestly repeat one long value
-        monkeypatch.setattr(reading, "_BOMB_RATIO", 10)
+        monkeypatch.setattr(reading_files, "_BOMB_RATIO", 10)
     with pytest.raises(UserError, match="which is too large to be text"):
         read(*files)
 
@@ -586,7 +593,7 @@ def test_a_reading_that_is_left_early_leaves_nothing(tmp_path):
 
 def test_a_parquet_bomb_is_refused_by_its_footer(read, monkeypatch):
     """What it would unpack to is declared in the file; it is refused before a page is read."""
-    monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 2**20)
+    set_limit(monkeypatch, "MAX_EXPANDED_BYTES", 2**20)
     content = parquet_of(pa.table({"text": ["x" * 2**21]}), compression="zstd", use_dictionary=False)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kwargs: pytest.fail("a page was read"))
     with pytest.raises(UserError, match=r"a\.parquet unpacks to more than 0 GiB"):
@@ -596,7 +603,7 @@ def test_a_parquet_bomb_is_refused_by_its_footer(read, monkeypatch):
 @pytest.mark.parametrize("kind", ["a.parquet", "delta.parquet", "a.arrow", "nulls.arrow", "runs.arrow", "view.arrow"])
 def test_a_value_repeated_by_reference_cannot_fill_the_memory(read, monkeypatch, kind):
     """One large value that a dictionary repeats 100,000 times is small in the file and in its footer."""
-    monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 2**23)
+    set_limit(monkeypatch, "MAX_EXPANDED_BYTES", 2**23)
     value, count = "x" * 2**20, 100_000
     repeated = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value]))
     table = pa.table({"text": repeated})
@@ -611,10 +618,10 @@ def test_a_value_repeated_by_reference_cannot_fill_the_memory(read, monkeypatch,
     options = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"} if kind == "delta.parquet" else {}
     if kind == "delta.parquet":
         table = pa.table({"text": [value] * 200})
-        monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 2**22)
+        set_limit(monkeypatch, "MAX_EXPANDED_BYTES", 2**22)
     content = parquet_of(table, store_schema=False, **options) if kind.endswith("parquet") else arrow_of(table)
     assert len(content) < 2**22
-    monkeypatch.setattr(reading, "MAX_ROWS", 50)
+    set_limit(monkeypatch, "MAX_ROWS", 50)
     before = pa.default_memory_pool().max_memory()
     tracemalloc.start()
     try:

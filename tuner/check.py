@@ -82,7 +82,7 @@ def work(dataset: data.Dataset, look: scan.Look | None, report: Report = lambda 
                 rows = _gather(dataset, number, state, _look_of(its, dataset.task), report)
                 try:
                     known = fixes.apply(
-                        rows, its, dataset.folder, lambda done, total: report("Putting right", done / max(1, total))
+                        rows, its, part.folder, lambda done, total: report("Putting right", done / max(1, total))
                     )
                 except UserError:
                     del dataset.steps[number:]
@@ -144,7 +144,7 @@ def _first_left_out(part: scan.Part) -> list[dict]:
 
 def _gather(dataset: data.Dataset, steps: int, state: fixes.State, look: scan.Look | None, report: Report) -> Rows:
     """The rows of a state with all that was seen of them; what was not seen yet is looked at now."""
-    for part in state.parts[1:]:
+    for part in state.parts:  # the first one too: a step may have been taken with other eyes than today's
         _scan(part, look, report, "Looking at the changed rows")
     folder = private_dir(_state_dir(dataset, steps))
     part_of = (state.places >> np.uint64(40)).astype(np.int64)
@@ -233,8 +233,16 @@ def _kept(folder: Path, state: str, look: scan.Look | None, dataset_key: str) ->
 
 
 def rows_of(dataset: data.Dataset, look: scan.Look | None) -> Rows:
-    """The rows of a finished check, held in memory for the next question about them."""
-    return _kept(dataset.folder, _state_dir(dataset, len(dataset.steps)).name, look, repr(dataset.mapping))
+    """The rows of a finished check, held in memory for the next question about them; what is not done yet is done here.
+
+    Raises:
+        UserError: see `work`; the dataset's steps are then those that could be taken.
+    """
+    try:
+        return _kept(dataset.folder, _state_dir(dataset, len(dataset.steps)).name, look, repr(dataset.mapping))
+    except UserError:
+        dataset.steps = data.find(dataset.owner, dataset.id).steps
+        raise
 
 
 def is_small(dataset: data.Dataset) -> bool:
@@ -302,8 +310,13 @@ def _glimpse(folder: Path, task: str, mapping: str, look: scan.Look | None) -> R
 class _Head(scan.Part):
     """The head of a dataset whose records are still being read."""
 
-    def row(self, place: int) -> dict:
-        return data.to_row(data.to_text(json.loads(self.path.read_text("utf-8"))[place]), place + 1, self.mapping, self.task)
+    def text(self, place: int) -> str:
+        return data.to_text(data.read_head(self.path)[place])
+
+    def texts(self):
+        import pyarrow as pa
+
+        return pa.array([data.to_text(record) for record in data.read_head(self.path)], pa.large_string())
 
 
 # A child of its own -----------------------------------------------------------------------------------------------
@@ -358,7 +371,7 @@ def stop(dataset: data.Dataset) -> None:
     import signal
 
     process = read_json(dataset.folder / "process.json")
-    if process and lease.is_alive(process):
+    if process and lease.is_alive(process) and process["pid"] != os.getpid():  # a stream from the Hub is taken here
         os.killpg(process["pid"], signal.SIGKILL)
     (dataset.folder / "process.json").unlink(missing_ok=True)
 
@@ -426,6 +439,48 @@ def wait_for_head(dataset: data.Dataset, seconds: float = 60.0) -> None:
     except UserError:
         shutil.rmtree(dataset.folder, ignore_errors=True)
         raise
+
+
+def stream(dataset: data.Dataset, records: Iterator[dict], notes: list[str], seconds: float = 60.0) -> None:
+    """Take records that arrive over the network, here, since the visitor's token stays in this process; back with the head.
+
+    Raises:
+        UserError: the stream broke before the head was there; the dataset is deleted.
+    """
+    import threading
+
+    ready, told = threading.Event(), []
+    started = time.time()
+
+    def take() -> None:
+        def counted() -> Iterator[dict]:
+            for number, record in enumerate(records, 1):
+                if number % 500 == 0:
+                    write_json(dataset.folder / "progress.json", {"phase": f"Streaming from the Hub: {number:,} rows", "share": 0.0, "since": started})
+                yield record
+
+        try:
+            data.take(dataset, counted(), notes, ready.set)
+        except UserError as error:
+            told.append(error)
+            if dataset.folder.exists():
+                write_json(dataset.folder / "refused.json", {"problems": error.problems})
+        except Exception as error:  # a fault of ours must not look like a stream that goes on for ever
+            told.append(UserError(f"The stream broke ({type(error).__name__}). Try again."))
+            raise
+        finally:
+            (dataset.folder / "process.json").unlink(missing_ok=True)
+            ready.set()
+
+    write_json(dataset.folder / "process.json", lease.this_process())
+    thread = threading.Thread(target=take, name=f"stream-{dataset.id}", daemon=True)
+    thread.start()
+    ready.wait(seconds)
+    thread.join(0.5)  # a short one is whole in the next moment
+    if not (dataset.folder / "head.json").exists():
+        (dataset.folder / "process.json").unlink(missing_ok=True)
+        shutil.rmtree(dataset.folder, ignore_errors=True)
+        raise told[0] if told else UserError(f"{shorten(dataset.name, 40)} gave no row within {seconds:.0f} seconds. Try again later.")
 
 
 def _wait_for_end(dataset: data.Dataset) -> None:

@@ -64,8 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     its.add_argument("--base", action="store_true", help="answer with the base model alone, beside the tuned one")
     its.add_argument("--max-new-tokens", type=int, default=256)
     its.add_argument("--temperature", type=float, default=0.0)
-    its = verb("check", _check, "read a dataset and say what would be learned from it")
+    its = verb("check", _check, "read a dataset, say what would be learned from it and what is wrong with it")
     its.add_argument("what", metavar="DATASET", help="a file, or a Hub dataset's id")
+    its.add_argument("--strict", action="store_true", help="exit with 1 if a finding would stop a run")
+    its.add_argument("--fix", action="append", metavar="NAME", help="put right what this finding found; NAME=FIX to choose how; again for more")
+    its.add_argument("--out", metavar="FILE", help="write the rows, after the fixes, as JSON lines")
     its.add_argument("settings", nargs="*", metavar="field=value")
     its = verb("quote", _quote, "say beforehand what a recipe needs")
     its.add_argument("what", metavar="RECIPE")
@@ -132,7 +135,7 @@ def _train(asked) -> int:
         recipe, beside = _recipe(asked.what, asked.settings)
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, hub.own_token())
         going = run.create(LOCAL_OWNER, recipe, dataset)
-        _say(f"Run {going.id}: {len(dataset.records()):,} rows, base {recipe.base_model}")
+        _say(f"Run {going.id}: {dataset.count:,} rows, base {recipe.base_model}")
     if os.environ.get("TUNER_CHILD") != "1":  # the page claims a run before it starts its child
         run.claim(going)
         going.log("status", state="waiting", message="Getting the base model ready")
@@ -239,54 +242,143 @@ def _chat(asked) -> int:
             history.append({"role": "assistant", "content": answers["tuned"]})
 
 
-def _survey(what: str, recipe, beside: Path):
-    from tuner import data, encode, findings, hub
+def _bar(words: str):
+    """A progress bar on standard error for one phase after another; call the result with (phase, share)."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=1.0, desc=words, file=sys.stderr, leave=False, dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")
+
+    def report(phase: str, share: float) -> None:
+        if phase != bar.desc:
+            bar.reset(total=1.0)
+            bar.set_description_str(phase, refresh=False)
+        bar.n = share
+        bar.refresh() if share in (0.0, 1.0) else bar.update(0)
+
+    report.close = bar.close
+    return report
+
+
+def _checked(recipe, beside: Path, steps: list[tuple[str, str]] = ()):
+    """The recipe's dataset, and its rows with all that was seen of them after the fixes asked for."""
+    from tuner import check, data, fixes, hub, scan
 
     token = hub.own_token()
-    dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token)
-    rows, left_out = dataset.rows()
-    train, held_out, split = data.split_rows(rows, recipe.held_out_share, recipe.seed)
-    folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
-    tokenizer = encode.load_tokenizer(folder)
-    return dataset, rows, left_out, train, held_out, split, findings.survey(train, tokenizer, recipe), findings.survey(held_out, tokenizer, recipe), folder
+    report = _bar("Reading the rows")
+    try:
+        dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token, lambda share: report("Reading the rows", share))
+        folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
+        look = scan.Look.of(recipe, folder)
+        for finding, fix in steps:
+            dataset.steps.append(fixes.step(finding, fix, recipe, str(folder)))
+            dataset.save()
+            check.work(dataset, look, report)
+        return dataset, check.work(dataset, look, report)
+    finally:
+        report.close()
 
 
 def _check(asked) -> int:
+    from tuner import findings, receipt
+
     recipe = recipes.from_dict({**_settings(asked.settings), "dataset": asked.what})
-    dataset, rows, left_out, train, held_out, split, found, held, _ = _survey(asked.what, recipe, Path.cwd())
+    dataset, rows = _checked(recipe, Path.cwd(), [_named_fix(its, recipe) for its in asked.fix or ()])
+    found = findings.find(rows, recipe)
+    seen = rows.figures(recipe) if not any(its.level == "stop" for its in found) else None
+    made = receipt.make({**dataset.source, "name": dataset.name}, rows, receipt.choose(rows, recipe)) if seen else None
+    if asked.out:
+        _write_out(Path(asked.out), rows)
     told = {
         "dataset": dataset.name, "format": dataset.mapping.format, "why": dataset.mapping.reason,
         "columns": dataset.mapping.columns, "notes": dataset.notes, "records": dataset.count, "rows": len(rows),
-        "left_out": left_out[:20], "train_rows": len(train), "held_out_rows": len(held_out), "split": split,
-        "tokens": found.tokens + held.tokens, "learned_tokens": found.learned + held.learned,
-        "rows_cut": sorted(found.cut + held.cut), "rows_that_teach_nothing": sorted(found.silent + held.silent),
-        "rows_refused": found.refused[:20] + held.refused[:20], "longest": max(found.lengths + held.lengths, default=0),
-        "learned_part_found_by": {**found.how, **{key: found.how[key] + held.how[key] for key in held.how}},
+        "left_out": sum(map(len, rows.left_out.values())),
+        "findings": [
+            {
+                "name": its.name, "rows": its.rows, "title": its.title, "why": its.why, "more": its.more, "level": its.level,
+                "fixes": list(its.fixes), "first_rows": _numbers(rows, its, recipe),
+            }
+            for its in found
+        ],
     }
+    if seen:
+        told |= {
+            "train_rows": seen.train_rows, "held_out_rows": seen.held_out_rows, "split": seen.split, "tokens": seen.tokens,
+            "learned_tokens": seen.learned, "longest": int(seen.uncut.max(initial=0)), "receipt": made,
+        }
     if asked.json:
         print(json.dumps(told, ensure_ascii=False))
-        return 0
+    else:
+        _print_check(told)
+    return 1 if asked.strict and any(its.level == "stop" for its in found) else 0
+
+
+def _named_fix(its: str, recipe) -> tuple[str, str]:
+    """(finding, fix) of "finding" or "finding=fix"; a finding alone means its first fix."""
+    from tuner import tasks
+    from tuner.findings import FAULTS
+
+    finding, _, fix = its.partition("=")
+    faults = {**tasks.get(recipe.task).FAULTS, **FAULTS}
+    if finding in faults and not fix and faults[finding].fixes:
+        fix = faults[finding].fixes[0]
+    return finding, fix
+
+
+def _numbers(rows, finding, recipe, most: int = 20) -> list[int]:
+    """The first rows that a finding is about, by their numbers in the source."""
+    import numpy as np
+
+    if finding.left_out:
+        return (rows.left_out[finding.name][:most] + 1).tolist()
+    if not finding.rows or finding.name == "few_rows":
+        return []
+    if finding.level == "stop":
+        return []
+    hit = np.flatnonzero(rows.mask(finding.name, recipe))[:most]
+    return (rows.origins[hit] + 1).tolist()
+
+
+def _write_out(path: Path, rows) -> None:
+    """The rows as they stand, one a line, in the task's own shape."""
+    if path.exists():
+        raise UserError(f"{path.name} is there already. Name another file; nothing is written over.")
+    with open(path, "w", encoding="utf-8") as file:
+        for index in range(len(rows)):
+            row = {name: value for name, value in rows.row(index).items() if name != "n" and value != ""}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    _say(f"{len(rows):,} rows written to {path}")
+
+
+def _print_check(told: dict) -> None:
     print(f"{told['dataset']}: {told['records']:,} records, read as {told['format']} ({told['why']})")
-    print(f"  {told['train_rows']:,} rows to train on, {told['held_out_rows']:,} held out ({split})")
-    print(f"  {told['tokens']:,} tokens, {told['learned_tokens']:,} of them learned; the longest row has {told['longest']:,}")
-    print(f"  {len(told['rows_cut']):,} rows are cut at {recipe.max_tokens:,} tokens, {len(told['rows_that_teach_nothing']):,} teach nothing")
-    for item in told["left_out"][:5]:
-        print(f"  row {item['n']} {item['why']}")
-    return 0
+    for note in told["notes"]:
+        print(f"  {note}")
+    if "train_rows" in told:
+        print(f"  {told['train_rows']:,} rows to train on, {told['held_out_rows']:,} held out ({told['split']})")
+        print(f"  {told['tokens']:,} tokens, {told['learned_tokens']:,} of them learned; the longest row has {told['longest']:,}")
+    if not told["findings"]:
+        print("  Nothing found that could go wrong.")
+    for its in told["findings"]:
+        first = ", ".join(map(str, its["first_rows"][:6]))
+        print(f"\n  {its['level']:<5} {its['rows']:>8,}  {its['title']} [{its['name']}]" + (f": rows {first}{' …' if its['rows'] > 6 else ''}" if first else ""))
+        print(f"{'':16}{' '.join(filter(None, [its['more'], its['why']]))}")
+        if its["fixes"]:
+            print(f"{'':16}--fix " + " or --fix ".join(f"{its['name']}={fix}" for fix in its["fixes"]))
+    for step in (told.get("receipt") or {}).get("steps", ()):
+        print(f"\n  done: {step['step']}, {step['rows']:,} rows")
 
 
 def _quote(asked) -> int:
     import psutil
 
     from tuner import quote
-    from tuner.home import read_json
 
     recipe, beside = _recipe(asked.what, asked.settings)
-    *_, found, held, folder = _survey(asked.what, recipe, beside)
-    made = quote.make(
-        recipe, read_json(Path(folder) / "config.json"), [len(row.ids) for row in found.encoded], found.learned,
-        held.tokens, psutil.virtual_memory().available / 2**30,
-    )
+    _, rows = _checked(recipe, beside)
+    seen = rows.figures(recipe)
+    if not len(seen.lengths):
+        raise UserError(f"No row has an answer within its first {recipe.max_tokens:,} tokens. Raise max_tokens.")
+    made = quote.make(recipe, rows.config, seen.lengths, seen.learned, seen.held_out_tokens, psutil.virtual_memory().available / 2**30)
     if asked.json:
         print(json.dumps(made))
         return 0

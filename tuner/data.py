@@ -87,7 +87,7 @@ class Dataset:
 
     def head(self) -> list[dict]:
         """The first records, as soon as they are read."""
-        return _read_head(self.folder / "head.json")
+        return read_head(self.folder / "head.json")
 
     @property
     def records(self) -> "Texts":
@@ -110,7 +110,8 @@ def datasets_dir(owner: str) -> Path:
 
 
 @lru_cache(maxsize=32)
-def _read_head(path: Path) -> list[dict]:
+def read_head(path: Path) -> list[dict]:
+    """The records of a head's file."""
     return json.loads(path.read_text("utf-8"))
 
 
@@ -400,6 +401,8 @@ def find(owner: str, dataset_id: str) -> Dataset:
     known = read_json(datasets_dir(owner) / safe_name(dataset_id, "Dataset") / "source.json")
     if known is None:
         raise UserError(f"Dataset {shorten(dataset_id, 20)} is not among yours any more. Choose it again.")
+    if "steps" not in known:
+        raise UserError(f"{shorten(known.get('name', 'That dataset'), 40)} was kept by an earlier version of Tuner. Bring it again.")
     mapping = Mapping(**known["mapping"]) if known["mapping"] else None
     return Dataset(owner, dataset_id, **{**known, "mapping": mapping})
 
@@ -420,7 +423,7 @@ def remap(dataset: Dataset, format: str, columns: dict[str, str]) -> Dataset:
 
 def load_demo(owner: str) -> Dataset:
     """The demo dataset, kept once for each owner, with the fixes that this owner made to it."""
-    dataset_id = "demo" + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
+    dataset_id = "demo-2-" + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
     try:
         return find(owner, dataset_id)
     except UserError:

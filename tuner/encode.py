@@ -2,7 +2,7 @@
 
 import json
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date as calendar
@@ -31,6 +31,9 @@ PLAIN_TEMPLATE = (
 
 # Private-use characters wrapped round control tokens inside texts, so that they can be told from the template's own.
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
+
+
+_NOTHING = re.compile("(?!)")
 
 
 @dataclass
@@ -68,9 +71,16 @@ class Encoded:
         """The same without what only a page shows; a run keeps all of its rows in memory."""
         return Encoded(self.ids, self.labels, self.how, "", [], [])
 
-    def pieces(self) -> list[tuple[str, str]]:
-        """The text in runs for the page: (text, "learned" | "seen" | "cut"), all of it, in order."""
-        runs: list[tuple[str, str]] = []
+    def pieces(self, control: re.Pattern = _NOTHING) -> list[tuple[str, str, bool]]:
+        """The text in runs for the page, all of it, in order.
+
+        Args:
+            control: what matches a control token; see `control_tokens`.
+
+        Returns:
+            (text, "learned" | "seen" | "cut", whether it is a control token with its power).
+        """
+        runs: list[tuple[str, str, bool]] = []
         place = 0
         for index in range(len(self.offsets)):
             if index >= len(self.ids):
@@ -79,12 +89,14 @@ class Encoded:
                 state = "learned" if self.labels[index] != IGNORE else "seen"
             upto = self.offsets[index + 1][0] if index + 1 < len(self.offsets) else len(self.text)
             upto = max(upto, place)
-            part = self.text[place:upto].replace(_OPEN, "").replace(_CLOSE, "")
+            part = self.text[place:upto]
+            armed = not self.text.startswith(_CLOSE, upto) and not part.startswith(_OPEN) and control.fullmatch(part) is not None
+            part = part.replace(_OPEN, "").replace(_CLOSE, "")
             place = upto
-            if runs and runs[-1][1] == state:
-                runs[-1] = (runs[-1][0] + part, state)
+            if runs and runs[-1][1:] == (state, armed) and not armed:
+                runs[-1] = (runs[-1][0] + part, state, armed)
             elif part:
-                runs.append((part, state))
+                runs.append((part, state, armed))
         return runs
 
 
@@ -173,6 +185,32 @@ def prompt_ids(
     view = _View(tokenizer, tools, messages, keep_control_tokens, date)
     text, cuts = _prompt(view, view.messages)
     return _tokenise(text, cuts, tokenizer)[0]
+
+
+def turn_tokens(
+    messages: list[dict], tokenizer, *, tools=None, keep_control_tokens: bool = False, date: str = "2026-01-01"
+) -> list[int | None]:
+    """How many tokens each turn takes, its role and end token included; None where the template does not let it be told.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    view = _View(tokenizer, tools, messages, keep_control_tokens, date)
+    text, _ = view.render(view.messages)
+    starts = [start for start, _ in _tokenise(text, [], tokenizer)[1]]
+    counts, done = [], 0
+    for number in range(len(view.messages)):
+        try:
+            upto, _ = view.render(view.messages[: number + 1])
+        except UserError:  # a template may refuse a part of what it accepts whole
+            upto = None
+        if upto is None or not text.startswith(upto):
+            counts.append(None)
+            continue
+        place = bisect_left(starts, len(upto))
+        counts.append(place - done)
+        done = place
+    return counts[len(view.messages) - len(messages) :]  # a turn that lists the tools may stand before them
 
 
 def stop_ids(tokenizer, generation_eos: int | list[int] | None = None) -> set[int]:

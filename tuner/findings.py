@@ -1,5 +1,6 @@
 """What is wrong with a dataset: each finding with its rows, why it matters and what can be done; worst first."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,6 +90,31 @@ class Finding:
     fixes: tuple[str, ...]
     more: str = ""
     left_out: bool = False
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run would learn from.
+
+    Args:
+        split: in words how the held-out rows were chosen.
+        lengths: (S,) tokens of each training sequence that teaches something, after the cut.
+        learned: tokens with a loss among them.
+        held_out_tokens: tokens of the held-out sequences.
+        uncut: tokens of every sequence before any cut.
+    """
+
+    train_rows: int
+    held_out_rows: int
+    split: str
+    lengths: np.ndarray
+    learned: int
+    held_out_tokens: int
+    uncut: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
 
 
 @dataclass
@@ -188,15 +214,31 @@ class Rows:
         np.maximum.at(found, self.tokens.row, self.tokens.length)
         return found
 
+    def figures(self, recipe: Recipe) -> "Figures":
+        """What a run under this recipe would learn from, as the trainer will encode it.
+
+        Raises:
+            UserError: fewer than two different rows.
+        """
+        held, words = self.held_out(recipe.held_out_share, recipe.seed)
+        lengths = np.minimum(self.tokens.length, recipe.max_tokens)
+        learned = self.tokens.learned(recipe.max_tokens)
+        in_train = ~held[self.tokens.row] & (learned > 0)
+        in_held = held[self.tokens.row] & (learned > 0)
+        return Figures(
+            int(np.count_nonzero(~held)), int(np.count_nonzero(held)), words, lengths[in_train], int(learned[in_train].sum()),
+            int(lengths[in_held].sum()), self.tokens.length,
+        )
+
     # Labels ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """(N,) the label of each row where the answers are labels: few, short and repeated; else None."""
+        """(N,) the label of each row where the answers are labels: few, short and repeated; else None. 0: that row's is none."""
         count = len(self)
         if count < 10 or np.count_nonzero(self.flagged(scan.SHORT)) < 0.9 * count:
             return None
-        distinct = len(np.unique(self.seen["label"]))
+        distinct = len(np.unique(self.seen["label"][self.seen["label"] != 0]))
         return self.seen["label"] if 2 <= distinct <= min(100, count // 4) else None
 
     def mask(self, name: str, recipe: Recipe) -> np.ndarray:
@@ -262,17 +304,22 @@ class Rows:
         found = np.zeros(len(self), bool)
         if self.labels is None:
             return found
-        _, which, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
+        labelled = self.labels != 0
+        _, which, counts = np.unique(self.labels[labelled], return_inverse=True, return_counts=True)
         if name == "rare_label":
-            return (counts < _RARE)[which]
-        if name == "unbalanced":
-            usual = np.max(counts)
-            return (which == np.argmax(counts)) if usual >= 10 * np.min(counts) else found
-        return self.seen["answer"] != self.usual_spelling
+            found[labelled] = (counts < _RARE)[which]
+        elif name == "unbalanced":
+            found[labelled] = (which == np.argmax(counts)) & (np.max(counts) >= 10 * np.min(counts))
+        else:
+            found = self.seen["answer"] != self.usual_spelling
+        return found
 
     @cached_property
     def usual_spelling(self) -> np.ndarray:
-        """(N,) hash of the spelling that most rows give the row's label; the first seen one where two are equally many."""
+        """(N,) hash of the spelling that most rows give the row's label; the first seen one where two are equally many.
+
+        A row whose answer is no label keeps its own.
+        """
         spelled, first, which, counts = np.unique(
             np.stack([self.labels, self.seen["answer"]], 1), axis=0, return_index=True, return_inverse=True, return_counts=True
         )
@@ -281,7 +328,8 @@ class Rows:
         best = {}
         for place in order:
             best.setdefault(spelled[place, 0], spelled[place, 1])
-        return np.array([best[label] for label in spelled[:, 0]], np.uint64)[which]
+        usual = np.array([best[label] for label in spelled[:, 0]], np.uint64)[which]
+        return np.where(self.labels != 0, usual, self.seen["answer"])
 
     @property
     def context(self) -> int:
@@ -329,6 +377,61 @@ def _nothing_to_learn(rows: Rows, recipe: Recipe) -> list[Finding]:
             why = f"No {what} row has an answer within its first {recipe.max_tokens:,} tokens; the longest row has {longest:,}. Raise the longest row, or split long rows."
             return [Finding("nothing_to_learn", 0, fault.title, why, "stop", ())]
     return []
+
+
+def examples(rows: Rows, name: str, recipe: Recipe, most: int = 4) -> list[str]:
+    """A few finds of personal data or secrets, masked so that they are recognised and not given away."""
+    if name not in ("personal", "secret"):
+        return []
+    kinds = personal.KINDS[:3] if name == "personal" else personal.KINDS[3:]
+    task, found = tasks.get(rows.task), []
+    for index in np.flatnonzero(rows.mask(name, recipe))[:most]:
+        for text in task.texts(rows.row(int(index))):
+            found += [personal.shown(text, start, end, kind) for start, end, kind in personal.find(text) if kind in kinds]
+        if len(found) >= most:
+            break
+    return list(dict.fromkeys(found))[:most]
+
+
+def choose(rows: Rows, show: str, search: str, recipe: Recipe) -> np.ndarray:
+    """Which rows a page shows: indices in order; records that give no row as -1 - their place.
+
+    Args:
+        show: "all", "training", "held out", or the name of a finding.
+        search: letters to look for in the rows, large and small alike; "" for none.
+
+    Raises:
+        UserError: there is no such choice.
+    """
+    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    if show in faults and faults[show].left_out:
+        return -1 - rows.left_out.get(show, np.zeros(0, np.int64))
+    if show == "all":
+        chosen = np.ones(len(rows), bool)
+    elif show in ("training", "held out"):
+        held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
+        chosen = held if show == "held out" else ~held
+    else:
+        chosen = rows.mask(show, recipe)
+    if search:
+        chosen = chosen & _holding(rows, search)
+    return np.flatnonzero(chosen)
+
+
+def _holding(rows: Rows, search: str) -> np.ndarray:
+    """(N,) which rows hold these letters, as their files keep them; found by Arrow, a gigabyte in a second or two."""
+    import pyarrow.compute as pc
+
+    kept = json.dumps(search, ensure_ascii=False)[1:-1]  # quotes and line breaks stand escaped in the files
+    part_of = (rows.places >> np.uint64(40)).astype(np.int64)
+    within = (rows.places & np.uint64((1 << 40) - 1)).astype(np.int64)
+    found = np.zeros(len(rows), bool)
+    for number, part in enumerate(rows.parts):
+        chosen = np.flatnonzero(part_of == number)
+        if len(chosen):
+            hit = np.asarray(pc.match_substring(part.texts(), kept, ignore_case=True).to_numpy(zero_copy_only=False), bool)
+            found[chosen] = hit[within[chosen]]
+    return found
 
 
 def half_width(held_out: int) -> float:
@@ -383,13 +486,14 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _spellings(rows: Rows, recipe: Recipe) -> str:
-    labels = len(np.unique(rows.labels))
-    spelled = len(np.unique(rows.seen["answer"]))
+    labelled = rows.labels != 0
+    labels = len(np.unique(rows.labels[labelled]))
+    spelled = len(np.unique(rows.seen["answer"][labelled]))
     return f"{labels:,} labels are spelled in {spelled:,} ways."
 
 
 def _balance(rows: Rows, recipe: Recipe) -> str:
-    _, counts = np.unique(rows.labels, return_counts=True)
+    _, counts = np.unique(rows.labels[rows.labels != 0], return_counts=True)
     return f"{counts.max():,} rows of the largest class, {counts.min():,} of the smallest; {counts.max() / len(rows):.0%} are right by always saying the largest."
 
 

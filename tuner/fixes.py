@@ -51,7 +51,7 @@ class State:
         known = read_json(folder / "state.json")
         if known is None:
             return None
-        parts = [first, *(scan.Part(first.path.parent / name, None, first.task) for name in known["parts"])]
+        parts = [first, *(scan.Part(first.folder / name, None, first.task) for name in known["parts"])]
         return cls(parts, np.load(folder / "places.npy", mmap_mode="r"), np.load(folder / "own.npy", mmap_mode="r"), known["steps"])
 
 
@@ -79,7 +79,7 @@ def apply(rows: Rows, its: dict, folder: Path, on_progress: Callable[[int, int],
     Args:
         rows: the rows before it.
         its: see `step`.
-        folder: the dataset's; rows that the step changes are written to a file of their own there.
+        folder: the first part's own; rows that the step changes are written to a file of their own there.
 
     Raises:
         UserError: no row has that fault, or no row would be left.
@@ -144,14 +144,20 @@ def _changes(rows: Rows, its: dict, recipe: Recipe):
     """(row, its index) -> the rows that it becomes."""
     task, finding, fix = tasks.get(rows.task), its["finding"], its["fix"]
     if fix == "mask":
-        return lambda row, _: [task.map_texts(row, personal.mask)]
+        return lambda row, _: [task.map_texts(row, personal.mask, named=True)]
     if fix == "repair":
         return lambda row, _: [_if_learnable(task.map_texts(row, lambda text: damage.repair(text, finding)), task)]
     if fix == "join":
         return lambda row, _: [task.join(row)]
     if fix == "trim" and finding == "control_tokens":
         control = encode.control_tokens(encode.load_tokenizer(its["tokenizer_dir"]))
-        return lambda row, _: [_if_learnable(task.map_texts(row, lambda text: control.sub("", text)), task)]
+
+        def without(text: str) -> str:
+            while control.search(text):  # again, because what stands on both sides of one may be one itself now
+                text = control.sub("", text)
+            return text
+
+        return lambda row, _: [_if_learnable(task.map_texts(row, without), task)]
     if fix == "trim":
         return lambda row, _: [task.trim(row, finding)]
     if fix == "merge":
@@ -162,7 +168,10 @@ def _changes(rows: Rows, its: dict, recipe: Recipe):
         most = min(recipe.max_tokens, rows.context or recipe.max_tokens)
 
         def fits(row: dict) -> bool:
-            return all(not sequence.cut for sequence in task.encode_row(row, tokenizer, recipe_at(most)))
+            try:
+                return all(not sequence.cut for sequence in task.encode_row(row, tokenizer, recipe_at(most)))
+            except UserError:  # a template may refuse a part of what it accepts whole; then that part is not made
+                return False
 
         def recipe_at(tokens: int) -> Recipe:
             return Recipe(**{**its["settings"], "max_tokens": tokens}, task=rows.task)

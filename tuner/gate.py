@@ -3,7 +3,7 @@
 import os
 from urllib.parse import urlsplit
 
-MAX_UPLOAD_BYTES = 600 * 2**20
+MAX_UPLOAD_BYTES = 2100 * 2**20
 
 # Gradio serves these whether the app uses them or not; each has leaked something once.
 CLOSED = ("/deep_link", "/runs", "/monitoring", "/component_server", "/proxy=", "/profiling")

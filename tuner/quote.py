@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import numpy as np
+
 from tuner.home import read_json, tuner_home, write_json
 
 # $ an hour on a Space (hub-docs spaces-gpus, 2026-08); (name, GiB on the card or in memory, $/h, bf16 TFLOP/s to expect)
@@ -64,12 +66,12 @@ def flop_per_token(its: dict, rank: int, mean_tokens: float, learned_share: floa
     )
 
 
-def make(recipe, config: dict, lengths: list[int], learned: int, held_out: int, memory_free_gib: float) -> dict:
+def make(recipe, config: dict, lengths, learned: int, held_out: int, memory_free_gib: float) -> dict:
     """About what a run will need on this machine and on hired ones.
 
     Args:
         config: the base model's config.json.
-        lengths: tokens of each training row, as cut.
+        lengths: (S,) tokens of each training sequence, as cut.
         learned: learned tokens in all training rows.
         held_out: tokens of all held-out rows.
 
@@ -78,7 +80,8 @@ def make(recipe, config: dict, lengths: list[int], learned: int, held_out: int, 
         fits, and hardware: [{name, minutes, dollars, fits}].
     """
     its = shape(config)
-    total = sum(lengths)
+    lengths = np.sort(np.asarray(lengths, np.int64))
+    total = int(lengths.sum())
     per_epoch = math.ceil(len(lengths) / recipe.batch_size)
     steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * per_epoch))
     tokens = total * steps / per_epoch
@@ -88,13 +91,13 @@ def make(recipe, config: dict, lengths: list[int], learned: int, held_out: int, 
     # Evaluations take up to a tenth, the report two passes over the held-out rows; loading is about constant.
     evaluated = 1.1 * work + 2 * held_out * flop_per_token(its, recipe.lora_rank, mean, 1.0) / 3
     seconds = evaluated / (speed * 1e9) + 25
-    longest = sorted(lengths)[int(0.95 * (len(lengths) - 1))]
+    longest = int(lengths[int(0.95 * (len(lengths) - 1))])
     micro = recipe.micro_batch or max(1, min(recipe.batch_size, 2048 // max(1, longest)))
     parts = {
         "libraries": 0.6,
         "base": base_bytes(its, recipe.quantisation, memory_free_gib) / 2**30,
         "adapter and optimiser": 16 * recipe.lora_rank * its["lora_per_rank"] / 2**30,
-        "activations": activation_gib(config, micro * max(lengths)),
+        "activations": activation_gib(config, micro * int(lengths[-1])),
         "loss": 256 * its["vocab"] * 10 / 2**30,
     }
     memory = sum(parts.values())

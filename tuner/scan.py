@@ -16,7 +16,7 @@ from tuner.recipe import Recipe
 from tuner.tasks import NoRow
 
 # Part of every name under which a pass is kept: raise it whenever a pass would give other arrays.
-VERSION = 1
+VERSION = 2
 # From this many rows on a second process helps more than its start costs (tests/bench/DIARY.md).
 ROWS_FOR_HELP = 20_000
 _BLOCK = 512
@@ -91,7 +91,15 @@ class Part:
         Raises:
             NoRow: that record gives none.
         """
-        return data.to_row(data.Texts(self.path)[place], place + 1, self.mapping, self.task)
+        return data.to_row(self.text(place), place + 1, self.mapping, self.task)
+
+    def text(self, place: int) -> str:
+        """The record at a place, as it is kept."""
+        return data.Texts(self.path)[place]
+
+    def texts(self):
+        """All records as one Arrow array."""
+        return data.Texts(self.path).column()
 
 
 def short_hash(what) -> str:
@@ -330,8 +338,8 @@ def tokens_dir(its: Part, look: Look) -> Path:
 
 
 def _without(its: Part, texts: data.Texts) -> np.ndarray:
-    """The boilerplate of a dataset, found once in its records and kept for the rows that fixes make."""
-    kept = its.path.parent / "boilerplate.npy"
+    """The boilerplate of a dataset, found once in its records and kept for the rows that fixes make, which lie beside it."""
+    kept = (its.folder if its.mapping is not None else its.path.parent) / "boilerplate.npy"
     if its.mapping is None and kept.exists():
         return np.load(kept)
     module, said = tasks.get(its.task), []
@@ -399,5 +407,5 @@ def keys_of(its: Part) -> np.ndarray:
 
 
 def without_of(its: Part) -> np.ndarray:
-    """The boilerplate that near duplicates are compared without."""
-    return np.load(its.path.parent / "boilerplate.npy")
+    """The boilerplate that near duplicates are compared without; of the part that the records are."""
+    return np.load(its.folder / "boilerplate.npy")

@@ -82,15 +82,25 @@ def texts(row: dict) -> list[str]:
     return found
 
 
-def map_texts(row: dict, change) -> dict:
-    """The row with `change` applied to every text in it, also inside tool calls' arguments."""
+def map_texts(row: dict, change, named: bool = False) -> dict:
+    """The row with `change` applied to every text in it, also inside tool calls' arguments.
 
-    def inside(value):
-        if isinstance(value, str):
-            return change(value)
+    Args:
+        named: within arguments the name of a value stands before it while it is changed, names and numbers are changed
+            too: 5550123 alone is a number, and under "phone" it is somebody's.
+    """
+
+    def inside(value, name: str = ""):
         if isinstance(value, dict):
-            return {key: inside(item) for key, item in value.items()}
-        return [inside(item) for item in value] if isinstance(value, list) else value
+            return {change(key) if named else key: inside(item, key) for key, item in value.items()}
+        if isinstance(value, list):
+            return [inside(item, name) for item in value]
+        if named and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            before = f'"{name}": '
+            changed = change(before + str(value))
+            if changed.startswith(before) and changed != before + str(value):
+                return changed[len(before) :]
+        return change(value) if isinstance(value, str) else value
 
     if "text" in row:
         return {**row, "text": change(row["text"])}

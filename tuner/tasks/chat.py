@@ -212,6 +212,20 @@ def _value(record: dict, source: str):
     return text if any(filled) else None
 
 
+def filled(record: dict, template: str, columns: list[str]) -> str:
+    """The template filled from a record, for a preview.
+
+    Raises:
+        UserError: it names a column that is not there, or none.
+    """
+    asked = [template] if template in columns else _PLACE.findall(template)
+    missing = [column for column in asked if column not in columns]
+    if not asked or missing:
+        what = f"The column {shorten(missing[0], 40)!r} is not there." if missing else "It names no column."
+        raise UserError(f"{what} Write a column's name in braces; there are: {shorten(', '.join(columns), 120)}.")
+    return str(_value(record, template) or "")
+
+
 def _text(record: dict, column: str, what: str) -> str:
     value = _value(record, column)
     kind = "empty_answer" if what == "answer" else "no_prompt"
@@ -311,6 +325,15 @@ def encode_row(row: dict, tokenizer, recipe) -> list:
     return encode.encode(
         row["messages"], tokenizer, recipe.max_tokens, tools=row.get("tools"), learn=recipe.learn,
         keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date,
+    )
+
+
+def turn_tokens(row: dict, tokenizer, recipe) -> list[int | None]:
+    """See `encode.turn_tokens`; for the row without the recipe's system prompt."""
+    from tuner import encode
+
+    return encode.turn_tokens(
+        row["messages"], tokenizer, tools=row.get("tools"), keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
     )
 
 

@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, data, hub, starter
+from tuner import chat, hub, reading, starter
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
 from tuner.gate import Gate
@@ -201,7 +201,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     demo.queue(max_size=256, default_concurrency_limit=8)
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
-        max_file_size=data.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[],
     )
     app.add_middleware(Gate)

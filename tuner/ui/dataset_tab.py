@@ -1,21 +1,26 @@
-"""The Dataset tab: bring rows, see what will be learned from each."""
+"""The Dataset tab: bring rows, see what will be learned from each, what is wrong with them, and put it right."""
 
 import os
 import shutil
-from functools import lru_cache
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 
-from tuner import data, encode, findings, hub, tasks
+from tuner import check, data, encode, findings, fixes, hub, reading, receipt, scan, tasks
 from tuner.errors import UserError, shorten
-from tuner.home import private_dir, read_json, safe_name, tuner_home
+from tuner.home import private_dir, safe_name, tuner_home
 from tuner.recipe import Recipe
 from tuner.ui import drawing
 
-SURVEYED = 3_000
 SOURCES = ["Demo", "File", "Hub", "Paste"]
+VIEWS = [("As the model sees it", "tokens"), ("Conversation", "turns"), ("Table", "table")]
+PAGE = 12
+
+# Buttons inside our own HTML speak through their data-do.
+_LISTEN = "element.addEventListener('click', event => { const its = event.target.closest('[data-do]'); if (its && !its.disabled) trigger('click', {do: its.dataset.do}); });"
 
 
 def draw(page, browser, dataset_id) -> SimpleNamespace:
@@ -30,8 +35,8 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.demo_button = gr.Button("Use the demo", elem_id="use-demo")
             with gr.Group(visible=False) as its.file_group:
                 its.file = gr.File(
-                    label="JSONL, JSON, CSV, TSV, Parquet, Arrow or TXT", file_types=sorted(data.EXTENSIONS),
-                    file_count="single", height=130, elem_id="file",
+                    label="JSONL, JSON, CSV, TSV, Parquet, Arrow or TXT; also .gz, .zst, .zip, or several", file_types=reading.endings(),
+                    file_count="multiple", height=130, elem_id="file",
                 )
             with gr.Group(visible=False) as its.hub_group:
                 its.hub_id = gr.Textbox(label="Dataset on the Hub", placeholder="user/name", max_length=200, elem_id="hub-id")
@@ -39,7 +44,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                     its.hub_config = gr.Textbox(label="Config", placeholder="default", max_length=100, min_width=90)
                     its.hub_split = gr.Textbox(label="Split", placeholder="train", max_length=100, min_width=90)
                     its.hub_revision = gr.Textbox(label="Revision", placeholder="main", max_length=100, min_width=90)
-                its.hub_most = gr.Number(10_000, label="Rows to take, at most", precision=0, minimum=2, maximum=data.MAX_ROWS)
+                its.hub_most = gr.Number(data.HUB_ROWS, label="Rows to take, at most", precision=0, minimum=2, maximum=reading.MAX_ROWS)
                 its.hub_button = gr.Button("Read it", elem_id="read-hub")
             with gr.Group(visible=False) as its.paste_group:
                 its.pasted = gr.Textbox(
@@ -48,29 +53,58 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 )
                 its.paste_button = gr.Button("Read it", elem_id="read-pasted")
             its.about = gr.HTML(drawing.empty("Reading the demo …"), elem_id="dataset-about")
-            with gr.Accordion("Change which column is which", open=False):
+            its.share = gr.Slider(
+                0.01, 0.5, value=Recipe().held_out_share, step=0.01, label="Held out, share of the rows", elem_id="held-out-share",
+                info="More rows held out measure more surely; fewer are left to learn from.",
+            )
+            with gr.Accordion("Change which column is which", open=False, elem_id="mapping"):
                 its.format = gr.Dropdown([(words, name) for name, (words, _, _) in formats.items()], label="Format", elem_id="format")
                 its.roles = {}
                 for role, label in (
                     ("messages", "Conversation"), ("prompt", "Prompt"), ("context", "Added to the prompt"),
                     ("completion", "Answer"), ("text", "Text"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
+                    ("group", "Which conversation it is of"),
                 ):
                     its.roles[role] = gr.Dropdown([], label=label, visible=False, elem_id=f"role-{role}", allow_custom_value=False)
+                its.template = gr.Textbox(
+                    label="Or a prompt of several columns", placeholder="{question}\n{context}", lines=2, max_length=2000, visible=False,
+                    info="Column names in braces; it takes the place of the Prompt above.", elem_id="prompt-template",
+                )
+                its.template_shown = gr.HTML("", elem_id="template-shown")
                 its.map_button = gr.Button("Use these columns", elem_id="remap")
         with gr.Column(scale=5, min_width=340):
+            with gr.Row(elem_id="row-choice"):
+                its.view = gr.Radio(VIEWS, value="tokens", show_label=False, container=False, label="View", elem_id="row-view", min_width=280, scale=2)
+                its.show = gr.Dropdown([("All rows", "all")], value="all", label="Show", container=False, show_label=False, filterable=False, elem_id="show-rows", min_width=170)
+                its.search = gr.Textbox(placeholder="Search the rows", label="Search", container=False, show_label=False, max_length=200, elem_id="search-rows", min_width=150)
             with gr.Row(elem_id="row-buttons"):
                 its.previous = gr.Button("← Previous", size="sm", elem_id="previous-row", min_width=90)
                 its.number = gr.Number(1, label="Row", precision=0, minimum=1, show_label=False, container=False, min_width=80, elem_id="row-number")
                 its.next = gr.Button("Next →", size="sm", elem_id="next-row", min_width=90)
             its.row = gr.HTML(
                 drawing.empty("Preparing the starter model …", "The first time takes about twenty seconds; after that, none."), elem_id="row",
+                js_on_load=_LISTEN,
             )
+            its.progress = gr.HTML("", elem_id="check-progress")
+            its.findings = gr.HTML("", elem_id="findings", js_on_load=_LISTEN)
             its.survey = gr.HTML("", elem_id="survey")
+            its.receipt = gr.HTML("", elem_id="receipt", js_on_load=_LISTEN)
             with gr.Row(elem_id="go-row"):
                 its.quote_line = gr.HTML("", elem_id="quote-line")
                 its.go = gr.Button("Settings first", elem_id="go-train", scale=0, min_width=150)
                 its.start = gr.Button("Start", variant="primary", elem_id="start-here", scale=0, min_width=190)
+    its.at = gr.State(0)  # which of the rows shown is shown now
+    its.known = gr.State("")  # changes whenever more of the rows is known, so that the quote follows
+    its.timer = gr.Timer(0.7, active=False)
     return its
+
+
+def eyes(recipe: Recipe, token) -> tuple[scan.Look | None, str]:
+    """The base model's eyes, or None and in words why it has none here."""
+    try:
+        return scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def wire(its, train, tabs) -> None:
@@ -79,219 +113,349 @@ def wire(its, train, tabs) -> None:
 
     page, roles = its.page, list(its.roles)
     role_boxes = [its.roles[role] for role in roles]
-    shown = [its.about, its.format, *role_boxes, its.number, its.row, its.survey]
+    found = [its.row, its.at, its.number, its.progress, its.findings, its.survey, its.receipt, its.show, its.timer, its.known]
+    mapped = [its.about, its.format, *role_boxes, its.template]
+    whole = [its.dataset_id, its.search, *mapped, *found]
     quiet = dict(show_progress="hidden", api_visibility="private")
     busy = dict(show_progress="minimal", show_progress_on=[its.row], api_visibility="private")
+    choice = [its.view, its.show, its.search, its.at]
 
-    def look(owner: str, dataset_id: str, recipe: Recipe, token, number: int = 1) -> list:
-        """Everything the tab shows of a dataset."""
-        dataset = data.find(owner, dataset_id)
-        row, survey_ = _preview(dataset, recipe, token, number)
-        return [_about(dataset), dataset.mapping.format, *_role_updates(dataset, roles), number, row, survey_]
+    def paint(dataset, recipe: Recipe, token, view="tokens", show="all", search="", at=0) -> list:
+        """Everything right of the settings: the row, what was found, the figures, the receipt."""
+        look, blind = eyes(recipe, token)
+        rows, going = check.look_at(dataset, look)
+        list_of = findings.find(rows, recipe)
+        if show not in ("all", "training", "held out") and show not in {one.name for one in list_of}:
+            show = "all"
+        shown, at, number = draw_row(rows, recipe, look, view, show, search, at)
+        if blind:
+            shown = drawing.notice(blind, "error") + shown
+        examples = {one.name: findings.examples(rows, one.name, recipe) for one in list_of}
+        choices = [("All rows", "all"), ("Training rows", "training"), ("Held-out rows", "held out")]
+        choices += [(f"{one.title} ({one.rows:,})", one.name) for one in list_of if one.name not in ("few_rows", "nothing_to_learn")]
+        stops = any(one.level == "stop" for one in list_of)
+        made = None if stops or going else receipt.make(dataset.source, rows, receipt.choose(rows, recipe))
+        return [
+            shown, at, number, drawing.checking(going.phase, going.share, going.left_s) if going else "",
+            drawing.findings(list_of, examples, fixes.FIXES, show, bool(going)),
+            "" if stops or look is None else draw_survey(rows, recipe, going is not None, dataset),
+            drawing.receipt(made, rows.steps), gr.update(choices=choices, value=show), gr.Timer(active=going is not None),
+            f"{dataset.id}/{len(rows)}/{going is None}/{len(dataset.steps)}",
+        ]
+
+    def everything(visitor, dataset, recipe: Recipe) -> list:
+        return [
+            dataset.id, "", _about(dataset), dataset.mapping.format, *_role_updates(dataset, roles), *_template_update(dataset),
+            *paint(dataset, recipe, visitor.token),
+        ]
 
     @in_words
     def use_demo(browser_id, token: gr.OAuthToken | None, *form):
         visitor = page.visitor(browser_id, token)
-        dataset = data.load_demo(visitor.owner)
-        return [dataset.id, *look(visitor.owner, dataset.id, train.lenient(form), visitor.token)]
+        return everything(visitor, data.load_demo(visitor.owner), train.lenient(form))
 
     @in_words
-    def read_upload(path, browser_id, token: gr.OAuthToken | None, *form):
-        if not path:
-            return [gr.skip()] * (1 + len(shown))
+    def read_upload(paths, browser_id, token: gr.OAuthToken | None, *form):
+        if not paths:
+            return [gr.skip()] * len(whole)
         visitor = page.visitor(browser_id, token)
-        name = os.path.basename(path)
+        paths = paths if isinstance(paths, list) else [paths]
         uploads = private_dir(tuner_home() / "uploads" / safe_name(visitor.owner, "The owner"))
-        kept = Path(shutil.move(path, uploads / "upload"))  # out of Gradio's cache, which serves what it holds
+        kept = []
+        for number, path in enumerate(paths):  # out of Gradio's cache, which serves what it holds
+            kept.append((Path(shutil.move(path, uploads / f"{os.getpid()}-{threading.get_ident()}-{number}")), os.path.basename(path)))
+        title = kept[0][1] if len(kept) == 1 else f"{kept[0][1]} and {len(kept) - 1} more"
         try:
-            records, notes = data.read_file(kept, name)
+            dataset = data.create(visitor.owner, title, {"kind": "file", "file": reading.safe_title(title)}, kept)
         finally:
-            kept.unlink(missing_ok=True)
-        return keep(visitor, name, records, {"kind": "file", "file": shorten(name, 80)}, notes, form)
-
-    @in_words
-    def read_hub(hub_id, config, split, revision, most, browser_id, token: gr.OAuthToken | None, *form):
-        visitor = page.visitor(browser_id, token)
-        if not isinstance(most, (int, float)) or not 2 <= most <= data.MAX_ROWS:
-            raise UserError(f"Rows to take is {most}; it must be between 2 and {data.MAX_ROWS:,}.")
-        records, notes = data.read_hub(hub_id or "", config or "", split or "", revision or "", visitor.token, int(most))
-        source = {"kind": "hub", "hub_id": hub.require_id(hub_id, "a dataset"), "config": config, "split": split, "revision": revision}
-        return keep(visitor, hub_id.strip(), records, source, notes, form)
+            for path, _ in kept:
+                path.unlink(missing_ok=True)
+        return arrive(visitor, dataset, form)
 
     @in_words
     def read_pasted(pasted, browser_id, token: gr.OAuthToken | None, *form):
         visitor = page.visitor(browser_id, token)
-        records, notes = data.read_pasted(pasted or "")
-        return keep(visitor, "Pasted rows", records, {"kind": "paste"}, notes, form)
+        if not (pasted or "").strip():
+            raise UserError("Nothing was pasted. Paste rows as JSONL, JSON, CSV or plain text, then try again.")
+        uploads = private_dir(tuner_home() / "uploads" / safe_name(visitor.owner, "The owner"))
+        path = uploads / f"{os.getpid()}-{threading.get_ident()}-pasted"
+        path.write_text(pasted, "utf-8", "replace")
+        return arrive(visitor, data.create(visitor.owner, "Pasted rows", {"kind": "paste"}, [(path, "The pasted text")]), form)
 
-    def keep(visitor, name, records, source, notes, form) -> list:
+    def arrive(visitor, dataset, form) -> list:
+        """Show the first rows as soon as they are read; a child goes on with the rest."""
+        check.wait_for_head(dataset)
+        return everything(visitor, settled(dataset), train.lenient(form))
+
+    def settled(dataset):
         try:
-            dataset = data.keep(visitor.owner, name, records, source, notes)
-        except UserError:
-            # No format fits: keep the rows all the same, so that the columns can be chosen by hand.
-            columns = tasks.get("chat").columns_of(records)
-            guess = data.Mapping("text", {"text": columns[0]}, "a guess, since no known format fits; choose by hand")
-            dataset = data.keep(visitor.owner, name, records, source, notes, guess)
-            gr.Warning(drawing.text(f"The columns {shorten(', '.join(columns), 80)} fit no known format. Choose below which is which."))
-        return [dataset.id, *look(visitor.owner, dataset.id, train.lenient(form), visitor.token)]
+            return data.settle(dataset)
+        except UserError as error:  # no format fits: the rows are kept, so that the columns can be chosen by hand
+            gr.Warning(drawing.text(f"{error.problems[0]} Choose below which is which."))
+            return dataset
 
     @in_words
-    def use_columns(dataset_id, browser_id, format, token: gr.OAuthToken | None, *rest):
+    def read_hub(hub_id, config, split, revision, most, browser_id, token: gr.OAuthToken | None, *form):
+        visitor = page.visitor(browser_id, token)
+        if not isinstance(most, (int, float)) or not 2 <= most <= reading.MAX_ROWS:
+            raise UserError(f"Rows to take is {most}; it must be between 2 and {reading.MAX_ROWS:,}.")
+        records, notes = data.read_hub(hub_id or "", config or "", split or "", revision or "", visitor.token, int(most))
+        source = {"kind": "hub", "hub_id": hub.require_id(hub_id, "a dataset"), "config": config, "split": split, "revision": revision}
+        dataset = data.create(visitor.owner, hub_id.strip(), source)
+        check.stream(dataset, records, notes)
+        return everything(visitor, settled(dataset), train.lenient(form))
+
+    @in_words
+    def use_columns(dataset_id, browser_id, format, template, token: gr.OAuthToken | None, *rest):
         visitor = page.visitor(browser_id, token)
         chosen = dict(zip(roles, rest[: len(roles)]))
         _, needed, optional = tasks.get("chat").FORMATS.get(format, ("", (), ()))
         dataset = data.find(visitor.owner, dataset_id)
-        data.remap(dataset, format, {role: chosen[role] for role in (*needed, *optional) if chosen.get(role)})
-        return look(visitor.owner, dataset_id, train.lenient(rest[len(roles) :]), visitor.token)
+        columns = {role: chosen[role] for role in (*needed, *optional) if chosen.get(role)}
+        if "prompt" in needed and (template or "").strip():
+            columns["prompt"] = template
+        check.stop(dataset) if dataset.ready else None
+        data.remap(dataset, format, columns)
+        return everything(visitor, dataset, train.lenient(rest[len(roles) :]))
+
+    @in_words
+    def show_template(template, dataset_id, browser_id, token: gr.OAuthToken | None):
+        if not (template or "").strip():
+            return ""
+        dataset = data.find(page.visitor(browser_id, token).owner, dataset_id)
+        try:
+            shown = tasks.get(dataset.task).filled(dataset.head()[0], template, tasks.get(dataset.task).columns_of(dataset.head()))
+        except UserError as error:
+            return drawing.notice(str(error), "warning")
+        return f'<p class="quiet small">Row 1 would ask:</p><p class="preview-line">{drawing.text(shorten_tail(shown))}</p>'
 
     @in_words
     def show_roles(format):
         _, needed, optional = tasks.get("chat").FORMATS.get(format, ("", (), ()))
-        return [gr.update(visible=role in needed or role in optional) for role in roles]
+        return [*[gr.update(visible=role in needed or role in optional) for role in roles], gr.update(visible="prompt" in needed)]
+
+    def row_only(dataset_id, browser_id, token, form, view, show, search, at) -> list:
+        visitor = page.visitor(browser_id, token)
+        recipe = train.lenient(form)
+        look, _ = eyes(recipe, visitor.token)
+        rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
+        return draw_row(rows, recipe, look, view, show, search, at)
 
     def turn(by: int):
         @in_words
-        def turned(number, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
-            visitor = page.visitor(browser_id, token)
-            dataset = data.find(visitor.owner, dataset_id)
-            rows = len(dataset.rows()[0])
-            wanted = (int(number) if isinstance(number, (int, float)) else 1) + by
-            wanted = (wanted - 1) % rows + 1 if by else min(max(1, wanted), rows)
-            return wanted, _draw_row(dataset, train.lenient(form), visitor.token, wanted)
+        def turned(view, show, search, at, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+            step = by * PAGE if view == "table" else by
+            return row_only(dataset_id, browser_id, token, form, view, show, search, (at or 0) + step)
 
         return turned
 
     @in_words
-    def again(number, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+    def jump(number, view, show, search, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        wanted = int(number) if isinstance(number, (int, float)) and number == number else 1
+        visitor = page.visitor(browser_id, token)
+        recipe = train.lenient(form)
+        look, _ = eyes(recipe, visitor.token)
+        rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
+        chosen = findings.choose(rows, show, search or "", recipe)
+        at = int(np.searchsorted(numbers_of(rows, chosen), wanted))
+        return draw_row(rows, recipe, look, view, show, search, min(at, max(0, len(chosen) - 1)))
+
+    @in_words
+    def choose_rows(view, show, search, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        return row_only(dataset_id, browser_id, token, form, view, show, search, 0)
+
+    @in_words
+    def again(view, show, search, at, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         visitor = page.visitor(browser_id, token)
         if not dataset_id:
-            return gr.skip(), gr.skip()
-        return _preview(data.find(visitor.owner, dataset_id), train.lenient(form), visitor.token, int(number or 1))
+            return [gr.skip()] * len(found)
+        return paint(data.find(visitor.owner, dataset_id), train.lenient(form), visitor.token, view, show, search or "", at or 0)
+
+    @in_words
+    def tick(view, show, search, at, known, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        """While a child checks: its bar; once it is done: everything."""
+        visitor = page.visitor(browser_id, token)
+        if not dataset_id:
+            return [gr.skip()] * len(found)
+        dataset = data.find(visitor.owner, dataset_id)
+        try:
+            going = check.progress(dataset)
+        except UserError as error:
+            if not dataset.ready:  # reading failed behind the head
+                return [
+                    drawing.notice(str(error), "error"), 0, 1, "", "", "", "", gr.skip(), gr.Timer(active=False), f"{dataset.id}/failed",
+                ]
+            raise
+        if going is not None:
+            return [*[gr.skip()] * 3, drawing.checking(going.phase, going.share, going.left_s), *[gr.skip()] * 6]
+        return paint(dataset, train.lenient(form), visitor.token, view, show, search or "", at or 0)
+
+    @in_words
+    def act(view, show, search, at, dataset_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData, *form):
+        """A button inside the findings, the receipt or the table."""
+        verb, _, what = str((event._data or {}).get("do", "")).partition(":")
+        visitor = page.visitor(browser_id, token)
+        recipe = train.lenient(form)
+        dataset = data.find(visitor.owner, dataset_id)
+        if verb == "show":
+            view = "tokens" if view != "table" else view
+            return [gr.skip(), *paint(dataset, recipe, visitor.token, view, what, "", 0), ""]
+        if verb == "fix":
+            name, _, fix = what.partition(":")
+            look, _ = eyes(recipe, visitor.token)
+            check.fix(dataset, name, fix, recipe, look.tokenizer_dir if look else "")
+            return [gr.skip(), *paint(dataset, recipe, visitor.token, view, "all", search or "", 0), gr.skip()]
+        if verb == "undo" and what.isdigit():
+            check.undo(dataset, int(what))
+            return [gr.skip(), *paint(dataset, recipe, visitor.token, view, "all", search or "", 0), gr.skip()]
+        if verb == "page" and what in ("1", "-1"):
+            return [gr.skip(), *paint(dataset, recipe, visitor.token, view, show, search or "", (at or 0) + int(what) * PAGE), gr.skip()]
+        if verb == "open" and what.isdigit():
+            return ["tokens", *paint(dataset, recipe, visitor.token, "tokens", show, search or "", int(what)), gr.skip()]
+        raise UserError(f"There is nothing to do for {shorten(verb, 20)!r}. Reload the page.")
 
     def choose_source(source):
         return [gr.update(visible=source == name) for name in SOURCES]
 
     who, form = [its.browser], train.form
     its.source.change(choose_source, [its.source], [its.demo_group, its.file_group, its.hub_group, its.paste_group], queue=False, **quiet)
-    first = dict(fn=use_demo, inputs=[*who, *form], outputs=[its.dataset_id, *shown], **busy)
+    first = dict(fn=use_demo, inputs=[*who, *form], outputs=whole, **busy)
     its.first_look = first
     its.demo_button.click(**first)
-    its.file.upload(read_upload, [its.file, *who, *form], [its.dataset_id, *shown], **busy)
+    its.file.upload(read_upload, [its.file, *who, *form], whole, **busy)
     its.hub_button.click(
-        read_hub, [its.hub_id, its.hub_config, its.hub_split, its.hub_revision, its.hub_most, *who, *form], [its.dataset_id, *shown], **busy
+        read_hub, [its.hub_id, its.hub_config, its.hub_split, its.hub_revision, its.hub_most, *who, *form], whole, **busy
     )
-    its.paste_button.click(read_pasted, [its.pasted, *who, *form], [its.dataset_id, *shown], **busy)
-    its.format.change(show_roles, [its.format], role_boxes, **quiet)
-    its.map_button.click(use_columns, [its.dataset_id, *who, its.format, *role_boxes, *form], shown, **busy)
-    around = [its.number, its.dataset_id, *who, *form]
-    its.previous.click(turn(-1), around, [its.number, its.row], **quiet)
-    its.next.click(turn(+1), around, [its.number, its.row], **quiet)
-    its.number.submit(turn(0), around, [its.number, its.row], **quiet)
+    its.paste_button.click(read_pasted, [its.pasted, *who, *form], whole, **busy)
+    its.format.change(show_roles, [its.format], [*role_boxes, its.template], **quiet)
+    its.template.change(show_template, [its.template, its.dataset_id, *who], [its.template_shown], trigger_mode="always_last", **quiet)
+    its.map_button.click(use_columns, [its.dataset_id, *who, its.format, its.template, *role_boxes, *form], whole, **busy)
+    one, around = [its.row, its.at, its.number], [its.dataset_id, *who, *form]
+    its.previous.click(turn(-1), [*choice, *around], one, **quiet)
+    its.next.click(turn(+1), [*choice, *around], one, **quiet)
+    its.number.submit(jump, [its.number, its.view, its.show, its.search, *around], one, **quiet)
+    its.view.change(again, [*choice, *around], found, **quiet)
+    its.show.input(choose_rows, [its.view, its.show, its.search, *around], one, **quiet)
+    its.search.submit(choose_rows, [its.view, its.show, its.search, *around], one, **quiet)
+    for box in (its.findings, its.receipt, its.row):
+        box.click(act, [*choice, *around], [its.view, *found, its.search], **busy)
+    its.timer.tick(tick, [*choice, its.known, *around], found, trigger_mode="once", concurrency_limit=None, **quiet)
     for knob in train.shapes_rows:
-        knob.change(again, around, [its.row, its.survey], trigger_mode="always_last", **quiet)
+        knob.change(again, [*choice, *around], found, trigger_mode="always_last", **quiet)
+    share = train.knobs["held_out_share"]
+    its.share.release(lambda value: value, [its.share], [share], queue=False, **quiet)
+    share.change(lambda value: value, [share], [its.share], queue=False, **quiet)
     its.go.click(lambda: gr.Tabs(selected="train"), None, [tabs], queue=False, **quiet)
     its.start.click(**train.start_run).success(lambda: gr.Tabs(selected="train"), None, [tabs], queue=False, **quiet).then(**train.follow_up)
 
 
+def shorten_tail(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else text[:most] + " …"
+
+
 def _role_updates(dataset: data.Dataset, roles: list[str]) -> list:
-    columns = tasks.get(dataset.task).columns_of(dataset.records())
-    _, needed, optional = tasks.get(dataset.task).FORMATS[dataset.mapping.format]
+    task = tasks.get(dataset.task)
+    columns = task.columns_of(dataset.head())
+    _, needed, optional = task.FORMATS[dataset.mapping.format]
     return [
         gr.update(
             choices=[("—", ""), *[(shorten(column, 40), column) for column in columns[:200]]],
-            value=dataset.mapping.columns.get(role, ""), visible=role in needed or role in optional,
+            value=its if (its := dataset.mapping.columns.get(role, "")) in columns else "", visible=role in needed or role in optional,
         )
         for role in roles
     ]
 
 
+def _template_update(dataset: data.Dataset) -> list:
+    task = tasks.get(dataset.task)
+    prompt = dataset.mapping.columns.get("prompt", "")
+    is_template = bool(prompt) and prompt not in task.columns_of(dataset.head())
+    return [gr.update(value=prompt if is_template else "", visible="prompt" in task.FORMATS[dataset.mapping.format][1])]
+
+
 def _about(dataset: data.Dataset) -> str:
-    rows, left_out = dataset.rows()
     words = tasks.get(dataset.task).FORMATS[dataset.mapping.format][0]
     lines = [
         f"<h3>{drawing.long_name(dataset.name)}</h3>",
         f"<p>Read as <b>{drawing.text(words)}</b>: {drawing.text(dataset.mapping.reason)}.</p>",
     ]
     lines += [f'<p class="quiet">{drawing.text(note)}</p>' for note in dataset.notes]
-    if left_out:
-        first = "\n".join(f"Row {item['n']:,} {item['why']}" for item in left_out[:3])
-        more = f"\nand {len(left_out) - 3:,} more." if len(left_out) > 3 else ""
-        lines.append(drawing.notice(f"{len(left_out):,} of {len(rows) + len(left_out):,} rows are left out.\n{first}{more}", "warning"))
     return f'<div class="about">{"".join(lines)}</div>'
 
 
-def _preview(dataset: data.Dataset, recipe: Recipe, token, number: int) -> tuple[str, str]:
-    """The row and the survey of all rows."""
-    return _draw_row(dataset, recipe, token, number), _draw_survey(dataset, recipe, token)
+def numbers_of(rows: findings.Rows, chosen: np.ndarray) -> np.ndarray:
+    """The numbers in the source of the rows chosen; see `findings.choose`."""
+    if len(chosen) and chosen[0] < 0:
+        return -chosen
+    return rows.origins[chosen] + 1
 
 
-def _draw_row(dataset: data.Dataset, recipe: Recipe, token, number: int) -> str:
-    rows, _ = dataset.rows()
-    number = min(max(1, number), len(rows))
+def draw_row(rows: findings.Rows, recipe: Recipe, look, view: str, show: str, search: str | None, at: int) -> list:
+    """The row, or the page of rows, that is shown; where it is among those chosen; its number in the source."""
+    chosen = findings.choose(rows, show, search or "", recipe)
+    if len(chosen) == 0:
+        words = f"No row holds “{shorten(search, 40)}”." if search else "No row is left here."
+        return [drawing.empty(words, "Show all rows, or search for something else."), 0, 1]
+    numbers = numbers_of(rows, chosen)
+    at = at % len(chosen) if view != "table" else min(max(0, at), len(chosen) - 1)
+    number = int(numbers[at])
+    many = f"{at + 1:,} of {len(chosen):,}" + (" found" if search else "")
+    task, index = tasks.get(rows.task), int(chosen[at])
+    if index < 0:
+        head = drawing.row_head(f"Row {number:,}", "left out", many)
+        return [drawing.left_out_record(number, rows.why_left_out(-1 - index), rows.parts[0].text(-1 - index).removeprefix("!"), head), at, number]
     try:
-        tokenizer = encode.load_tokenizer(hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token))
-        sequences = tasks.get(dataset.task).encode_row(rows[number - 1], tokenizer, recipe)
-    except UserError as error:
-        return drawing.notice(str(error), "error")
-    held = held_out_numbers(dataset, recipe.held_out_share, recipe.seed)
-    where = "held out" if rows[number - 1]["n"] in held else "training"
-    return drawing.row(sequences, number, len(rows), where)
-
-
-def held_out_numbers(dataset: data.Dataset, share: float, seed: int) -> frozenset[int]:
-    """The numbers of the rows that are held out."""
-    return _held_out(dataset.owner, dataset.id, repr(dataset.mapping), share, seed)
-
-
-@lru_cache(maxsize=32)
-def _held_out(owner: str, dataset_id: str, mapping: str, share: float, seed: int) -> frozenset[int]:
-    rows, _ = data.find(owner, dataset_id).rows()
-    return frozenset(row["n"] for row in data.split_rows(rows, share, seed)[1])
-
-
-def _draw_survey(dataset: data.Dataset, recipe: Recipe, token) -> str:
-    try:
-        seen = survey(dataset, recipe, token)
+        held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
     except UserError:
-        return ""
-    found, held, total = seen.train, seen.held_out, seen.rows
-    lengths = found.lengths + held.lengths
-    cut, silent, refused = len(found.cut + held.cut), len(found.silent + held.silent), len(found.refused + held.refused)
+        held = np.zeros(len(rows), bool)
+    if view == "table":
+        at -= at % PAGE
+        lines = []
+        for place in range(at, min(at + PAGE, len(chosen))):
+            its = int(chosen[place])
+            row = rows.row(its)
+            tokens = f"{int(rows.lengths[its]):,}" if rows.tokens is not None else "—"
+            lines.append({
+                "index": place, "number": int(numbers[place]), "where": "held out" if held[its] else "training", "tokens": tokens,
+                "asked": task.describe(row), "answered": shorten(task.answer(row)[0], 100),
+            })
+        head = drawing.row_head(f"Rows {lines[0]['number']:,} to {lines[-1]['number']:,}", show if show in ("training", "held out") else "table", f"{at + 1:,}–{at + len(lines):,} of {len(chosen):,}")
+        return [drawing.rows_table(lines, head, at + PAGE < len(chosen), at > 0), at, int(numbers[at])]
+    row = rows.row(index)
+    where = "held out" if held[index] else "training"
+    if look is None:
+        head = drawing.row_head(f"Row {number:,}", where, many)
+        return [drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
+    try:
+        tokenizer = encode.load_tokenizer(look.tokenizer_dir)
+        sequences = task.encode_row(row, tokenizer, recipe)
+        counts = task.turn_tokens(row, tokenizer, recipe) if view == "turns" and "messages" in row else [len(sequences[0].offsets)]
+    except UserError as error:
+        head = drawing.row_head(f"Row {number:,}", where, many)
+        return [drawing.notice(str(error), "error") + drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
+    head = drawing.row_head(f"Row {number:,}", where, f"{many} · {drawing.token_counts(sequences)}")
+    if view == "turns":
+        return [drawing.conversation(_turns_of(row), counts, row.get("tools"), head), at, number]
+    return [drawing.row(sequences, encode.control_tokens(tokenizer), head), at, number]
+
+
+def _turns_of(row: dict) -> list[dict]:
+    return row["messages"] if "messages" in row else [{"role": "text", "content": row["text"]}]
+
+
+def draw_survey(rows: findings.Rows, recipe: Recipe, partial: bool, dataset: data.Dataset) -> str:
+    """The figures of all rows, and how long they are."""
+    its = rows.figures(recipe)
     tiles = drawing.stats([
-        (f"{seen.train_rows:,}", "rows to learn from", "Training rows"),
-        (f"{seen.held_out_rows:,}", "held out", seen.split),
-        (f"{found.tokens:,}", "tokens", "In the training rows, after any cut"),
-        (f"{found.learned / max(1, found.tokens):.0%}", "learned", "Share of the tokens on which the loss is taken"),
-        (f"{cut:,}", "rows cut", f"Longer than {recipe.max_tokens:,} tokens"),
-        (f"{silent + refused:,}", "teach nothing", "No learned token left, or refused by the model's template"),
+        (f"{its.train_rows:,}", "rows to learn from", "Training rows"),
+        (f"{its.held_out_rows:,}", "held out", its.split),
+        (f"{its.tokens:,}", "tokens", "In the training rows, after any cut"),
+        (f"{its.learned / max(1, its.tokens):.0%}", "learned", "Share of the tokens on which the loss is taken"),
+        (f"{int(its.uncut.max(initial=0)):,}", "longest row", "Tokens, before any cut"),
     ])
-    said = [f"The numbers are of the first {SURVEYED:,} of {total:,} rows."] if seen.partial else []
-    said += seen.warnings
-    if found.refused:
-        said.append(f"Row {found.refused[0][0]}: {found.refused[0][1]}")
-    if silent:
-        said.append(f"Rows {shorten(', '.join(map(str, (found.silent + held.silent)[:12])), 60)} have no answer within {recipe.max_tokens:,} tokens. Raise Longest row, or shorten them.")
-    notes = "".join(drawing.notice(words, "warning") for words in said)
-    return f"{tiles}{notes}{drawing.histogram(lengths, recipe.max_tokens)}"
-
-
-def survey(dataset: data.Dataset, recipe: Recipe, token) -> SimpleNamespace:
-    """How all rows (the first SURVEYED of a long set) look to this base model; done once for the same rows and settings."""
-    folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
-    shaping = ("system_prompt", "max_tokens", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
-    return _survey(dataset.owner, dataset.id, repr(dataset.mapping), folder, tuple((name, getattr(recipe, name)) for name in shaping))
-
-
-@lru_cache(maxsize=32)
-def _survey(owner: str, dataset_id: str, mapping: str, folder: str, shaping: tuple) -> SimpleNamespace:
-    recipe = Recipe(**dict(shaping))
-    dataset = data.find(owner, dataset_id)
-    rows, _ = dataset.rows()
-    train, held_out, split = data.split_rows(rows, recipe.held_out_share, recipe.seed)
-    tokenizer = encode.load_tokenizer(folder)
-    found = findings.survey(train[:SURVEYED], tokenizer, recipe)
-    held = findings.survey(held_out[:SURVEYED], tokenizer, recipe)
-    return SimpleNamespace(
-        train=found, held_out=held, rows=len(rows), train_rows=len(train), held_out_rows=len(held_out), split=split,
-        partial=len(train) > SURVEYED, warnings=found.warnings(tokenizer), config=read_json(Path(folder) / "config.json"),
-    )
+    said = [f"The figures are of the first {len(rows):,} rows; the rest is being checked."] if partial else []
+    if rows.tokens is not None and np.any(rows.tokens.flags & 4):
+        whole = int(np.count_nonzero(rows.tokens.flags & 4))
+        said.append(f"{whole:,} rows are learned whole, prompts too: this model's chat template does not show where an answer begins.")
+    notes = "".join(drawing.notice(words, "note") for words in said)
+    return f"{tiles}{notes}{drawing.histogram(its.uncut, recipe.max_tokens)}"

@@ -1,8 +1,11 @@
 """Pictures and texts as HTML and SVG; every text that came from outside is escaped here."""
 
 import html
+import json
 import math
 import time
+
+import numpy as np
 
 from tuner.errors import shorten
 
@@ -52,27 +55,143 @@ def stats(pairs: list[tuple[str, str, str]]) -> str:
 
 _LEGEND = (
     '<div class="legend" aria-hidden="true"><span class="piece learned">learned</span>'
-    '<span class="piece seen">seen, not learned</span><span class="piece cut">cut off</span></div>'
+    '<span class="piece seen">seen, not learned</span><span class="piece cut">cut off</span>'
+    '<span class="piece seen"><span class="control">control token</span></span></div>'
 )
 
 
-def row(sequences: list, number: int, rows: int, where: str) -> str:
+def row_head(title: str, where: str, said: str) -> str:
+    return f'<div class="row-head"><h3>{text(title)}</h3><span class="tag">{text(where)}</span><span class="quiet">{text(said)}</span></div>'
+
+
+def token_counts(sequences: list) -> str:
+    total = sum(len(sequence.offsets) for sequence in sequences)
+    cut = sum(sequence.cut for sequence in sequences)
+    learned = sum(sequence.learned for sequence in sequences)
+    return f"{total:,} tokens · {learned:,} learned" + (f" · {cut:,} cut off" if cut else "")
+
+
+def row(sequences: list, control, head: str) -> str:
     """One row's sequences, exactly as the model meets them: learned, seen and cut apart by colour and by line."""
     blocks = []
     for index, sequence in enumerate(sequences):
         pieces = "".join(
-            f'<span class="piece {state}">{_visible(part)}</span>' for part, state in sequence.pieces()
+            f'<span class="piece {state}">{f"<span class=control>{_visible(part)}</span>" if armed else _visible(part)}</span>'
+            for part, state, armed in sequence.pieces(control)
         )
-        head = f"<h4>Part {index + 1} of {len(sequences)}</h4>" if len(sequences) > 1 else ""
-        blocks.append(f'{head}<div class="tokens" tabindex="0">{pieces}</div>')
-    total = sum(len(sequence.offsets) for sequence in sequences)
-    learned = sum(sequence.learned for sequence in sequences)
-    cut = sum(sequence.cut for sequence in sequences)
-    said = f"{total:,} tokens · {learned:,} learned" + (f" · {cut:,} cut off" if cut else "")
-    how = f'<p class="quiet">Learned part found by {text(sequences[0].how)}.</p>' if sequences else ""
+        title = f"<h4>Part {index + 1} of {len(sequences)}</h4>" if len(sequences) > 1 else ""
+        blocks.append(f'{title}<div class="tokens" tabindex="0" role="region" aria-label="The exact text">{pieces}</div>')
+    how = f'<p class="quiet small">Learned part found by {text(sequences[0].how)}.</p>' if sequences else ""
+    return f'<div class="row-view">{head}{_LEGEND}{"".join(blocks)}{how}</div>'
+
+
+_ROLE_WORDS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
+
+
+def conversation(turns: list[dict], counts: list, tools: list | None, head: str) -> str:
+    """One row as the people and tools in it spoke; each turn with its tokens. Calls and results are drawn as such."""
+    shown = []
+    if tools:
+        names = ", ".join(str(tool.get("function", tool).get("name", "?")) for tool in tools)
+        whole = text(json.dumps(tools, ensure_ascii=False, indent=1)[:20_000])
+        shown.append(f'<details class="tools"><summary>{len(tools)} {"tool" if len(tools) == 1 else "tools"}: {text(shorten(names, 80))}</summary><pre>{whole}</pre></details>')
+    for turn, count in zip(turns, counts):
+        size = f'<span class="figures quiet">{count:,} tokens</span>' if count is not None else ""
+        body = f'<div class="said">{_visible(turn["content"])}</div>' if turn.get("content") else ""
+        if turn.get("reasoning_content"):
+            body = f'<details><summary>Reasoning</summary><div class="said">{_visible(turn["reasoning_content"])}</div></details>' + body
+        for call in turn.get("tool_calls", ()):
+            function = call["function"]
+            arguments = function["arguments"] if isinstance(function["arguments"], str) else json.dumps(function["arguments"], ensure_ascii=False, indent=1)
+            body += f'<div class="call"><b>calls {text(function["name"])}</b><pre>{_visible(arguments)}</pre></div>'
+        role = _ROLE_WORDS.get(turn["role"], turn["role"])
+        shown.append(f'<div class="turn {text(turn["role"])}"><div class="turn-head"><b>{text(role)}</b>{size}</div>{body or "<i>(nothing)</i>"}</div>')
+    return f'<div class="row-view">{head}<div class="turns" tabindex="0" role="region" aria-label="The conversation">{"".join(shown)}</div></div>'
+
+
+def rows_table(lines: list[dict], head: str, more: bool, before: bool) -> str:
+    """Rows as a table, a page of it: number, side of the split, tokens, what is asked, what is answered."""
+    body = "".join(
+        f'<tr><td><button type="button" class="link" data-do="open:{its["index"]}">{its["number"]:,}</button></td><td>{text(its["where"])}</td>'
+        f'<td class="figures">{its["tokens"]}</td><td>{_visible(its["asked"])}</td><td>{_visible(its["answered"])}</td></tr>'
+        for its in lines
+    )
+    turn = "".join(
+        f'<button type="button" class="mini" data-do="page:{by}" {"" if can else "disabled"}>{words}</button>'
+        for by, words, can in ((-1, "← Page before", before), (1, "Next page →", more))
+    )
     return (
-        f'<div class="row-view"><div class="row-head"><h3>Row {number:,} of {rows:,}</h3>'
-        f'<span class="tag">{text(where)}</span><span class="quiet">{said}</span></div>{_LEGEND}{"".join(blocks)}{how}</div>'
+        f'<div class="row-view">{head}<div class="table-wrap"><table class="rows"><thead><tr><th>Row</th><th>Part</th><th>Tokens</th>'
+        f'<th>Asked</th><th>Answered</th></tr></thead><tbody>{body}</tbody></table></div><div class="pages">{turn}</div></div>'
+    )
+
+
+def left_out_record(number: int, why: str, record: str, head: str) -> str:
+    """A record that gives no row, as it came."""
+    shown = record[:20_000]
+    return f'<div class="row-view">{head}{notice(f"Row {number:,} {why}", "warning")}<div class="tokens" tabindex="0"><span class="piece seen">{_visible(shown)}</span></div></div>'
+
+
+# What the check found ------------------------------------------------------------------------------------------------
+
+_LEVEL_WORDS = {"stop": "stops a run", "harm": "harms", "mind": "mind", "note": "note"}
+
+
+def findings(found: list, examples: dict[str, list[str]], fixes: dict[str, tuple[str, str]], shown: str, partial: bool) -> str:
+    """Each finding: how many rows, what, why, the rows one click away, the fixes as buttons."""
+    title = "Found in the first rows" if partial else "What the check found"
+    if not found:
+        words = "Nothing in the first rows so far." if partial else "Nothing found that could go wrong."
+        return f'<div class="findings"><h3>{title}</h3>{empty(words)}</div>'
+    cards = []
+    for its in found:
+        buttons = []
+        if its.name not in ("few_rows", "nothing_to_learn"):
+            pressed = "true" if its.name == shown else "false"
+            buttons.append(f'<button type="button" class="mini" aria-pressed="{pressed}" data-do="show:{its.name}">Show rows</button>')
+        if its.left_out:
+            buttons.append('<span class="tag">left out already</span>')
+        if not partial:
+            buttons += [f'<button type="button" class="mini strong" data-do="fix:{its.name}:{fix}">{text(fixes[fix][0])}</button>' for fix in its.fixes]
+        few = examples.get(its.name)
+        masked = f'<p class="masked">{" ".join(f"<code>{text(one)}</code>" for one in few)}</p>' if few else ""
+        rows = f'<b class="figures">{its.rows:,}</b> <span class="quiet">{"row" if its.rows == 1 else "rows"}</span>' if its.rows else ""
+        cards.append(
+            f'<li class="finding {its.level}"><div class="finding-head"><span class="tag">{_LEVEL_WORDS[its.level]}</span>'
+            f'<h4>{text(its.title)}</h4><span>{rows}</span></div><p>{text(" ".join(filter(None, [its.more, its.why])))}</p>{masked}'
+            f'<div class="finding-does">{"".join(buttons)}</div></li>'
+        )
+    return f'<div class="findings"><h3>{title}</h3><ul>{"".join(cards)}</ul></div>'
+
+
+def receipt(made: dict | None, steps: list[dict]) -> str:
+    """Rows in, each step, rows out; the fixes (`steps`, as Rows has them) with a button that takes them back."""
+    if made is None:
+        return ""
+    fixed = 0
+    lines = [f'<li><span>Rows that came in</span><b class="figures">{made["rows_in"]:,}</b></li>']
+    for step in made["steps"]:
+        button = ""
+        if fixed < len(steps) and step["step"] == steps[fixed]["step"]:
+            button = f'<button type="button" class="mini" data-do="undo:{fixed}">Undo</button>'
+            fixed += 1
+        lines.append(f'<li><span>{text(step["step"])}</span>{button}<b class="figures">{step["rows"]:,}</b></li>')
+    lines.append(f'<li><span>To train on</span><b class="figures">{made["train_rows"]:,}</b></li>')
+    lines.append(f'<li><span>Held out <span class="quiet">({text(made["split"])})</span></span><b class="figures">{made["held_out_rows"]:,}</b></li>')
+    return (
+        f'<details class="receipt" {"open" if steps else ""}><summary><h3>Receipt</h3></summary><ol>{"".join(lines)}</ol>'
+        f'<p class="quiet small">SHA-256 of what comes out: <code>{made["sha256"][:16]}…</code></p></details>'
+    )
+
+
+def checking(phase: str, share: float, left_s: float | None) -> str:
+    """How far a check in another process is."""
+    left = f"about {duration(left_s)} left" if left_s else ""
+    busy = " busy" if share == 0 else ""
+    return (
+        f'<div class="run-status" role="status"><div class="run-head"><h3>{text(phase)}</h3><span class="quiet figures">{share:.0%}{" · " + left if left else ""}</span></div>'
+        f'<div class="progress{busy}" role="progressbar" aria-label="{text(phase)}" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{round(100 * share)}">'
+        f'<span style="width:{round(100 * share)}%"></span></div></div>'
     )
 
 
@@ -82,21 +201,19 @@ def _visible(part: str) -> str:
     return f"<bdi>{text(shown)}</bdi>" if any(ord(char) >= 0x590 for char in shown) else text(shown)
 
 
-def histogram(lengths: list[int], limit: int) -> str:
+def histogram(lengths, limit: int) -> str:
     """How many rows have how many tokens, with the place where rows are cut; for wide pages and for narrow ones."""
-    if not lengths:
+    if not len(lengths):
         return ""
     wide, narrow = _histogram(lengths, limit, 780, 170), _histogram(lengths, limit, 340, 140)
     return f'<div class="chart-box"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></div>'
 
 
 def _histogram(lengths: list[int], limit: int, width: int, height: int) -> str:
-    most = max(max(lengths), 1)
+    most = max(int(lengths.max()), 1)
     bins = 24
     size = max(1, math.ceil((most + 1) / bins))
-    counts = [0] * (most // size + 1)
-    for length in lengths:
-        counts[length // size] += 1
+    counts = np.bincount(lengths // size, minlength=most // size + 1).tolist()
     top = max(counts)
     left, bottom, inner = 8, 24, width - 16
     step = inner / len(counts)
@@ -117,7 +234,7 @@ def _histogram(lengths: list[int], limit: int, width: int, height: int) -> str:
         f'<text class="tick" x="{width - left}" y="{height - 8}" text-anchor="end">{most:,} tokens</text>'
         f'<text class="tick" x="{width / 2}" y="{height - 8}" text-anchor="middle">tokens per row</text>'
     )
-    label = f"Tokens per row: {len(lengths):,} rows, shortest {min(lengths):,}, longest {most:,}"
+    label = f"Tokens per row: {len(lengths):,} rows, shortest {lengths.min():,}, longest {most:,}"
     return f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {width} {height}">{bars}{mark}{axis}</svg>'
 
 

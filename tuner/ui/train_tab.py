@@ -4,9 +4,10 @@ import os
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import psutil
 
-from tuner import data, quote
+from tuner import check, data, quote
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -195,14 +196,17 @@ def wire(its, dataset, talk, tabs) -> None:
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
         try:
             recipe = its.strict(form)
-            seen = dataset_tab.survey(its_data, recipe, visitor.token)
-            if not seen.train.encoded:
+            look, blind = dataset_tab.eyes(recipe, visitor.token)
+            if look is None:
+                raise UserError(blind)
+            rows, going = check.look_at(its_data, look)
+            seen = rows.figures(recipe)
+            if not len(seen.lengths):
                 return drawing.notice("No row has anything to learn with these settings. See the Dataset tab.", "warning"), line, ""
-            scale = seen.train_rows / max(1, min(seen.train_rows, dataset_tab.SURVEYED))
-            lengths = [len(row.ids) for row in seen.train.encoded]
-            lengths = lengths * max(1, round(scale))
+            # While the rest is still being checked, the first rows stand for it.
+            scale = max(1, round(its_data.count / rows.came_in)) if going else 1
             made = quote.make(
-                recipe, seen.config, lengths, round(seen.train.learned * max(1, round(scale))), seen.held_out.tokens,
+                recipe, rows.config, np.tile(seen.lengths, scale), seen.learned * scale, seen.held_out_tokens * scale,
                 psutil.virtual_memory().available / 2**30,
             )
         except UserError as error:
@@ -304,7 +308,7 @@ def wire(its, dataset, talk, tabs) -> None:
     asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
-    its.dataset_id.change(**asks)
+    dataset.known.change(**asks)
     its.start_run = dict(
         fn=start, inputs=[its.dataset_id, *who, its.preset, *its.form], outputs=[its.run_id, *view, *lists],
         show_progress="minimal", show_progress_on=[its.status], api_visibility="private", concurrency_limit=4,
