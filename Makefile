@@ -1,4 +1,5 @@
 # make app: serve the page. make test: the whole suite. make demo: the main job without a page.
+# make bench-data: what large datasets cost (about a quarter of an hour).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: app demo test lint clean
+.PHONY: app demo test lint bench-data clean
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
@@ -21,6 +22,9 @@ test: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
+
+bench-data: $(VENV)/.dev
+	@$(PY) -m tests.bench.data
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Tuner needs Python 3.11 or 3.12; neither was found. Install one, or name it: make app PYTHON=/path/to/python"; exit 1; }

@@ -163,9 +163,48 @@ def test_check_says_what_would_be_learned(tuner):
     code, out, _ = tuner("check", "rows.jsonl", "base_model=test/small", "max_tokens=90", "--json")
     told = json.loads(out)
     assert code == 0 and told["format"] == "pair" and told["records"] == 20 and told["train_rows"] + told["held_out_rows"] == 20
-    assert 0 < told["learned_tokens"] < told["tokens"] and told["longest"] > 90 and len(told["rows_cut"]) > 0
+    assert 0 < told["learned_tokens"] < told["tokens"] and told["longest"] > 90
+    found = {its["name"]: its for its in told["findings"]}
+    assert found["cut"]["rows"] > 0 and len(found["cut"]["first_rows"]) == found["cut"]["rows"] and found["cut"]["fixes"] == ["split", "drop"]
+    assert told["receipt"]["rows_out"] == 20 and len(told["receipt"]["sha256"]) == 64
     code, out, _ = tuner("check", "rows.jsonl", "base_model=test/small")
     assert code == 0 and "20 records, read as pair" in out
+
+
+def test_check_puts_right_and_writes_what_comes_out(tuner, place):
+    rows = [*RECORDS, *RECORDS[:3], {"prompt": "Who?", "completion": "Ask ann@company.org."}, {"prompt": "Why?", "completion": " "}]
+    (place / "faulty.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rows))
+    before = (place / "faulty.jsonl").read_bytes()
+    code, out, _ = tuner("check", "faulty.jsonl", "base_model=test/small", "--json")
+    found = {its["name"]: its["rows"] for its in json.loads(out)["findings"]}
+    assert code == 0 and (found["duplicate"], found["personal"], found["empty_answer"]) == (3, 1, 1)
+    code, out, _ = tuner(
+        "check", "faulty.jsonl", "base_model=test/small", "--fix", "duplicate", "--fix", "personal=mask", "--out", "clean.jsonl", "--json"
+    )
+    told = json.loads(out)
+    assert code == 0 and not {"duplicate", "personal"} & {its["name"] for its in told["findings"]}
+    assert [(step["step"].split(":")[0], step["rows"]) for step in told["receipt"]["steps"]] == [
+        ("Empty answers", 1), ("Exact duplicates", 3), ("Personal data", 1),
+    ]
+    written = [json.loads(line) for line in (place / "clean.jsonl").read_text().splitlines()]
+    assert len(written) == told["receipt"]["rows_out"] == 21
+    assert written[-1]["messages"][-1]["content"] == "Ask [EMAIL]."
+    assert (place / "faulty.jsonl").read_bytes() == before
+    code, out, err = tuner("check", "faulty.jsonl", "base_model=test/small", "--out", "clean.jsonl")
+    assert code == 1 and "clean.jsonl is there already" in err
+    for fix, words in (("nonsense", "There is no finding 'nonsense'"), ("duplicate=mask", "duplicate cannot be put right by 'mask'. What can be done: deduplicate")):
+        code, out, err = tuner("check", "faulty.jsonl", "base_model=test/small", "--fix", fix)
+        assert code == 1 and words in err
+
+
+def test_check_is_strict_where_it_is_asked_to_be(tuner, place):
+    """Findings alone are no fault; one that stops a run is, with --strict."""
+    long = [{"prompt": "word " * 200 + str(number), "completion": "b"} for number in range(12)]
+    (place / "long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in long))
+    asked = ("check", "long.jsonl", "base_model=test/small", "max_tokens=64")
+    assert tuner(*asked)[0] == 0 and tuner(*asked, "--strict")[0] == 1
+    assert "Nothing to learn from" in tuner(*asked)[1]
+    assert tuner("check", "rows.jsonl", "base_model=test/small", "max_tokens=90", "--strict")[0] == 0
 
 
 def test_quote_says_what_a_recipe_needs(tuner):

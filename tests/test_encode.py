@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from tests.small import real_template, small_tokenizer
-from tuner import encode, findings
+from tuner import encode, survey
 from tuner.encode import BY_ANSWER, BY_DIFFERENCE, BY_MARKS, BY_TEXT, BY_VARIANT, BY_WHOLE_ROW, IGNORE
 from tuner.errors import UserError
 from tuner.recipe import Recipe
@@ -176,7 +176,7 @@ def test_a_template_that_hides_where_answers_begin_learns_the_whole_row(tmp_path
     [row] = encode.encode(TURNS, tokenizer, 1000)
     assert row.how == BY_WHOLE_ROW
     assert row.learned == len(row.ids) - 1
-    found = findings.survey([{"messages": TURNS, "n": 1}], tokenizer, Recipe())
+    found = survey.of([{"messages": TURNS, "n": 1}], tokenizer, Recipe())
     assert any("1 rows are learned whole, prompts too" in warning for warning in found.warnings(tokenizer))
 
 
@@ -423,11 +423,11 @@ def test_a_row_whose_answer_is_cut_off_teaches_nothing(tokenizers):
     assert row.learned == 0 and set(row.labels) == {IGNORE}
     recipe = Recipe(max_tokens=12)
     rows = [{"messages": TURNS, "n": 7}]
-    found = findings.survey(rows, tokenizer, recipe)
+    found = survey.of(rows, tokenizer, recipe)
     assert (found.cut, found.silent, found.encoded) == ([7], [7], [])
     longest = len(encode.encode(TURNS, tokenizer, 1000)[0].ids)
     with pytest.raises(UserError, match=rf"first 12 tokens.*Raise max_tokens \(the longest row has {longest}\)"):
-        findings.require_something(found, rows, recipe, "training")
+        survey.require_something(found, rows, recipe, "training")
 
 
 # Plain text, tools, refusals --------------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ def test_a_template_that_refuses_says_why(tokenizers, name, messages, why):
     """The template's own words reach the person, and the survey keeps them with the row's number."""
     with pytest.raises(UserError, match=f"chat template refuses this conversation: .*{why}"):
         encode.encode(messages, tokenizers(name), 1000)
-    found = findings.survey([{"messages": messages, "n": 4}], tokenizers(name), Recipe())
+    found = survey.of([{"messages": messages, "n": 4}], tokenizers(name), Recipe())
     assert found.refused[0][0] == 4 and why in found.refused[0][1]
 
 

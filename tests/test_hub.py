@@ -457,7 +457,8 @@ configs:
 
 
 def read(client, *args, token=None, most=10) -> list:
-    return client(f"result = data.read_hub(*{args!r}, token={token!r}, most={most})")
+    code = f"records, notes = data.read_hub(*{args!r}, token={token!r}, most={most})\nresult = [list(records), notes]"
+    return client(code)
 
 
 def test_a_hub_dataset_is_streamed_by_config_split_and_revision(hub, client):

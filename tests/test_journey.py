@@ -1,6 +1,8 @@
 """The main job by clicks, in a real browser, against the real starter model and a stand-in Hub."""
 
+import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -152,11 +154,11 @@ def test_the_main_job(app, hub, browser):
 
     # The demo is there, and shows what is learned.
     page.wait_for_selector("#row .piece.learned", timeout=60_000)
-    assert "Row 1 of 480" in page.inner_text("#row")
-    learned = page.inner_text("#row .tokens .piece.learned")
+    assert "1 of 480" in page.inner_text("#row")
+    learned = "".join(page.locator("#row .tokens .piece.learned").all_inner_texts())
     assert learned.endswith("<|im_end|>")
     page.click("#next-row")
-    page.wait_for_function("document.querySelector('#row h3').innerText.includes('Row 2 of 480')")
+    page.wait_for_function("document.querySelector('#row h3').innerText.trim() === 'Row 2'")
     assert page.locator("#survey .chart").first.is_visible()
     assert "on this machine" in page.inner_text("#quote-line")
     picture(page, "dataset-light")
@@ -232,6 +234,108 @@ def test_the_main_job(app, hub, browser):
     assert not [words for words in page.complaints + guest.complaints if "favicon" not in words and "manifest" not in words]
 
 
+def faulty_rows() -> list[dict]:
+    """Eighty good rows, then: six copies, an address, a broken encoding, two empty answers, tool talk to look at."""
+    words = "river stone lamp paper cloud garden window bridge winter summer engine letter market castle".split()
+    pick = random.Random(5)
+    rows = [
+        {"question": f"What is known of number {number}?", "context": " ".join(pick.choices(words, k=8)), "answer": " ".join(pick.choices(words, k=25))}
+        for number in range(80)
+    ]
+    rows[7]["answer"] += " Write to jane.doe@corporate-mail.org about it."
+    rows[9]["answer"] += " It was a cafÃ© near the river, donâ€™t you remember?"
+    return [*rows, *rows[20:26], {**rows[0], "answer": ""}, {**rows[1], "answer": "  "}]
+
+
+def finding(page, name: str) -> str:
+    """The text of a finding's card; "" where it is not found."""
+    card = page.locator(f".finding:has([data-do='show:{name}'])")
+    return card.inner_text() if card.count() else ""
+
+
+def do(page, what: str, until: str) -> None:
+    """Press one of our own buttons and wait for what it brings."""
+    page.click(f"[data-do='{what}']")
+    page.wait_for_function(until)
+
+
+def test_a_faulty_file_is_put_right_and_learned_from(app, browser, tmp_path):
+    page = open_page(browser, app.url)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    faulty = tmp_path / "faulty.jsonl"
+    faulty.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in faulty_rows()))
+    page.get_by_label("File", exact=True).check()
+    page.set_input_files("#file input[type=file]", str(faulty))
+    page.wait_for_function("document.querySelector('#dataset-about').innerText.includes('faulty.jsonl')")
+    page.wait_for_selector(".finding")
+
+    # Every finding with its number, the rows one click away.
+    assert re.search(r"Exact duplicates\s*6 rows", finding(page, "duplicate"))
+    assert re.search(r"Personal data\s*1 row\b.*1 e-mail address.*j…@c….org", finding(page, "personal"), re.DOTALL)
+    assert re.search(r"wrong encoding\s*1 row\b", finding(page, "mojibake"))
+    assert re.search(r"Empty answers\s*2 rows", finding(page, "empty_answer"))
+    do(page, "show:personal", "document.querySelector('#row h3').innerText.trim() === 'Row 8'")
+    do(page, "show:empty_answer", "document.querySelector('#row').innerText.includes('left out')")
+    assert "has no answer" in page.inner_text("#row")
+    picture(page, "findings-light")
+
+    # Three fixes, one taken back.
+    for name, fix in (("duplicate", "deduplicate"), ("personal", "mask"), ("mojibake", "repair")):
+        do(page, f"fix:{name}:{fix}", f"!document.querySelector(\"[data-do='show:{name}']\")")
+    assert page.locator("#receipt [data-do^='undo:']").count() == 3
+    do(page, "undo:1", "!!document.querySelector(\"[data-do='show:personal']\")")
+    shown = page.inner_text("#receipt")
+    picture(page, "receipt-light")
+
+    # Searching, the table and the conversation.
+    page.locator("#search-rows input, #search-rows textarea").first.fill("café near")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#row h3').innerText.trim() === 'Row 10'")
+    assert "1 of 1 found" in page.inner_text("#row")
+    page.get_by_label("Conversation", exact=True).check()
+    page.wait_for_selector("#row .turn.assistant")
+    assert "tokens" in page.inner_text("#row .turn.user")
+    picture(page, "conversation-light")
+    page.get_by_label("Table", exact=True).check()
+    page.wait_for_selector("#row table.rows")
+    picture(page, "table-light")
+    page.locator("#search-rows input, #search-rows textarea").first.fill("")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#row table.rows tbody tr').length === 12")
+    page.click("[data-do='open:3']")
+    page.wait_for_function("document.querySelector('#row h3').innerText.trim() === 'Row 4'")
+
+    # Two columns make one prompt.
+    page.get_by_text("Change which column is which").click()
+    page.locator("#prompt-template textarea").fill("{question}\n{contxt}")
+    page.wait_for_function("document.querySelector('#template-shown').innerText.includes(\"'contxt' is not there\")")
+    page.locator("#prompt-template textarea").fill("{question}\n{context}")
+    page.wait_for_function("document.querySelector('#template-shown').innerText.includes('What is known of number 0?')")
+
+    # A run, and its receipt.
+    tab(page, "Fine-tune")
+    page.locator("#knob-max_steps input").fill("2")
+    page.locator("#knob-max_steps input").press("Tab")
+    page.wait_for_function("document.querySelector('#quote').innerText.includes('2\\nsteps')")
+    page.click("#start")
+    page.wait_for_function("document.querySelector('#run-status h3')?.innerText.includes('faulty')")
+    runs = sorted((app.home / "tuner" / "runs" / "local").iterdir())
+    receipt = json.loads((runs[-1] / "data" / "receipt.json").read_text())
+    steps = {step["step"]: step["rows"] for step in receipt["steps"]}
+    assert steps == {
+        "Empty answers: left out": 2, "Exact duplicates: dropped, the first of each kept": 6,
+        "Letters broken by a wrong encoding: repaired": 1,
+    }
+    assert (receipt["rows_in"], receipt["rows_out"], receipt["held_out_rows"]) == (88, 80, 8)
+    for words in (*steps, "88", "72", receipt["sha256"][:16]):
+        assert words in shown
+    kept = (runs[-1] / "data" / "train.jsonl").read_text() + (runs[-1] / "data" / "held_out.jsonl").read_text()
+    assert "café near the river, don’t you" in kept and "jane.doe@corporate-mail.org" in kept
+    page.wait_for_selector("#run-status .state-done", timeout=200_000)
+    assert not [words for words in page.complaints if "favicon" not in words and "manifest" not in words]
+    page.context.close()
+
+
 def test_it_can_be_looked_at_dark_and_narrow(app, browser):
     """Every tab fits 390 pixels and has no sideways scrolling; pictures are taken in both modes."""
     for name, dark, narrow in (("dark", True, False), ("narrow", False, True), ("narrow-dark", True, True)):
@@ -255,7 +359,7 @@ def test_bad_input_is_told_in_words(app, browser, tmp_path):
     page.get_by_label("File").check()
     page.set_input_files("#file input[type=file]", str(broken))
     page.wait_for_selector("text=broken at line 2")
-    assert "Row 1 of 480" in page.inner_text("#row")
+    assert "1 of 480" in page.inner_text("#row")
     tab(page, "Fine-tune")
     page.locator("#knob-learning_rate input").fill("1000000000")
     page.locator("#knob-lora_rank input").fill("0")

@@ -334,7 +334,7 @@ def holder(home):
     def start(name: str) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            cwd=runs.PROJECT_ROOT,
+            cwd=child.PROJECT_ROOT,
         )
         watch = threading.Timer(30, process.kill)  # a wait for ever is a failure, not a test without end
         watch.daemon = True

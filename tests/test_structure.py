@@ -18,7 +18,8 @@ PAGE = [ROOT / "app.py", *sorted((ROOT / "tuner" / "ui").rglob("*.py"))]
 ENGINE = [path for path in sorted((ROOT / "tuner").rglob("*.py")) if path not in PAGE]
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 LIGHT = (
-    "recipe data encode findings quote run lease chat hub card starter home errors bases cli gate tasks tasks.chat"
+    "recipe data encode findings fixes check scan split near personal damage receipt turns child reading quote run lease chat hub card starter home errors bases "
+    "cli gate tasks tasks.chat"
 ).split()
 # What the Space's builder adds to requirements.txt, see reference/ecosystem.md fact 3.
 BUILDER = ["gradio[oauth,mcp]=={}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces"]
@@ -109,7 +110,7 @@ def test_no_file_calls_what_runs_strangers_code(path):
     """No pickles, no shells, no remote code, no evaluation of texts."""
     forbidden = {
         "pickle.load", "pickle.loads", "torch.load", "yaml.load", "os.system", "os.popen", "marshal.loads", "joblib.load",
-        "eval", "exec", "compile", "numpy.load", "np.load",
+        "eval", "exec", "compile",
     }
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if not isinstance(node, ast.Call):
@@ -118,7 +119,7 @@ def test_no_file_calls_what_runs_strangers_code(path):
         assert called not in forbidden, f"{name_of(path)}, line {node.lineno} calls {called}"
         for keyword in node.keywords:
             true = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
-            assert not (keyword.arg in ("shell", "trust_remote_code") and true), f"{name_of(path)}, line {node.lineno}"
+            assert not (keyword.arg in ("shell", "trust_remote_code", "allow_pickle") and true), f"{name_of(path)}, line {node.lineno}"
             false = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
             assert not (keyword.arg in ("use_safetensors", "weights_only") and false), f"{name_of(path)}, line {node.lineno}"
 

@@ -20,7 +20,10 @@ A LoRA adapter for [{{ base }}](https://huggingface.co/{{ base }}), tuned with Q
 
 - Trained on: {{ trained_on }}.
 - Dataset: {{ dataset }}. {{ receipt.rows_in }} rows came in, {{ receipt.train_rows }} were trained on and \
-{{ receipt.held_out_rows }} held out ({{ receipt.split }}). SHA-256 of the rows: `{{ receipt.sha256[:16] }}…`
+{{ receipt.held_out_rows }} held out ({{ receipt.split }}). SHA-256 of what came out: `{{ receipt.sha256 }}`
+{%- for step in receipt.steps %}
+  - {{ step.step }}: {{ step.rows }} rows
+{%- endfor %}
 - Learned part: {{ learned }}.
 
 ## Before and after

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -372,7 +372,10 @@ def stop(dataset: data.Dataset) -> None:
 
     process = read_json(dataset.folder / "process.json")
     if process and lease.is_alive(process) and process["pid"] != os.getpid():  # a stream from the Hub is taken here
-        os.killpg(process["pid"], signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.killpg(process["pid"], signal.SIGKILL)
+        if ended := _children.pop(process["pid"], None):
+            ended.wait()
     (dataset.folder / "process.json").unlink(missing_ok=True)
 
 
@@ -437,6 +440,7 @@ def wait_for_head(dataset: data.Dataset, seconds: float = 60.0) -> None:
         if dataset.ready:
             _wait_for_end(dataset)
     except UserError:
+        stop(dataset)  # a child that writes its last word would bring the folder back
         shutil.rmtree(dataset.folder, ignore_errors=True)
         raise
 

@@ -1,8 +1,10 @@
 """The same engine from a terminal: train, chat, check, quote, report, push, runs."""
 
 import argparse
+import atexit
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from tuner import recipe as recipes
 from tuner.child import SPIN
-from tuner.errors import UserError
+from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT, safe_name, write_whole
 
 # A person at this machine's own terminal; the page uses the same owner where it serves this machine only.
@@ -136,6 +138,7 @@ def _train(asked) -> int:
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, hub.own_token())
         going = run.create(LOCAL_OWNER, recipe, dataset)
         _say(f"Run {going.id}: {dataset.count:,} rows, base {recipe.base_model}")
+        shutil.rmtree(dataset.folder, ignore_errors=True)  # the run has its rows
     if os.environ.get("TUNER_CHILD") != "1":  # the page claims a run before it starts its child
         run.claim(going)
         going.log("status", state="waiting", message="Getting the base model ready")
@@ -267,6 +270,7 @@ def _checked(recipe, beside: Path, steps: list[tuple[str, str]] = ()):
     report = _bar("Reading the rows")
     try:
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token, lambda share: report("Reading the rows", share))
+        atexit.register(shutil.rmtree, dataset.folder, ignore_errors=True)  # nobody at a terminal would look for it again
         folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
         look = scan.Look.of(recipe, folder)
         for finding, fix in steps:
@@ -342,6 +346,8 @@ def _write_out(path: Path, rows) -> None:
     """The rows as they stand, one a line, in the task's own shape."""
     if path.exists():
         raise UserError(f"{path.name} is there already. Name another file; nothing is written over.")
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {shorten(path.parent)}. Make it first, or name another file.")
     with open(path, "w", encoding="utf-8") as file:
         for index in range(len(rows)):
             row = {name: value for name, value in rows.row(index).items() if name != "n" and value != ""}

@@ -463,7 +463,7 @@ def _what_is_cut(rows: Rows, recipe: Recipe) -> str:
     lost = np.maximum(rows.tokens.length - recipe.max_tokens, 0).sum()
     whole, kept = rows.tokens.learned(2**31 - 1), rows.tokens.learned(recipe.max_tokens)
     answers = np.count_nonzero(rows.per_row(whole - kept))
-    return f"{int(lost):,} tokens at their ends are lost, {int((whole - kept).sum()):,} of them of answers, in {answers:,} rows."
+    return f"{int(lost):,} tokens at their ends are lost, {int((whole - kept).sum()):,} of them of answers, in {answers:,} {'row' if answers == 1 else 'rows'}."
 
 
 def _finds(places: slice):

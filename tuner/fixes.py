@@ -107,25 +107,35 @@ def apply(rows: Rows, its: dict, folder: Path, on_progress: Callable[[int, int],
         state = _edit(rows, hit, its, recipe, folder, on_progress)
     if len(state.places) == 0:
         raise UserError(f"That would leave no row ({title}). Nothing was changed.")
-    told["rows_out"] = len(state.places)
+    told |= {"rows": int(np.count_nonzero(hit)), "rows_out": len(state.places)}
+    if not told["rows"] and not its.get("taken"):
+        raise UserError(f"None of the {count:,} rows can be put right so ({title}: {FIXES[its['fix']][0].lower()}). Nothing was changed.")
     return State(state.parts, state.places, state.own, [*rows.steps, told])
 
 
 def _edit(rows: Rows, hit: np.ndarray, its: dict, recipe: Recipe, folder: Path, on_progress) -> State:
-    """The state in which the rows hit stand in a new file, each as what became of it: none, one or several rows."""
+    """The state in which the rows hit stand in a new file, each as what became of it: none, one or several rows.
+
+    Those that the fix leaves as they were are taken out of `hit`.
+    """
     change = _changes(rows, its, recipe)
     origins, counts = rows.origins, np.ones(len(rows), np.int64)
     path = folder / f"edits-{scan.short_hash([its, [told['step'] for told in rows.steps], len(rows)])}.arrow"
     from_: list[int] = []
 
     def texts() -> Iterator[str]:
-        for done, index in enumerate(np.flatnonzero(hit)):
+        every = np.flatnonzero(hit)
+        for done, index in enumerate(every):
             if on_progress and done % 200 == 0:
-                on_progress(done, int(np.count_nonzero(hit)))
+                on_progress(done, len(every))
+            row = rows.row(int(index))
             try:
-                made = [row for row in change(rows.row(int(index)), int(index)) if row is not None]
+                made = [its for its in change(row, int(index)) if its is not None]
             except NoRow:
                 made = []
+            if made == [row]:  # it cannot be helped, as a row without a turn to split at; it stays where it is
+                hit[index] = False
+                continue
             counts[index] = len(made)
             for row in made:
                 from_.append(int(origins[index]))

@@ -11,6 +11,8 @@ from tuner.recipe import Recipe
 
 # A held-out part of this size shows a share to within 2.2 percentage points; more rows only cost time at every look.
 MOST_HELD_OUT = 2_000
+# Up to here all training rows are encoded, also where the steps see fewer.
+ENOUGH_AT_ONCE = 5_000
 
 
 @dataclass
@@ -36,7 +38,7 @@ def choose(rows: Rows, recipe: Recipe) -> Chosen:
         steps.append({"step": "held-out rows neither trained on nor measured, since fewer show as much", "rows": len(held_out) - MOST_HELD_OUT})
         held_out = np.sort(order.choice(held_out, MOST_HELD_OUT, replace=False))
     needed = recipe.max_steps * recipe.batch_size
-    if needed and len(train) > 4 * needed:
+    if needed and len(train) > max(4 * needed, ENOUGH_AT_ONCE):
         # Encoding a million rows for thirty steps would take longer than the steps.
         steps.append({"step": f"training rows that {recipe.max_steps:,} steps cannot reach", "rows": len(train) - 2 * needed})
         train = np.sort(order.choice(train, 2 * needed, replace=False))

@@ -18,7 +18,7 @@ from tuner.tasks import NoRow
 # Part of every name under which a pass is kept: raise it whenever a pass would give other arrays.
 VERSION = 2
 # From this many rows on a second process helps more than its start costs (tests/bench/DIARY.md).
-ROWS_FOR_HELP = 20_000
+ROWS_FOR_HELP = 8_000
 _BLOCK = 512
 
 ROW = np.dtype([

@@ -16,7 +16,7 @@ from tuner.recipe import Recipe
 from tuner.ui import drawing
 
 SOURCES = ["Demo", "File", "Hub", "Paste"]
-VIEWS = [("As the model sees it", "tokens"), ("Conversation", "turns"), ("Table", "table")]
+VIEWS = [("Exact text", "tokens"), ("Conversation", "turns"), ("Table", "table")]
 PAGE = 12
 
 # Buttons inside our own HTML speak through their data-do.
@@ -35,7 +35,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.demo_button = gr.Button("Use the demo", elem_id="use-demo")
             with gr.Group(visible=False) as its.file_group:
                 its.file = gr.File(
-                    label="JSONL, JSON, CSV, TSV, Parquet, Arrow or TXT; also .gz, .zst, .zip, or several", file_types=reading.endings(),
+                    label="Files: JSONL, CSV, Parquet …, zipped or not", file_types=reading.endings(),
                     file_count="multiple", height=130, elem_id="file",
                 )
             with gr.Group(visible=False) as its.hub_group:
@@ -54,7 +54,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.paste_button = gr.Button("Read it", elem_id="read-pasted")
             its.about = gr.HTML(drawing.empty("Reading the demo …"), elem_id="dataset-about")
             its.share = gr.Slider(
-                0.01, 0.5, value=Recipe().held_out_share, step=0.01, label="Held out, share of the rows", elem_id="held-out-share",
+                0.005, 0.5, value=Recipe().held_out_share, step=0.005, label="Held out, share of the rows", elem_id="held-out-share",
                 info="More rows held out measure more surely; fewer are left to learn from.",
             )
             with gr.Accordion("Change which column is which", open=False, elem_id="mapping"):
@@ -74,7 +74,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.map_button = gr.Button("Use these columns", elem_id="remap")
         with gr.Column(scale=5, min_width=340):
             with gr.Row(elem_id="row-choice"):
-                its.view = gr.Radio(VIEWS, value="tokens", show_label=False, container=False, label="View", elem_id="row-view", min_width=280, scale=2)
+                its.view = gr.Radio(VIEWS, value="tokens", show_label=False, container=False, label="View", elem_id="row-view", min_width=300, scale=2)
                 its.show = gr.Dropdown([("All rows", "all")], value="all", label="Show", container=False, show_label=False, filterable=False, elem_id="show-rows", min_width=170)
                 its.search = gr.Textbox(placeholder="Search the rows", label="Search", container=False, show_label=False, max_length=200, elem_id="search-rows", min_width=150)
             with gr.Row(elem_id="row-buttons"):

@@ -154,11 +154,11 @@ def findings(found: list, examples: dict[str, list[str]], fixes: dict[str, tuple
         if not partial:
             buttons += [f'<button type="button" class="mini strong" data-do="fix:{its.name}:{fix}">{text(fixes[fix][0])}</button>' for fix in its.fixes]
         few = examples.get(its.name)
-        masked = f'<p class="masked">{" ".join(f"<code>{text(one)}</code>" for one in few)}</p>' if few else ""
+        masked = "".join(f" <code>{text(one)}</code>" for one in few or ())
         rows = f'<b class="figures">{its.rows:,}</b> <span class="quiet">{"row" if its.rows == 1 else "rows"}</span>' if its.rows else ""
         cards.append(
             f'<li class="finding {its.level}"><div class="finding-head"><span class="tag">{_LEVEL_WORDS[its.level]}</span>'
-            f'<h4>{text(its.title)}</h4><span>{rows}</span></div><p>{text(" ".join(filter(None, [its.more, its.why])))}</p>{masked}'
+            f'<h4>{text(its.title)}</h4><span>{rows}</span></div><p>{text(" ".join(filter(None, [its.more, its.why])))}{masked}</p>'
             f'<div class="finding-does">{"".join(buttons)}</div></li>'
         )
     return f'<div class="findings"><h3>{title}</h3><ul>{"".join(cards)}</ul></div>'
