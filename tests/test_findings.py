@@ -143,6 +143,14 @@ def test_a_check_without_a_tokenizer_tells_all_else(mixed, home_of_all):
     assert found["personal"] == MIXED["personal"]
 
 
+def test_calls_and_their_results_are_in_order():
+    """Two results behind one call are no role twice; a call without words is no empty turn."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    result = {"role": "tool", "content": "Sun"}
+    assert turns.faults({"messages": [*ASKED, call, result, result, *SAID]}) == set()
+    assert turns.faults({"messages": [*ASKED, *SAID, result, *SAID]}) == {"roles_out_of_order"}
+
+
 def test_an_unknown_finding_is_refused(mixed):
     with pytest.raises(UserError, match="There is no finding 'wizardry'. There are: no_prompt, "):
         mixed[1].mask("wizardry", faulty.RECIPE)

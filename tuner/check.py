@@ -226,7 +226,7 @@ def is_done(dataset: data.Dataset, look: scan.Look | None) -> bool:
     return all((its.folder / "rows.npy").exists() and (look is None or scan.tokens_dir(its, look).exists()) for its in parts)
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=4)
 def _kept(folder: Path, state: str, look: scan.Look | None, dataset_key: str) -> Rows:
     known = data.find(folder.parent.name, folder.name)
     return work(known, look)
@@ -259,6 +259,9 @@ def look_at(dataset: data.Dataset, look: scan.Look | None) -> tuple[Rows, Progre
     if is_done(dataset, look) or is_small(dataset):
         return rows_of(dataset, look), None
     going = progress(dataset)
+    if going is not None and dataset.ready and not _looks_so(dataset, look):
+        stop(dataset)  # a setting changed; what it would find is not asked for any more
+        going = None
     if going is None:
         begin(dataset, look)
         going = Progress("Starting", 0.0, None)
@@ -364,6 +367,12 @@ def progress(dataset: data.Dataset) -> Progress | None:
     gone = time.time() - its["since"]
     left = gone * (1 - its["share"]) / its["share"] if its["share"] > 0.02 and gone > 2 else None
     return Progress(its["phase"], its["share"], left)
+
+
+def _looks_so(dataset: data.Dataset, look: scan.Look | None) -> bool:
+    """Whether the dataset's child looks through these eyes, at these steps."""
+    todo = read_json(dataset.folder / "todo.json", {})
+    return todo.get("look") == (look.__dict__ if look else None)
 
 
 def stop(dataset: data.Dataset) -> None:
@@ -495,13 +504,21 @@ def _wait_for_end(dataset: data.Dataset) -> None:
 # Fixes ------------------------------------------------------------------------------------------------------------
 
 
+def _still_going(dataset: data.Dataset) -> bool:
+    """Whether the dataset's child goes on; one that has done all it was asked for is waited for, a moment."""
+    until = time.monotonic() + 2
+    while (going := progress(dataset)) is not None and going.share >= 0.99 and time.monotonic() < until:
+        time.sleep(0.02)
+    return going is not None
+
+
 def fix(dataset: data.Dataset, finding: str, name: str, recipe: Recipe, tokenizer_dir: str) -> data.Dataset:
     """Add a fix to the dataset's steps; the next look takes it. The records stay as they are.
 
     Raises:
         UserError: no such finding or fix, or the check is still going.
     """
-    if not dataset.ready or progress(dataset) is not None:
+    if not dataset.ready or _still_going(dataset):
         raise UserError("The rows are still being checked. Put them right when that is done.")
     dataset.steps = [*dataset.steps, fixes.step(finding, name, recipe, tokenizer_dir)]
     dataset.save()
@@ -516,7 +533,7 @@ def undo(dataset: data.Dataset, number: int) -> data.Dataset:
     """
     if not 0 <= number < len(dataset.steps):
         raise UserError(f"There is no step {number + 1} to take back; there are {len(dataset.steps)}.")
-    if progress(dataset) is not None:
+    if _still_going(dataset):
         raise UserError("The rows are still being checked. Take it back when that is done.")
     dataset.steps = [its for place, its in enumerate(dataset.steps) if place != number]
     dataset.save()

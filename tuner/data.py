@@ -283,6 +283,8 @@ def take(dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], o
     def texts() -> Iterator[str]:
         for record in records:
             counts["count"] += 1
+            if counts["count"] % 5_000 == 0:  # a small archive can hold what no disk has room for
+                require_free(0, "The dataset")
             if isinstance(record, Broken):
                 counts["broken"] += 1
             elif len(first) < HEAD:

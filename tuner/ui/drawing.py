@@ -113,7 +113,7 @@ def rows_table(lines: list[dict], head: str, more: bool, before: bool) -> str:
     """Rows as a table, a page of it: number, side of the split, tokens, what is asked, what is answered."""
     body = "".join(
         f'<tr><td><button type="button" class="link" data-do="open:{its["index"]}">{its["number"]:,}</button></td><td>{text(its["where"])}</td>'
-        f'<td class="figures">{its["tokens"]}</td><td>{_visible(its["asked"])}</td><td>{_visible(its["answered"])}</td></tr>'
+        f'<td class="figures">{its["tokens"]}</td><td><div class="clamp">{_visible(its["asked"])}</div></td><td><div class="clamp">{_visible(its["answered"])}</div></td></tr>'
         for its in lines
     )
     turn = "".join(
