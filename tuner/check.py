@@ -293,7 +293,7 @@ def glimpse(dataset: data.Dataset, look: scan.Look | None) -> Rows:
 @lru_cache(maxsize=6)
 def _glimpse(folder: Path, task: str, mapping: str, look: scan.Look | None) -> Rows:
     dataset = data.find(folder.parent.name, folder.name)
-    texts = [data.to_text(record) for record in dataset.head()]
+    texts = data.read_head(dataset.folder / "head.json")
     seen, _, rows = scan.describe(texts, 0, dataset.mapping, task, np.zeros(0, np.uint32))
     places = np.array([place for place, row in enumerate(rows) if row is not None], np.uint64)
     if len(places) == 0:
@@ -314,12 +314,12 @@ class _Head(scan.Part):
     """The head of a dataset whose records are still being read."""
 
     def text(self, place: int) -> str:
-        return data.to_text(data.read_head(self.path)[place])
+        return data.read_head(self.path)[place]
 
     def texts(self):
         import pyarrow as pa
 
-        return pa.array([data.to_text(record) for record in data.read_head(self.path)], pa.large_string())
+        return pa.array(data.read_head(self.path), pa.large_string())
 
 
 # A child of its own -----------------------------------------------------------------------------------------------

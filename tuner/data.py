@@ -20,6 +20,7 @@ from tuner.tasks import NoRow
 DEMO_PATH = DEMO_ROOT / "data" / "headlines.jsonl"
 # What a page shows before the rest is read, and what a format is recognised by.
 HEAD = 200
+_HEAD_SIZE = 8 * 2**20
 # Hub datasets are streamed; this many rows are taken unless more are asked for.
 HUB_ROWS = 10_000
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "validation": "test", "valid": "test",
@@ -86,8 +87,8 @@ class Dataset:
         return read_json(self.folder / "read.json", {}).get("notes", [])
 
     def head(self) -> list[dict]:
-        """The first records, as soon as they are read."""
-        return read_head(self.folder / "head.json")
+        """The first records, as soon as they are read, without those that could not be."""
+        return [json.loads(text) for text in read_head(self.folder / "head.json") if not text.startswith(_BROKEN)]
 
     @property
     def records(self) -> "Texts":
@@ -110,8 +111,8 @@ def datasets_dir(owner: str) -> Path:
 
 
 @lru_cache(maxsize=32)
-def read_head(path: Path) -> list[dict]:
-    """The records of a head's file."""
+def read_head(path: Path) -> list[str]:
+    """The first records as they are kept, in their places."""
     return json.loads(path.read_text("utf-8"))
 
 
@@ -273,26 +274,33 @@ def take(dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], o
     Raises:
         UserError: as the records' reader raises it.
     """
-    folder, first, counts = dataset.folder, [], {"count": 0, "broken": 0}
+    folder, counts = dataset.folder, {"count": 0, "broken": 0}
+    first: list[str] | None = []
+    size = 0
 
     def keep_head() -> None:
+        nonlocal first
         write_json(folder / "head.json", first)
+        first = None
         if on_head:
             on_head()
 
     def texts() -> Iterator[str]:
+        nonlocal size
         for record in records:
             counts["count"] += 1
             if counts["count"] % 5_000 == 0:  # a small archive can hold what no disk has room for
                 require_free(0, "The dataset")
             if isinstance(record, Broken):
                 counts["broken"] += 1
-            elif len(first) < HEAD:
-                first.append(record)
-                if len(first) == HEAD:
-                    keep_head()
             # A lone surrogate cannot be kept; what cannot be kept is made visible.
-            yield to_text(record).encode("utf-8", "replace").decode()
+            text = to_text(record).encode("utf-8", "replace").decode()
+            if first is not None:
+                first.append(text)
+                size += len(text)
+                if len(first) - counts["broken"] >= HEAD or size > _HEAD_SIZE:
+                    keep_head()
+            yield text
 
     try:
         write_texts(folder / "records.arrow", texts())
@@ -300,7 +308,7 @@ def take(dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], o
         from tuner.home import disk_error
 
         raise disk_error(error, folder / "records.arrow") from error
-    if len(first) < HEAD:
+    if first is not None:
         keep_head()
     write_json(folder / "read.json", {**counts, "notes": notes})
     for stored, _ in dataset.files:

@@ -98,6 +98,11 @@ def apply(rows: Rows, its: dict, folder: Path, on_progress: Callable[[int, int],
     if its["fix"] in ("drop", "deduplicate"):
         state = State(rows.parts, rows.places[~hit], rows.own[~hit], rows.steps)
     elif its["fix"] == "to_training":
+        if not np.any(rows.own == split.TEST):
+            raise UserError(
+                "All rows are nearly alike, so whichever are held out are nearly the same as training rows. Nothing was changed; "
+                "bring rows that differ."
+            )
         own = np.array(rows.own)
         own[hit] = split.TRAIN
         if not np.any(own == split.TEST):  # nothing was left to measure on; then a part is chosen anew

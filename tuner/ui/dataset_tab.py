@@ -282,6 +282,7 @@ def wire(its, train, tabs) -> None:
             going = check.progress(dataset)
         except UserError as error:
             if not dataset.ready:  # reading failed behind the head
+                shutil.rmtree(dataset.folder, ignore_errors=True)
                 return [
                     drawing.notice(str(error), "error"), 0, 1, "", "", "", "", gr.skip(), gr.Timer(active=False), f"{dataset.id}/failed",
                 ]
