@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,6 +15,7 @@ import pytest
 from tests import faulty
 from tests.bad_inputs import cases
 from tests.test_bad_inputs import check_words
+from tests.test_structure import ROOT
 from tuner import check, child, data, scan
 from tuner.errors import UserError
 from tuner.recipe import Recipe
@@ -227,6 +230,20 @@ def test_a_bomb_in_the_child_is_told(home, tmp_path):
     assert not dataset.ready
     kept = sum(path.stat().st_size for path in dataset.folder.iterdir()) if dataset.folder.exists() else 0
     assert kept < 64 * 2**20
+
+
+def test_rows_asked_for_here_and_there_do_not_bring_in_the_file(home):
+    """In a process of its own, which has read nothing yet: a hundred rows of 40 MiB cost about themselves."""
+    path = home / "texts.arrow"
+    data.write_texts(path, (f"{number:06d}" + "ü" * 2045 for number in range(10_000)))
+    code = (
+        "import sys, psutil\nfrom pathlib import Path\nfrom tuner import data\n"
+        "texts = data.Texts(Path(sys.argv[1]))\nassert len(texts) == 10_000\nbefore = psutil.Process().memory_info().rss\n"
+        "assert all(texts[number] == f'{number:06d}' + 'ü' * 2045 for number in range(50, 10_000, 100))\n"
+        "print(psutil.Process().memory_info().rss - before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(ended.stdout) < 4 * 2**20
 
 
 def test_a_dataset_without_any_row_is_told_with_reasons(home):

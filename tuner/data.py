@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from tuner import reading, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT, private_dir, read_json, require_free, safe_name, tuner_home, write_json
@@ -120,7 +122,7 @@ def read_head(path: Path) -> list[str]:
 
 
 class Texts:
-    """A file of texts in Arrow, one a record: by number from a memory map, or in order without one.
+    """A file of texts in Arrow, one a record: by number, in order, or all of them mapped for searching.
 
     Args:
         path: as `write_texts` wrote it, through datasets' own ArrowWriter.
@@ -130,14 +132,17 @@ class Texts:
         self.path = Path(path)
 
     def __len__(self) -> int:
-        return _opened(self.path)[1]
+        return len(_mapped(self.path)[1])
 
     def __getitem__(self, number: int) -> str:
-        return _opened(self.path)[0][number].as_py()
+        # Read, not touched in the map: there each text would bring in up to 2 MiB of its neighbours, and with them memory.
+        _, begins, ends = _mapped(self.path)
+        with open(self.path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), int(ends[number] - begins[number]), int(begins[number])).decode()
 
     def column(self):
         """The texts as one Arrow array in chunks, for searching."""
-        return _opened(self.path)[0]
+        return _mapped(self.path)[0]
 
     def blocks(self, most: int = 512) -> Iterator[list[str]]:
         """All texts in order, some at a time; read, not mapped, so that memory stays flat."""
@@ -149,12 +154,21 @@ class Texts:
                     yield batch.column(0).slice(start, most).to_pylist()
 
 
-@lru_cache(maxsize=16)
-def _opened(path: Path):
-    import datasets
+@lru_cache(maxsize=4)
+def _mapped(path: Path):
+    """The texts as one Arrow array over the mapped file, and where each begins and ends in it: (N,) and (N,) bytes."""
+    import pyarrow as pa
 
-    found = datasets.Dataset.from_file(str(path))
-    return found.data.table.column(0), len(found)
+    with pa.memory_map(str(path)) as file:
+        whole = file.read_buffer()
+    column = pa.ipc.open_stream(whole).read_all().column(0)
+    begins, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for chunk in column.chunks:
+        _, offsets, letters = chunk.buffers()
+        its = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1] + (letters.address - whole.address)
+        begins.append(its[:-1])
+        ends.append(its[1:])
+    return column, np.concatenate(begins), np.concatenate(ends)
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> int:
