@@ -197,7 +197,7 @@ REACHES = {
     "max_steps": (3, lambda new, old: new.steps == 3),
     "max_tokens": (100, lambda new, old: max(old.tokens) > 400 >= max(new.tokens)),
     "system_prompt": ("Answer like a cat.", lambda new, old: new.tokens[0] != old.tokens[0] and new.labelled == old.labelled),
-    "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (10, 2)),
+    "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (9, 2)),  # 23 rows, 5 of them held out
     "micro_batch": (1, lambda new, old: (new.rows_at_once, old.rows_at_once) == (1, 4) and new.steps == old.steps),
     "lora_alpha": (64.0, lambda new, old: same_start(new, old) and new.config["lora_alpha"] == 64),
     "lora_dropout": (0.5, lambda new, old: new.losses[0] == old.losses[0] and new.norms[0] != old.norms[0]),
