@@ -12,6 +12,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tests.bench.machine import high_water_gib
+
 IGNORE = -100
 
 
@@ -49,18 +51,19 @@ class Outcome:
     """What a training took, step by step.
 
     Args:
-        ended: time of the end of each step, seconds since 1970; `began` is when its loop began.
+        seconds: how long each step took.
+        tokens, learned: of each step, padding not counted.
         lengths: tokens of each row, step by step.
-        learned: learned tokens of each step.
         setup_s: from the start of the process to the start of the loop: imports, loading, preparing the rows.
+        card_gib: the most that was reserved on a card, where there is one.
     """
 
-    began: float = 0.0
     setup_s: float = 0.0
-    ended: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    lengths: list[list[int]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     learned: list[int] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
     peak_gib: float = 0.0
     card_gib: float = 0.0
 
@@ -74,12 +77,19 @@ def read_rows(job: Job) -> list[dict]:
     return [{"input_ids": row["ids"], "labels": row["labels"]} for row in rows]
 
 
-def counted(collate, outcome: Outcome):
+def counted(collate, outcome: Outcome, job: Job):
     """The collator, noting the tokens of each batch it makes: its own padding is not counted."""
     def collate_and_count(rows):
         batch = collate(rows)
-        outcome.lengths.append([len(row["input_ids"]) for row in rows])
-        outcome.learned.append(int((batch["labels"][:, 1:] != IGNORE).sum()))
+        lengths, learned = [len(row["input_ids"]) for row in rows], int((batch["labels"][:, 1:] != IGNORE).sum())
+        if len(outcome.lengths) and len(outcome.lengths[-1]) < job.batch_size:  # a further micro-batch of the same step
+            outcome.lengths[-1] += lengths
+            outcome.tokens[-1] += sum(lengths)
+            outcome.learned[-1] += learned
+        elif len(outcome.lengths) < job.steps:  # the loader is one batch ahead at the end
+            outcome.lengths.append(lengths)
+            outcome.tokens.append(sum(lengths))
+            outcome.learned.append(learned)
         return batch
 
     return collate_and_count
@@ -97,11 +107,12 @@ def watch(outcome: Outcome):
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *_, **__):
-            outcome.began = now()
-            outcome.setup_s = outcome.began - process_began()
+            self.since = now()
+            outcome.setup_s = self.since - process_began()
 
         def on_step_end(self, *_, **__):
-            outcome.ended.append(now())
+            outcome.seconds.append(now() - self.since)
+            self.since += outcome.seconds[-1]
 
         def on_log(self, _args, _state, _control, logs=None, **__):
             if "loss" in (logs or {}):
@@ -114,13 +125,6 @@ def process_began() -> float:
     import psutil
 
     return psutil.Process().create_time()
-
-
-def peak_gib() -> float:
-    """The most that this process held in memory so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def arguments(job: Job) -> dict:
@@ -185,7 +189,7 @@ def trl(job: Job) -> Outcome:
         train_dataset=Dataset.from_list(read_rows(job)), processing_class=AutoTokenizer.from_pretrained(job.base_dir),
         peft_config=lora(job), callbacks=[watch(outcome)],
     )
-    trainer.data_collator = counted(trainer.data_collator, outcome)
+    trainer.data_collator = counted(trainer.data_collator, outcome, job)
     trainer.train()
     return outcome
 
@@ -201,7 +205,7 @@ def plain(job: Job) -> Outcome:
     trainer = Trainer(
         model=model, args=TrainingArguments(gradient_checkpointing=True, **arguments(job)),
         train_dataset=Dataset.from_list(read_rows(job)), callbacks=[watch(outcome)],
-        data_collator=counted(DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job.base_dir)), outcome),
+        data_collator=counted(DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job.base_dir)), outcome, job),
     )
     trainer.train()
     return outcome
@@ -210,16 +214,21 @@ def plain(job: Job) -> Outcome:
 CONTENDERS = {"trl": trl, "plain": plain}
 
 
-def main() -> None:
-    """Train one contender as the job says, and write down what it took."""
-    name, path = sys.argv[1:]
-    job = Job(**json.loads(Path(path).read_text("utf-8")))
-    outcome = CONTENDERS[name](job)
+def train(name: str, job: Job) -> Outcome:
+    """Train as this contender does, and say what it took; peak memory is this whole process's."""
     import torch
 
-    outcome.peak_gib = peak_gib()
+    outcome = CONTENDERS[name](job)
+    outcome.peak_gib = high_water_gib()
     outcome.card_gib = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
-    Path(job.out_path).write_text(json.dumps(asdict(outcome)), "utf-8")
+    return outcome
+
+
+def main() -> None:
+    """Do a job and write down the outcome."""
+    name, path = sys.argv[1:]
+    job = Job(**json.loads(Path(path).read_text("utf-8")))
+    Path(job.out_path).write_text(json.dumps(asdict(train(name, job))), "utf-8")
 
 
 if __name__ == "__main__":
