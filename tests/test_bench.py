@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from tests.bench import arithmetic, contenders, machine, reference, training
+from tests.bench import arithmetic, contenders, machine, page, reference, training
 from tests.bench.arithmetic import Shape
 from tests.bench.contenders import Job, Outcome
 from tests.small import base_entry
 from tuner import run as runs
+from tuner import starter
 from tuner.home import write_json
 from tuner.recipe import Recipe
 
@@ -165,3 +166,22 @@ def test_rows_that_the_run_did_not_train_on_are_refused(home, base, quick):
     rows, _ = training.encoded(run)
     with pytest.raises(SystemExit, match="not be of the same steps"):
         training.fill_lengths(told.outcome, rows, training.batches_of(run, rows, 2)[::-1])
+
+
+def test_a_visitor_without_a_browser_opens_the_page_and_polls(home):
+    page.make_history(2, steps=20)
+    starter.starter_dir().mkdir(parents=True)
+    (starter.starter_dir() / "model.safetensors").touch()  # else the app begins to convert it
+    app = page.App(home)
+    try:
+        imported_s, served_s = app.wait()
+        assert 0 < served_s < 60 and 0 < imported_s < 60
+        assert not app.holds("libtorch") and app.holds("libc")
+        visitor = page.Visitor(app.url)
+        visitor.do("open_page")
+        shown, _ = visitor.do("reattach")
+        assert "Earlier" in str(shown)
+        assert len(page.polls(visitor, 0.3, every_s=0.1)) >= 2
+    finally:
+        app.stop()
+    assert page.percentile([3.0, 1.0, 2.0], 0.95) == 3.0 and page.percentile(list(range(100)), 0.95) == 95
