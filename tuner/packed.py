@@ -1,5 +1,7 @@
-"""Base models in 4 bits, kept on disk as bitsandbytes packed them, so that a base is quantised once on a machine."""
+"""A base in 4 bits as it lies on disk, so that it is quantised once and not at every start."""
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -11,43 +13,41 @@ from pathlib import Path
 from tuner import bases
 from tuner.home import private_dir, tuner_home
 
-# Never the last of the disk: runs and datasets come first.
-_ROOM_LEFT = 2 * 2**30
+
+def folder_of(base_dir: Path, model_class: str, kept: list[str], precision: str) -> Path:
+    """Where this base lies in 4 bits, whether it is there yet or not; other weights or other choices lie elsewhere."""
+    what = [bases.weights_hash(base_dir), model_class, kept, precision, version("bitsandbytes"), version("transformers")]
+    config = (Path(base_dir) / "config.json").read_bytes()
+    name = hashlib.sha256(json.dumps(what).encode() + config).hexdigest()[:32]
+    return tuner_home() / "models" / "packed" / name
 
 
-def folder_of(base_dir: Path, quantised: dict) -> Path:
-    """Where the packed copy of this base lies, whether it is there yet or not.
-
-    Named by the hash of the base's weights, all that decides how they are packed, and the library that packs.
-
-    Args:
-        quantised: the arguments of BitsAndBytesConfig, all of them plain values.
-    """
-    what = [bases.weights_hash(base_dir), quantised, version("bitsandbytes"), version("transformers")]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
-    return tuner_home() / "models" / f"packed-{key}"
-
-
-def is_there(folder: Path) -> bool:
-    """Whether the copy is whole; it is renamed into place when it is."""
+def is_ready(folder: Path) -> bool:
+    """Whether it is there; the folder is renamed into place when it is whole."""
     return (folder / "config.json").is_file()
 
 
 def keep(model, folder: Path) -> bool:
-    """Write a freshly quantised model into the folder; whether it was kept.
-
-    Not kept where the disk is nearly full: quantising again costs seconds, a run that cannot write its checkpoint is lost.
-    """
+    """Write the quantised model; False where the disk has no room for it, which costs the next start some time only."""
     size = sum(its.numel() * its.element_size() for its in model.state_dict().values())
     parent = private_dir(folder.parent)
-    if is_there(folder) or shutil.disk_usage(parent).free < size + _ROOM_LEFT:
+    if shutil.disk_usage(parent).free < 3 * size + 2**30:
         return False
-    partial = Path(tempfile.mkdtemp(prefix=".packed-", dir=parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".packed-", dir=parent))
     try:
-        model.save_pretrained(partial)
-        os.replace(partial, folder)
-        return True
-    except OSError:  # the disk filled up meanwhile, or another process kept it first; either way this one goes on
-        return False
+        model.save_pretrained(temporary)
+        os.replace(temporary, folder)
+    except OSError:  # full by now, or another process was first
+        return is_ready(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def give_back() -> None:
+    """Return freed memory to the system: loading leaves as much free inside the process as the model has."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # another C library
+        pass

@@ -214,10 +214,10 @@ def encoded(run) -> tuple[list, list]:
 
 def batches_of(run, rows: list, steps: int) -> list[list[int]]:
     """Which rows make each of the run's steps."""
-    from tuner.fast import LengthBatches
+    from tuner.batching import LengthBatches
 
     recipe = run.recipe
-    order = LengthBatches([len(row.ids) for row in rows], recipe.batch_size, recipe.batch_size, recipe.seed)
+    order = LengthBatches([len(row.ids) for row in rows], recipe.batch_size, recipe.seed)
     found: list[list[int]] = []
     while len(found) < steps:
         found += order.batches()
@@ -286,7 +286,7 @@ def compare(alternations: int, steps: int, batch: int, records: list[dict], fold
 
 
 def shape_of(base_dir: str, folder: Path) -> Shape:
-    """The numbers that the arithmetic needs, counted in a process of its own: this one stays free of torch."""
+    """The numbers that the arithmetic needs, counted in a process of its own."""
     out = folder / "shape.json"
     run_module("tests.bench.arithmetic", base_dir, str(out))
     return Shape(**json.loads(out.read_text("utf-8")))
