@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+
 @dataclass
 class Norm:
     """An RMS norm with a frozen weight.
