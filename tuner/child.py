@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,12 @@ def spawn(module: str, *arguments: str, folder: Path, log: Path) -> subprocess.P
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, env=environment(), start_new_session=True,
         )
+
+
+def offer_to_the_kernel(pid: int) -> None:
+    """Let the kernel end this process before the page's where memory runs out: a run goes on from its checkpoint."""
+    with suppress(OSError):  # it ended already, or the system has no such file
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
 
 def limit_memory(size_bytes: int) -> None:

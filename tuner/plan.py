@@ -98,9 +98,15 @@ class Lengths:
 
     def heaviest(self, recipe, micro_batch: int) -> np.ndarray:
         """The lengths of the micro-batch with the most tokens that a run will form."""
+        return self.tokens[self.heaviest_rows(recipe, micro_batch)]
+
+    def heaviest_rows(self, recipe, micro_batch: int) -> np.ndarray:
+        """The rows of the micro-batch with the most tokens that a run will form."""
         if len(self) > MANY_ROWS:  # of so many rows each pool's longest are nearly the longest of all
             if "longest" not in self._made:
-                self._made["longest"] = np.sort(np.partition(self.tokens, -1024)[-1024:])
+                most = min(len(self), 1024)
+                found = np.argpartition(self.tokens, -most)[-most:]
+                self._made["longest"] = found[np.argsort(self.tokens[found], kind="stable")]
             return self._made["longest"][-micro_batch:]
         epochs = min(4, math.ceil(steps(recipe, len(self)) / math.ceil(len(self) / recipe.batch_size)))
         key = (recipe.batch_size, micro_batch, recipe.seed, epochs)
@@ -110,13 +116,14 @@ class Lengths:
 
     def _heaviest(self, batch_size: int, micro_batch: int, seed: int, epochs: int) -> np.ndarray:
         best: list[int] = []
+        most = 0
         for epoch in range(epochs):
             for batch in optimiser_batches(self._known, batch_size, seed, epoch):
                 # Rows stand by length in a batch, so its last micro-batch is the longest, or the last full one is.
                 for start in range(0, len(batch), micro_batch)[-2:]:
-                    its = [self._known[index] for index in batch[start : start + micro_batch]]
-                    if sum(its) > sum(best):
-                        best = its
+                    its = batch[start : start + micro_batch]
+                    if (tokens := sum(self._known[index] for index in its)) > most:
+                        best, most = its, tokens
         return np.array(best)
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tuner import cost, machine, quote
 from tuner import plan as plans
-from tuner import quote
+from tuner.errors import UserError
+from tuner.home import write_json
 from tuner.machine import Reach
 from tuner.quote import Quote, Rows
 from tuner.recipe import Recipe
@@ -89,6 +91,34 @@ def after_failure(recipe: Recipe, its: Sizes, rows: Rows, plan: plans.Plan, free
     # At least a third of the activations must go, for they are what a formula misses.
     room = min(plans.ROOM * free_gib, taken.needed_gib - taken.memory.get("activations", 0.0) / 3)
     return propose(held, its, rows, room / plans.ROOM, reach)
+
+
+def refuse(run, why: str) -> UserError:
+    """The error that ends a run for want of memory, with what would fit noted in the run for its page (proposals.json)."""
+    found = of_run(run)
+    write_json(run.folder / "proposals.json", [
+        {"settings": its.settings, "words": its.words, "harm": its.harm, "memory_gib": its.quote.memory_gib, "seconds": its.quote.seconds}
+        for its in found
+    ])
+    if not found:
+        return UserError(f"{why} No setting makes it fit here: choose a smaller base model, or a machine with more memory.")
+    best = found[0]
+    said = f"{best.words} ({f'{best.harm}; ' if best.harm else 'the same result; '}about {best.quote.memory_gib:.1f} GiB, {best.quote.seconds / 60:.0f} min)"
+    return UserError(f"{why} What fits: {said}. The rows of each step stay as they are.")
+
+
+def of_run(run) -> list[Proposal]:
+    """What to try after this run had too little memory, by what it noted when it began; [] where it noted nothing yet."""
+    noted = run.read("quote")
+    if not noted:
+        return []
+    decided = run.read("plan") or noted["plan"]
+    plan = plans.Plan(
+        decided["micro_batch"], decided.get("gradient_checkpointing", decided.get("checkpointing", False)), decided["dequantised"]
+    )
+    its = Sizes(**noted["sizes"])
+    # What was free when the run began: now another may hold it.
+    return after_failure(run.recipe, its, Rows(**noted["rows"]), plan, noted["free_gib"], machine.reach(cost.kind(run.recipe, its)))
 
 
 def shorter(rows: Rows, most: int) -> Rows:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from tuner import cost, hardware, machine
 from tuner import plan as plans
 from tuner.cost import Work
@@ -36,6 +38,23 @@ class Rows:
     def of(cls, figures, scale: float = 1.0) -> "Rows":
         """Of a check's figures; see `findings.Figures`."""
         return cls(figures.lengths, figures.learned, figures.held_lengths, scale)
+
+
+# How many rows stand for all of them in what a run keeps of its quote.
+KEPT_ROWS = 256
+
+
+def summed_up(rows: Rows) -> dict:
+    """The rows as few evenly chosen ones, as JSON, for a quote of the same run later."""
+    def chosen(lengths: plans.Lengths) -> list[int]:
+        places = np.linspace(0, len(lengths) - 1, min(len(lengths), KEPT_ROWS)).round().astype(int)
+        return np.sort(lengths.tokens)[places].tolist()
+
+    few = chosen(rows.lengths)
+    return {
+        "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held),
+        "scale": rows.count / len(few),
+    }
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,11 @@ def of_base(config: dict, tensors: dict[str, tuple[str, tuple[int, ...]]] | None
     return replace(its, **counted, stored_bytes=stored, exact=True)
 
 
+def in_folder(folder: Path) -> Sizes:
+    """Of the base model that lies in a folder."""
+    return of_base(json.loads((Path(folder) / "config.json").read_text("utf-8")), headers_in(folder))
+
+
 def headers_in(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{name: (dtype, shape)} of all safetensors files in a folder, from their headers alone; {} where there are none."""
     found = {}
