@@ -16,7 +16,7 @@ from tuner import chat, chat_worker, models
 from tuner.errors import UserError
 
 PRELUDE = """
-
+from dataclasses import asdict
 from tuner import chat, data, hub, run as runs
 run = runs.mine("local")[0]
 """
@@ -455,13 +455,14 @@ def test_a_base_s_sizes_are_told_by_its_headers_alone(hub, client, base, files):
     # Weights larger than what is asked for, or whole files would come and nobody would notice.
     held = files(base)
     heavy = {name: body + bytes(300_000) if name.endswith(".safetensors") else body for name, body in held.items()}
-    repo = hub.add_repo("bob/sized", files=heavy)
+    name = files.__name__.replace("_", "-")
+    repo = hub.add_repo(f"bob/{name}", files=heavy)
     expected = sizes.of_base(json.loads((base / "config.json").read_text()), sizes.headers_in(base))
-    asked = "from dataclasses import asdict\nresult = asdict(hub.sizes_of('bob/sized', '', None))"
+    asked = f"result = asdict(hub.sizes_of('bob/{name}', '', None))"
     assert client(asked) == asdict(expected) and expected.exact
     ranged = [request for request in hub.requests if request.path.endswith(".safetensors") and request.method == "GET"]
     assert ranged and all(repo.sha in request.path for request in ranged)
-    assert client("from pathlib import Path\nresult = [path.name for path in Path(hub.tokenizer_dir('bob/sized', '', None)).glob('*.safetensors')]") == []
+    assert client(f"from pathlib import Path\nresult = [its.name for its in Path(hub.tokenizer_dir('bob/{name}', '', None)).glob('*.safetensors')]") == []
     # Asked again, by a process that knows nothing any more, it does not ask for headers.
     before = len(ranged)
     assert client("hub._sizes_in.cache_clear()\n" + asked) == asdict(expected)
@@ -488,7 +489,7 @@ def test_sizes_of_a_gated_or_unfit_base_are_told_in_words(hub, client, base):
 def test_without_the_headers_the_config_says_nearly_as_much(hub, client, base):
     hub.add_repo("bob/half", files=small_files(base))
     hub.faults.append(Fault("reset", path=r"\.safetensors", times=1000))
-    found = client("from dataclasses import asdict\nresult = asdict(hub.sizes_of('bob/half', '', None))")
+    found = client("result = asdict(hub.sizes_of('bob/half', '', None))")
     assert not found["exact"] and found["linear"] > 0
     hub.faults.clear()
     assert client("result = hub.sizes_of('bob/half', '', None).exact")  # and it is asked again

@@ -237,6 +237,12 @@ def reach(kind: str = "fast") -> Reach:
     )
 
 
+def runs_known(kind: str = "fast") -> int:
+    """How many finished runs the corrections of `reach` rest on."""
+    its, now = known(), reach(kind)
+    return len([run for run in its.get("runs", ()) if run["kind"] == f"{now.device}/{now.precision}/{kind}"][-REMEMBERED:])
+
+
 def remember(kind: str, ratios: dict[str, float]) -> None:
     """Keep by how much a finished run took longer than quoted, part by part, so that the next quote is nearer.
 
@@ -264,6 +270,13 @@ def begin_measuring() -> bool:
     return _children[0].poll() is None  # one that failed is not tried again by this process
 
 
+def wait_until_measured(seconds: float = 120.0) -> None:
+    """Measure, for whoever can wait; without an answer in time the expected figures stand."""
+    until = time.monotonic() + seconds
+    while begin_measuring() and time.monotonic() < until:
+        time.sleep(0.1)
+
+
 _children: list = []
 
 
@@ -287,8 +300,6 @@ def measure() -> dict:
         "import_s": import_s, "import_gib": import_gib, "torch": torch.__version__, "t": round(time.time()),
         "card": torch.cuda.get_device_name(0) if device == "cuda" else "",
     }
-    with _kept() as its:
-        its["measured"] = seen
     return seen
 
 
@@ -315,14 +326,20 @@ def _card_gflops(dtype: str) -> float:
 
 
 def main() -> int:
-    """Measure, unless another process does so now."""
+    """Measure and keep it, unless another process does so now."""
+    from tuner import lease
+
     with open(tuner_home() / "measuring.lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return 0
         if not is_measured():
-            measure()
+            seen = measure()
+            if lease.waiting():  # a run began meanwhile and took its share: what was seen is not what the machine reaches
+                return 1
+            with _kept() as its:
+                its["measured"] = seen
     return 0
 
 

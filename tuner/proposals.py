@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tuner import cost, machine, quote
+from tuner import cost, hardware, machine, quote
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -76,6 +76,13 @@ def propose(
         if not any(other.settings.items() <= its_.settings.items() for other in kept):
             kept.append(its_)
     return kept
+
+
+def here(recipe: Recipe, its: Sizes, rows: Rows, smaller: Callable[[], Iterable[tuple[str, Sizes]]] = tuple) -> list[Proposal]:
+    """`propose` for this machine, as it is now."""
+    return propose(
+        recipe, its, rows, machine.memory().free_gib, machine.reach(cost.kind(recipe, its)), smaller, hardware.dollars_here()
+    )
 
 
 def after_failure(recipe: Recipe, its: Sizes, rows: Rows, plan: plans.Plan, free_gib: float, reach: Reach) -> list[Proposal]:
