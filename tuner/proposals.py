@@ -91,8 +91,9 @@ def after_failure(recipe: Recipe, its: Sizes, rows: Rows, plan: plans.Plan, free
     Args:
         plan: what the run had decided.
     """
+    at_once = plan.micro_batch or len(rows.lengths.heaviest(recipe, plan))
     held = replace(
-        recipe, micro_batch=min(plan.micro_batch, recipe.batch_size), gradient_checkpointing="on" if plan.checkpointing else "off"
+        recipe, micro_batch=min(at_once, recipe.batch_size), gradient_checkpointing="on" if plan.checkpointing else "off"
     )
     taken = quote.make(held, its, rows, free_gib, reach)
     # At least a third of the activations must go, for they are what a formula misses.
@@ -120,9 +121,8 @@ def of_run(run) -> list[Proposal]:
     if not noted:
         return []
     decided = run.read("plan") or noted["plan"]
-    plan = plans.Plan(
-        decided["micro_batch"], decided.get("gradient_checkpointing", decided.get("checkpointing", False)), decided["dequantised"]
-    )
+    checkpointing = decided.get("gradient_checkpointing", decided.get("checkpointing", False))
+    plan = plans.Plan(decided["tokens_at_once"], decided["micro_batch"], checkpointing, decided["dequantised"])
     its = Sizes(**noted["sizes"])
     # What was free when the run began: now another may hold it.
     return after_failure(run.recipe, its, Rows(**noted["rows"]), plan, noted["free_gib"], machine.reach(cost.kind(run.recipe, its)))
@@ -161,12 +161,12 @@ def _halves(number: int) -> list[int]:
 
 
 def _fewer_at_once(recipe: Recipe, now: Quote, rows: Rows) -> Iterator[list[dict]]:
-    yield [{"micro_batch": count} for count in _halves(now.plan.micro_batch)]
+    yield [{"micro_batch": count} for count in _halves(now.at_once)]
 
 
 def _checkpointing(recipe: Recipe, now: Quote, rows: Rows) -> Iterator[list[dict]]:
     if not now.plan.checkpointing:
-        fewer = [{"gradient_checkpointing": "on", "micro_batch": count} for count in _halves(now.plan.micro_batch)]
+        fewer = [{"gradient_checkpointing": "on", "micro_batch": count} for count in _halves(now.at_once)]
         yield [{"gradient_checkpointing": "on"}, *fewer]
 
 
@@ -203,7 +203,7 @@ def _lower_rank(recipe: Recipe, now: Quote, rows: Rows) -> Iterator[list[dict]]:
 
 
 def _proposal(recipe: Recipe, changes: dict, made: Quote, rows: Rows, now: Quote) -> Proposal:
-    decided = {"micro_batch": now.plan.micro_batch, "gradient_checkpointing": "on" if now.plan.checkpointing else "off"}
+    decided = {"micro_batch": now.at_once, "gradient_checkpointing": "on" if now.plan.checkpointing else "off"}
     changes = {name: value for name, value in changes.items() if value not in (getattr(recipe, name), decided.get(name))}
     return Proposal(changes, _words(recipe, changes, now), _harm(recipe, changes, rows), made)
 
@@ -218,7 +218,7 @@ def _words(recipe: Recipe, changes: dict, now: Quote) -> str:
         elif name == "max_tokens":
             said.append(f"Longest row {recipe.max_tokens:,} → {value:,}")
         elif name == "micro_batch":
-            said.append(f"Rows at once {now.plan.micro_batch} → {value}")
+            said.append(f"Rows at once {now.at_once} → {value}")
         elif name == "gradient_checkpointing":
             said.append("Gradient checkpointing on")
         elif name == "lora_rank":

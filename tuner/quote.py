@@ -15,7 +15,7 @@ from tuner.sizes import Sizes
 # Tokens of the fixed prompt's answer after each evaluation, and of the report's answers (tuner/train.py, tuner/report.py).
 SAMPLE_TOKENS, REPORT_TOKENS = 48, 60
 # Tokens in one pass forward where nothing is learned (tuner/report.py).
-TOKENS_MEASURED_AT_ONCE = 4096
+TOKENS_MEASURED_AT_ONCE = 2048
 
 
 class Rows:
@@ -62,6 +62,7 @@ class Quote:
     """What a run needs on one machine.
 
     Args:
+        at_once: rows of the heaviest micro-batch.
         memory: GiB by what takes them; on a card, of the card.
         time: seconds by what takes them.
         free_gib: what there is for it.
@@ -71,6 +72,7 @@ class Quote:
     steps: int
     tokens: int
     evaluations: int
+    at_once: int
     memory: dict[str, float]
     time: dict[str, float]
     free_gib: float
@@ -104,9 +106,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     """
     plan = plans.decide(recipe, its, rows.lengths, reach.device, free_gib, reach.import_gib)
     steps = plans.steps(recipe, rows.count)
-    whole, rest = divmod(rows.count, recipe.batch_size)
-    batches = whole * math.ceil(recipe.batch_size / plan.micro_batch) + math.ceil(rest / plan.micro_batch)
-    per_epoch = whole + (rest > 0)
+    per_epoch = math.ceil(rows.count / recipe.batch_size)
+    batches = rows.count * rows.lengths.parts_per_row(recipe, plan)
     times = rows.scale * steps / per_epoch
     work = Work(
         rows.lengths.total * times, rows.learned * times, rows.lengths.squares * times, rows.count * steps / per_epoch,
@@ -117,7 +118,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     per_row = rows.held.total / max(1, len(rows.held))
     often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
     one_held = Work(per_row, share * per_row, rows.held.squares / max(1, len(rows.held)), 1, per_row / TOKENS_MEASURED_AT_ONCE, 0)
-    heaviest = rows.lengths.heaviest(recipe, plan.micro_batch)
+    heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
     # A tuned model answers about as long as its rows do; the base runs on.
     answered = min(SAMPLE_TOKENS, 1.2 * rows.learned / max(1, len(rows.lengths)))
@@ -132,7 +133,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     }
     seconds = sum(time.values())
     return Quote(
-        plan, steps, round(work.tokens), often, cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib), time, free_gib,
+        plan, steps, round(work.tokens), often, len(heaviest), cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib), time, free_gib,
         seconds / 3600 * dollars_per_hour, reach.measured,
     )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from tuner import checkpoints, cost, machine, proposals, quote, sizes
+from tuner import batching, checkpoints, cost, machine, proposals, quote, sizes
 from tuner import plan as plans
 from tuner.home import write_json
 from tuner.quote import Quote, Rows
@@ -69,7 +69,10 @@ def rehearse(trainer) -> None:
     """
     run, model = trainer.run, trainer.model
     lengths = plans.Lengths([len(row.ids) for row in trainer.rows])
-    heaviest = [trainer.rows[index] for index in lengths.heaviest_rows(run.recipe, trainer.plan["micro_batch"])]
+    plan = plans.Plan(
+        trainer.plan["tokens_at_once"], trainer.plan["micro_batch"], trainer.plan["gradient_checkpointing"], trainer.plan["dequantised"]
+    )
+    heaviest = [trainer.rows[index] for index in lengths.heaviest_rows(run.recipe, plan)]
     tokens = sum(len(row.ids) for row in heaviest)
     run.log("status", state="rehearsing", message=f"Trying the longest rows first: {len(heaviest)} at once, {tokens:,} tokens")
     before = process_peak_gib()
@@ -79,9 +82,7 @@ def rehearse(trainer) -> None:
         with checkpoints.random_untouched():
             for _ in range(STEPS):
                 began = time.perf_counter()
-                batch = trainer.batch(heaviest)
-                # The Trainer's own step, without what ours counts for the curve.
-                Trainer.training_step(trainer, model, batch, sum(row.learned for row in heaviest) * trainer.batches.accumulate)
+                trainer.gradients(batching.collate(heaviest), sum(row.learned for row in heaviest))
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 spent.append(time.perf_counter() - began)
@@ -97,15 +98,14 @@ def rehearse(trainer) -> None:
     model.zero_grad(set_to_none=True)
     # The optimiser's two moments come with the first step; a resumed run has them already.
     moments = 0 if trainer.optimizer.state else 8 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 2**30
-    _correct(trainer, max(before, peak + moments), before, spent, heaviest)
+    _correct(trainer, plan, max(before, peak + moments), before, spent, heaviest)
 
 
-def _correct(trainer, memory_gib: float, loading_gib: float, spent: list[float], heaviest: list) -> None:
+def _correct(trainer, plan: plans.Plan, memory_gib: float, loading_gib: float, spent: list[float], heaviest: list) -> None:
     """Note what the rehearsal measured, and say it beside what was quoted."""
     run = trainer.run
     noted = run.read("quote")
     its = sizes.Sizes(**noted["sizes"])
-    plan = plans.Plan(trainer.plan["micro_batch"], trainer.plan["gradient_checkpointing"], trainer.plan["dequantised"])
     lengths = [len(row.ids) for row in heaviest]
     work = cost.Work.of(lengths, sum(row.learned for row in heaviest), 1, 0)
     reach = machine.reach(cost.kind(run.recipe, its))

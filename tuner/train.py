@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks
+from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import read_json, write_json, write_whole
@@ -64,14 +64,18 @@ def _train_with_the_machine(run: Run) -> dict:
     weights = bases.weights_hash(Path(base["dir"]))
     loaded = models.load_base(Path(base["dir"]), recipe, plan or {"attention": choose_attention(train_set)})
     model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"])
+    path = fast.Path(model, tokenizer.pad_token_id, plan and plan["fast"])
     if not plan:
-        plan = make_plan(recipe, loaded.plan, model, train_set, held_set, weights, sizes.in_folder(base["dir"]))
+        plan = make_plan(recipe, loaded.plan, path, train_set, held_set, weights, sizes.in_folder(base["dir"]))
         write_json(run.folder / "plan.json", plan)
-    fast.speed_up_lora(model)
+    path.checkpointing = plan["gradient_checkpointing"]
+    fast.speed_up_lora(model)  # for the answers; a path through the model's own forward has done it
+    if path.decoder is None:
+        run.log("note", message=f"The plain path is taken, slower and just as right: {path.why_plain}.")
     if plan["kept_16bit"] and recipe.quantisation == "nf4":
         run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
 
-    trainer = Tuning(run, plan, model, tokenizer, train_set, held_set, began)
+    trainer = Tuning(run, plan, path, tokenizer, train_set, held_set, began)
     checkpoint = checkpoints.newest(
         run.folder / "checkpoints",
         lambda step: run.log("note", message=f"The checkpoint of step {step} is damaged; an older one is used."),
@@ -88,7 +92,7 @@ def choose_attention(train_set) -> str:
     return "eager" if models.device_name() == "cpu" and longest <= 384 else "sdpa"
 
 
-def make_plan(recipe, decided: dict, model, train_set, held_set, weights: str, its: sizes.Sizes) -> dict:
+def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weights: str, its: sizes.Sizes) -> dict:
     """Every choice made by measuring that alters arithmetic, decided once at the first start."""
     lengths = plans.Lengths([len(row.ids) for row in train_set.encoded])
     if decided["device"] == "cuda":
@@ -102,21 +106,18 @@ def make_plan(recipe, decided: dict, model, train_set, held_set, weights: str, i
         recipe.evaluations, recipe.seed,
     )
     return {
-        **decided, "base_sha256": weights, "micro_batch": chosen.micro_batch, "steps": steps,
-        "gradient_checkpointing": chosen.checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled,
-        "split_head": fast.can_split_head(model),
+        **decided, "base_sha256": weights, "tokens_at_once": chosen.tokens_at_once, "micro_batch": chosen.micro_batch, "steps": steps,
+        "gradient_checkpointing": chosen.checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled, "fast": path.plan,
     }
 
 
 class Tuning(Trainer):
     """The HF Trainer with our batches, loss, evaluation and checkpoints."""
 
-    def __init__(self, run: Run, plan: dict, model, tokenizer, train_set, held_set, began: float):
-        recipe = run.recipe
-        self.run, self.plan, self.recipe, self.tokenizer = run, plan, recipe, tokenizer
-        self.batches = fast.LengthBatches(
-            [len(row.ids) for row in train_set.encoded], recipe.batch_size, plan["micro_batch"], recipe.seed
-        )
+    def __init__(self, run: Run, plan: dict, path: fast.Path, tokenizer, train_set, held_set, began: float):
+        recipe, model = run.recipe, path.model
+        self.run, self.plan, self.path, self.recipe, self.tokenizer = run, plan, path, recipe, tokenizer
+        self.batches = batching.LengthBatches([len(row.ids) for row in train_set.encoded], recipe.batch_size, recipe.seed)
         self.rows = train_set.encoded
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
         self.meter = _Meter(run, plan["steps"], began)
@@ -129,8 +130,7 @@ class Tuning(Trainer):
         self.measured_at: int | None = None
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
-            per_device_train_batch_size=plan["micro_batch"],
-            gradient_accumulation_steps=self.batches.accumulate,
+            per_device_train_batch_size=recipe.batch_size,  # cut into what fits at once in `training_step`
             max_steps=plan["steps"],
             learning_rate=recipe.learning_rate,
             lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
@@ -149,14 +149,13 @@ class Tuning(Trainer):
             fp16=plan["precision"] == "float16",
             dataloader_num_workers=0,  # two cores: a worker would take a third of the arithmetic
             dataloader_pin_memory=plan["device"] != "cpu",
-            activation_checkpointing=plan["gradient_checkpointing"],  # transformers 5's name for it
+            # transformers 5's name for it; the fast path does its own
+            activation_checkpointing=plan["gradient_checkpointing"] and path.decoder is None,
             remove_unused_columns=False,
             label_names=["labels"],
         )
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
-        # The loss below is a sum over learned tokens divided by their number in the whole optimiser batch.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
         self.add_callback(_Obey(run, plan["evaluate_at"]))
         self.add_callback(rehearsal.Rehearsal(self))
 
@@ -164,28 +163,30 @@ class Tuning(Trainer):
 
     def get_train_dataloader(self):
         """Our batches through `accelerator.prepare`, without which a resume in the second epoch differs silently."""
-        loader = torch.utils.data.DataLoader(self.rows, batch_sampler=self.batches, collate_fn=self.batch)
+        loader = torch.utils.data.DataLoader(self.rows, batch_sampler=self.batches, collate_fn=batching.collate)
         return self.accelerator.prepare(loader)
-
-    def batch(self, rows: list) -> dict:
-        """Encoded rows as one micro-batch."""
-        return fast.collate(rows, self.tokenizer.pad_token_id)
 
     # Steps ----------------------------------------------------------------------------------------------------
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mean cross-entropy over the learned tokens of the optimiser batch, this micro-batch's part of it."""
-        losses, _ = fast.token_losses(
-            self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], self.plan["split_head"]
-        )
-        return losses.sum() / num_items_in_batch
-
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.meter.add(float(loss), int(inputs["attention_mask"].sum()), int((inputs["labels"] != encode.IGNORE).sum()))
+        """Gradients of the mean cross-entropy over the learned tokens of one optimiser batch, taken part by part."""
+        total = self.gradients(inputs, num_items_in_batch)
+        self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
         if not math.isfinite(self.meter.loss):
             self._refuse("The loss")
-        return loss
+        return total
+
+    def gradients(self, inputs: dict, learned) -> torch.Tensor:
+        """Add an optimiser batch's gradients to the adapter's, and give its loss."""
+        self.model.train()
+        inputs = self._prepare_inputs(inputs)
+        total = torch.zeros((), device=inputs["input_ids"].device)
+        for part in batching.micro_batches(inputs, self.plan["tokens_at_once"], self.plan["micro_batch"]):
+            losses, _ = self.path.losses(part)
+            loss = losses.sum() / learned
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
@@ -219,7 +220,7 @@ class Tuning(Trainer):
             self.measured_at = step
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
-                measured = report.measure(self.model, self.held, self.tokenizer, self.plan["split_head"])
+                measured = report.measure(self.path, self.held)
                 text, ended = answer.answer(
                     self.model, self.tokenizer, self.sample_ids, self.stops, answer.Sampling(SAMPLE_TOKENS)
                 )

@@ -54,7 +54,7 @@ def whole(made: Quote, hired: list[Hired], offered: list, measuring: bool, runs_
 
 
 def _plan(made: Quote) -> str:
-    rows = f"{made.plan.micro_batch} {'row' if made.plan.micro_batch == 1 else 'rows'} at once"
+    rows = f"At most {made.at_once} {'row' if made.at_once == 1 else 'rows'} at once"
     return f"{rows}, {'with' if made.plan.checkpointing else 'without'} gradient checkpointing, {made.evaluations} evaluations."
 
 
