@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.test_quote import CARD, LLAMA_8B, TWO_CORES
-from tuner import proposals, quote, sizes
 from tuner import plan as plans
+from tuner import proposals, quote, sizes
 from tuner.recipe import Recipe
 
 LLAMA = sizes.of_config(LLAMA_8B)

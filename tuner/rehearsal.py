@@ -1,10 +1,13 @@
 """The rehearsal: what a run is said to need, tried on its longest rows before step 1, and learned from at its end."""
 
+import ctypes
 import gc
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from transformers import TrainerCallback
 
@@ -17,6 +20,8 @@ from tuner.quote import Quote, Rows
 STEPS = 2
 # How far the formula may be off: a run that seems to need this much less than it says is still tried.
 TRUST = 0.85
+# Resident memory above what was rehearsed from which the allocator is asked for what it hoards (20 ms).
+HOARD = 1.05
 
 
 def quote_run(run, train_set, held_set, base_dir: Path) -> Quote:
@@ -52,17 +57,26 @@ class Rehearsal(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
+        self.held_gib = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         began = time.time()
-        rehearse(self.trainer)
+        self.held_gib = rehearse(self.trainer)
         self.trainer.meter.leave_out(time.time() - began)
 
+    def on_step_end(self, args, state, control, **kwargs):
+        """Give back what the allocator hoards above what was rehearsed: it fragments with every new length of rows."""
+        if self.held_gib and not torch.cuda.is_available() and resident_gib() > HOARD * self.held_gib:
+            _trim()
 
-def rehearse(trainer) -> None:
+
+def rehearse(trainer) -> float:
     """Go forward and back over the micro-batch with the most tokens, as the run will form it, and correct the quote.
 
     No random state, weight, optimiser state or gradient is other afterwards than it was.
+
+    Returns:
+        GiB that training takes at its peak.
 
     Raises:
         UserError: there is not enough memory; what would fit is noted in the run.
@@ -99,6 +113,7 @@ def rehearse(trainer) -> None:
     # The optimiser's two moments come with the first step; a resumed run has them already.
     moments = 0 if trainer.optimizer.state else 8 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 2**30
     _correct(trainer, plan, max(before, peak + moments), before, spent, heaviest)
+    return peak + moments
 
 
 def _correct(trainer, plan: plans.Plan, memory_gib: float, loading_gib: float, spent: list[float], heaviest: list) -> None:
@@ -142,6 +157,17 @@ def process_peak_gib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def resident_gib() -> float:
+    """What this process holds now outside any card."""
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def _trim() -> None:
+    """Return freed memory to the system; another C library than glibc keeps what it has."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _forget_peak() -> None:
