@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 # Rows whose lengths differ by no more than this share are padded to one block, for the attention alone.
 PADDING = 0.125
+# A block's length is rounded up to a multiple of this: the same few shapes again and again, in vector widths.
+LENGTH_STEP = 16
 # Queries at once: above it a row's upper triangle is skipped block by block.
 QUERIES = 256
 # Up to this length the probabilities are kept for the backward pass; above it they are made again from queries and keys.
@@ -73,11 +75,12 @@ def lay_out(lengths: list[int], device) -> list[Block]:
             low, high, last = new_low, new_high, last + 1
         its = torch.tensor(lengths[first:last])
         starts = start + its.cumsum(0) - its
+        high = -(-high // LENGTH_STEP) * LENGTH_STEP
         place = torch.arange(high)
         rows = starts.unsqueeze(1) + torch.minimum(place, its.unsqueeze(1) - 1)
         is_real = place < its.unsqueeze(1)
         end = start + int(its.sum())
-        real = None if low == high else is_real.view(last - first, 1, high, 1).to(device)
+        real = None if bool(is_real.all()) else is_real.view(last - first, 1, high, 1).to(device)
         blocks.append(
             Block(start, end, last - first, high, rows.flatten().to(device), is_real.flatten().nonzero()[:, 0].to(device), real)
         )
@@ -109,11 +112,13 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: list[Block
         turns: cos and sin, each (T, D), of the rotary positions; None turns nothing.
 
     Returns:
-        (N, heads * D).
+        (N, heads * D); 0 for tokens that are in no block.
     """
     if kind.routine == "rows":
         return _Rows.apply(q, k, v, blocks, turns, kind)
-    return torch.cat([_with_sdpa(q, k, v, block, turns, kind) for block in blocks])
+    told = [_with_sdpa(q, k, v, block, turns, kind) for block in blocks]
+    rest = len(q) - blocks[-1].end
+    return torch.cat([*told, q.new_zeros(rest, q.shape[1])] if rest else told)
 
 
 def _with_sdpa(q, k, v, block: Block, turns, kind: Kind) -> torch.Tensor:
@@ -157,6 +162,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, blocks, turns, kind):
         out = torch.empty_like(q)
+        out[blocks[-1].end :] = 0
         saved, kept = [], []
         for block in blocks:
             its_q, its_k, its_v = block.spread(q, kind.heads), block.spread(k, kind.kv_heads), block.spread(v, kind.kv_heads)
@@ -183,6 +189,8 @@ class _Rows(torch.autograd.Function):
         turns = (tensors.pop(-2), tensors.pop(-1)) if ctx.turned else None
         kept = iter(tensors[3 * len(blocks) :])
         d_q, d_k, d_v = d_out.new_empty(ctx.flat[0]), d_out.new_empty(ctx.flat[1]), d_out.new_empty(ctx.flat[1])
+        for d in (d_q, d_k, d_v):
+            d[blocks[-1].end :] = 0
         for index, block in enumerate(blocks):
             q, k, v = tensors[3 * index : 3 * index + 3]
             d_block = block.spread(d_out, kind.heads)
