@@ -63,9 +63,9 @@ def quick(monkeypatch):
 
 
 def make_quick(monkeypatch) -> None:
-    from tuner import models, report, train
+    from tuner import models, plan, report, train
 
     monkeypatch.setattr(models, "choose_precision", lambda device: "bfloat16")
     monkeypatch.setattr(train, "SAMPLE_TOKENS", 4)
-    monkeypatch.setattr(train, "EVALUATION_SHARE", 10)
+    monkeypatch.setattr(plan, "EVALUATION_SHARE", 10)
     monkeypatch.setattr(report, "ANSWER_TOKENS", 4)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -430,6 +431,68 @@ def test_a_download_cut_in_the_middle_is_told(hub, client, base):
     hub.faults.append(Fault("500", path="resolve.*safetensors", times=1000))
     with pytest.raises(UserError, match=r"fault of its own \(HTTP 500\)|cannot be reached"):
         client("import huggingface_hub.utils._http as http\nhttp.time.sleep = lambda s: None\nresult = hub.fetch_base('bob/cut', '', None)")
+
+
+def sharded(base: Path) -> dict[str, bytes]:
+    """The small base's files with its weights in two, as larger models come."""
+    from safetensors.torch import load_file, save
+
+    files = small_files(base)
+    tensors = load_file(base / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    del files["model.safetensors"]
+    for part, its in parts.items():
+        files[part] = save({name: tensors[name] for name in its})
+    index = {"metadata": {}, "weight_map": {name: part for part, its in parts.items() for name in its}}
+    return files | {"model.safetensors.index.json": json.dumps(index).encode()}
+
+
+@pytest.mark.parametrize("files", [small_files, sharded])
+def test_a_base_s_sizes_are_told_by_its_headers_alone(hub, client, base, files):
+    from tuner import sizes
+
+    # Weights larger than what is asked for, or whole files would come and nobody would notice.
+    held = files(base)
+    heavy = {name: body + bytes(300_000) if name.endswith(".safetensors") else body for name, body in held.items()}
+    name = files.__name__.replace("_", "-")
+    repo = hub.add_repo(f"bob/{name}", files=heavy)
+    expected = sizes.of_base(json.loads((base / "config.json").read_text()), sizes.headers_in(base))
+    asked = f"result = asdict(hub.sizes_of('bob/{name}', '', None))"
+    assert client(asked) == asdict(expected) and expected.exact
+    ranged = [request for request in hub.requests if request.path.endswith(".safetensors") and request.method == "GET"]
+    assert ranged and all(repo.sha in request.path for request in ranged)
+    assert client(f"from pathlib import Path\nresult = [its.name for its in Path(hub.tokenizer_dir('bob/{name}', '', None)).glob('*.safetensors')]") == []
+    # Asked again, by a process that knows nothing any more, it does not ask for headers.
+    before = len(ranged)
+    assert client("hub._sizes_in.cache_clear()\n" + asked) == asdict(expected)
+    assert len([request for request in hub.requests if request.path.endswith(".safetensors") and request.method == "GET"]) == before
+
+
+def test_sizes_of_a_gated_or_unfit_base_are_told_in_words(hub, client, base):
+    hub.add_repo("bob/gated", files=small_files(base), gated=True)
+    assert client(f"result = hub.sizes_of('bob/gated', '', {BOB!r}).exact")
+    with pytest.raises(UserError, match="bob/gated is gated"):  # though its headers are kept here by now
+        client(f"result = hub.sizes_of('bob/gated', '', {ALICE!r})")
+    pickled = {name: body for name, body in small_files(base).items() if not name.endswith(".safetensors")}
+    hub.add_repo("bob/pickled", files=pickled | {"pytorch_model.bin": b"x"})
+    with pytest.raises(UserError, match="bob/pickled has no safetensors weights"):
+        client("result = hub.sizes_of('bob/pickled', '', None)")
+    hub.add_repo("bob/broken", files=small_files(base) | {"model.safetensors": b"\xff" * 64})
+    with pytest.raises(UserError, match="The weights of bob/broken cannot be read"):
+        client("result = hub.sizes_of('bob/broken', '', None)")
+    hub.add_repo("bob/odd", files=small_files(base) | {"config.json": b'{"hidden_size": 1e40, "num_hidden_layers": "x"}'})
+    with pytest.raises(UserError, match="config.json says hidden_size"):
+        client("result = hub.sizes_of('bob/odd', '', None)")
+
+
+def test_without_the_headers_the_config_says_nearly_as_much(hub, client, base):
+    hub.add_repo("bob/half", files=small_files(base))
+    hub.faults.append(Fault("reset", path=r"\.safetensors", times=1000))
+    found = client("result = asdict(hub.sizes_of('bob/half', '', None))")
+    assert not found["exact"] and found["linear"] > 0
+    hub.faults.clear()
+    assert client("result = hub.sizes_of('bob/half', '', None).exact")  # and it is asked again
 
 
 def test_a_preview_needs_no_weights(hub, client, base):

@@ -1,96 +1,251 @@
-"""What a run is said to need follows from the model's real sizes, and grows with what is asked for."""
+"""What a run is said to need follows from the model's real sizes and the rows' real lengths, and grows with what is asked for."""
 
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tests.small import small_base
-from tests.small_run import small_run
+from tests.small_run import events, small_run
 from tests.test_models import FAMILIES
-from tuner import models, quote, train
+from tuner import cost, hardware, machine, models, quote, rehearsal, sizes, train
+from tuner import plan as plans
+from tuner import run as runs
+from tuner.errors import UserError
+from tuner.machine import Reach
 from tuner.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # meta-llama/Llama-3.1-8B-Instruct's config.json, where it matters.
 LLAMA_8B = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
     "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False,
 }
+# Two cores with native bf16, as measured once.
+TWO_CORES = Reach("cpu", "bfloat16", 900.0, 150.0, 2.0, 3.5, 0.5, True)
+CARD = Reach("cuda", "bfloat16", 100_000.0, 800.0, 8.0, 12.0, 0.6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sizes_from_the_config_are_the_real_model_s(tmp_path, family):
+def test_sizes_from_config_and_headers_are_the_real_model_s(tmp_path, family):
     base = small_base(tmp_path / "base", family)
     config = json.loads((base / "config.json").read_text())
+    its, exact = sizes.of_config(config), sizes.in_folder(base)
     loaded = models.load_base(base, Recipe(quantisation="none"), {"precision": "float32"})
     linears = {name: its for name, its in loaded.model.named_modules() if isinstance(its, torch.nn.Linear) and name != "lm_head"}
-    its = quote.shape(config)
-    assert its["linear"] == sum(layer.weight.numel() for layer in linears.values())
+    assert its.linear + its.odd == exact.linear + exact.odd == sum(layer.weight.numel() for layer in linears.values())
+    assert exact.odd == sum(linears[name].weight.numel() for name in models.unfit_for_4bit(loaded.model) if name in linears)
     others = {id(p): p.numel() for name, p in loaded.model.named_parameters() if "embed_tokens" in name or "lm_head" in name}
-    assert its["embedded"] == sum(others.values())
-    tuned = models.attach_lora(loaded.model, Recipe(lora_rank=4), "test/small")
-    assert 4 * its["lora_per_rank"] == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    assert quote.shape(loaded.model.config) == its  # a config object says the same as its JSON
-    assert quote.shape({"text_config": config}) == its  # so does one that is wrapped, as Gemma 3's larger ones are
+    assert its.embedded == exact.embedded == sum(others.values())
+    assert exact.weights == sum(p.numel() for p in loaded.model.parameters()) and exact.exact and not its.exact
+    assert exact.stored_bytes == pytest.approx((base / "model.safetensors").stat().st_size, rel=0.05)
+    for targets in ("all-linear", "attention"):
+        recipe = Recipe(lora_rank=4, target_modules=targets)
+        model = models.load_base(base, Recipe(quantisation="none"), {"precision": "float32"}).model
+        tuned = models.attach_lora(model, recipe, "test/small")
+        assert its.adapter(recipe) == exact.adapter(recipe) == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    assert sizes.of_config(loaded.model.config) == its  # a config object says the same as its JSON
+    assert sizes.of_config({"text_config": config}) == its  # so does one that is wrapped, as Gemma 3's larger ones are
+
+
+@pytest.mark.parametrize("odd", [{"hidden_size": None}, {"vocab_size": "many"}, {"num_hidden_layers": 10**12}, {"intermediate_size": -1}])
+def test_a_config_without_sense_is_told_in_words(odd):
+    with pytest.raises(UserError, match="config.json"):
+        sizes.of_config({**LLAMA_8B, **odd})
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00{}", b"\x09" + bytes(7) + b'{"a": 1}'])
+def test_headers_that_cannot_be_read_leave_the_config(tmp_path, header):
+    (tmp_path / "model.safetensors").write_bytes(header)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    assert sizes.in_folder(tmp_path) == sizes.of_config(LLAMA_8B)
 
 
 @pytest.fixture
-def config(base) -> dict:
-    return json.loads((base / "config.json").read_text())
+def its(base) -> sizes.Sizes:
+    return sizes.in_folder(base)
 
 
-def quoted(config, lengths=(100,) * 200, free=1000.0, **settings) -> dict:
-    return quote.make(Recipe(**settings), config, list(lengths), sum(lengths) // 4, 1000, free)
+def rows_of(lengths=(100,) * 200, held=(100,) * 10) -> quote.Rows:
+    return quote.Rows(list(lengths), sum(lengths) // 4, list(held))
 
 
-def test_more_asked_for_needs_more(home, config):
-    usual = quoted(config)
-    longer, wider, more = quoted(config, epochs=6.0), quoted(config, lora_rank=64), quoted(config, (100,) * 400)
-    assert longer["steps"] == more["steps"] == 2 * usual["steps"] and wider["steps"] == usual["steps"] == 75
-    assert longer["tokens"] == more["tokens"] == 2 * usual["tokens"] == 2 * 60_000
-    for its in (longer, wider, more):
-        assert its["minutes"] > usual["minutes"]
-        assert all(new["dollars"] > old["dollars"] for new, old in zip(its["hardware"], usual["hardware"]))
-    assert wider["memory_gib"] > usual["memory_gib"] == longer["memory_gib"] == more["memory_gib"]
-    assert quoted(config, (300,) * 200)["memory_gib"] > usual["memory_gib"]
-    assert quoted(config, max_steps=10)["steps"] == 10
-    assert usual["memory_gib"] == pytest.approx(sum(usual["parts"].values()))
+def quoted(its, rows=None, free=1000.0, reach=TWO_CORES, **settings) -> quote.Quote:
+    return quote.make(Recipe(**settings), its, rows or rows_of(), free, reach, 0.6)
+
+
+def test_more_asked_for_needs_more(its):
+    usual = quoted(its)
+    longer, wider, more = quoted(its, epochs=6.0), quoted(its, lora_rank=64), quoted(its, rows_of((100,) * 400))
+    assert longer.steps == more.steps == 2 * usual.steps and wider.steps == usual.steps == 75
+    assert longer.tokens == more.tokens == 2 * usual.tokens == 2 * 60_000
+    for made in (longer, wider, more):
+        assert made.seconds > usual.seconds and made.dollars > usual.dollars
+    assert wider.memory_gib > usual.memory_gib == longer.memory_gib == more.memory_gib
+    assert quoted(its, rows_of((3000,) * 200)).memory_gib > usual.memory_gib
+    assert quoted(its, gradient_checkpointing="on").time["training"] > usual.time["training"]
+    assert quoted(its, rows_of((3000,) * 200), gradient_checkpointing="on").memory["activations"] < quoted(its, rows_of((3000,) * 200)).memory["activations"]
+    assert quoted(its, max_steps=10).steps == 10
+    assert quoted(its, evaluations=1).time["measuring"] < usual.time["measuring"]
+    assert quoted(its, target_modules="attention").memory["adapter and optimiser"] < usual.memory["adapter and optimiser"]
+    assert usual.memory_gib == pytest.approx(sum(usual.memory.values())) and usual.seconds == pytest.approx(sum(usual.time.values()))
+    assert usual.dollars == pytest.approx(usual.seconds / 3600 * 0.6)
+    # Layers that dropout keeps from our own arithmetic keep more.
+    assert quoted(its, rows_of((3000,) * 200), lora_dropout=0.1).memory["activations"] > quoted(its, rows_of((3000,) * 200)).memory["activations"]
+
+
+def test_rows_of_which_only_some_are_known_are_quoted_as_all(its):
+    lengths = np.random.default_rng(0).integers(20, 300, 600).tolist()
+    whole, part = rows_of(lengths, lengths[:60]), quote.Rows(lengths[::3], sum(lengths[::3]) // 4, lengths[:60:3], 3.0)
+    made, of_part = quoted(its, whole), quoted(its, part)
+    assert of_part.steps == made.steps and of_part.tokens == pytest.approx(made.tokens, rel=0.05)
+    assert of_part.seconds == pytest.approx(made.seconds, rel=0.06) and of_part.memory_gib == pytest.approx(made.memory_gib, rel=0.1)
+    again = quote.Rows(**json.loads(json.dumps(quote.summed_up(whole))))
+    assert quoted(its, again).seconds == pytest.approx(made.seconds, rel=0.05) and again.count == 600
+    assert quoted(its, again).memory_gib == pytest.approx(made.memory_gib, rel=0.1)
 
 
 def test_an_8b_model_fits_where_it_fits(home):
-    """In 4 bits it does on a 15 GiB card, in 16 bits it does not; torchtune measured 7.4 GiB for it in 4 bits."""
-    lengths, settings = (1024,) * 50, {"batch_size": 1}
-    packed = quoted(LLAMA_8B, lengths, free=15.0, **settings)
-    assert quote.shape(LLAMA_8B)["linear"] + quote.shape(LLAMA_8B)["embedded"] == pytest.approx(8.03e9, rel=1e-3)
-    assert 5.0 < packed["parts"]["base"] < 6.0 and packed["fits"]
-    assert packed["hardware"][0]["name"] == "T4 small" and packed["hardware"][0]["fits"]
-    whole = quoted(LLAMA_8B, lengths, free=15.0, quantisation="none", **settings)
-    assert whole["parts"]["base"] == pytest.approx(8.03e9 * 2 / 2**30, rel=1e-3) and not whole["fits"]
-    assert [its["fits"] for its in whole["hardware"]] == [False, False, False, True, True]
+    """In 4 bits it does on a 15 GiB card, in 16 bits it does not; torchtune measured 7.4 GiB for it in 4 bits, two rows of 2,048 at once."""
+    its, rows = sizes.of_config(LLAMA_8B), rows_of((2048,) * 64)
+    assert its.weights == pytest.approx(8.03e9, rel=1e-3)
+    packed = quoted(its, rows, 14.6, CARD, batch_size=2, micro_batch=2)
+    assert 5.0 < packed.memory["base model"] < 6.0 and packed.fits and packed.plan.checkpointing and not packed.plan.dequantised
+    assert 6.0 < packed.memory_gib < 9.5
+    whole = quoted(its, rows, 14.6, CARD, batch_size=2, micro_batch=2, quantisation="none")
+    assert whole.memory["base model"] == pytest.approx(8.03e9 * 2 / 2**30, rel=1e-3) and not whole.fits
+    fitting = {one.its.flavour for one in quote.hired(Recipe(quantisation="none", batch_size=2, micro_batch=2), its, rows) if one.quote.fits}
+    assert fitting.isdisjoint({"t4-small", "cpu-basic"}) and {"a100-large", "h200", "l40sx4", "cpu-xl"} <= fitting
 
 
-def test_the_steps_quoted_are_the_steps_run_and_the_speed_is_remembered(base, home, quick, config):
-    run = small_run(base)
-    plan_steps = quote.make(run.recipe, config, [50] * 16, 100, 100, 8.0)
-    assert plan_steps["steps"] == 8 and not plan_steps["measured"]
+def test_a_small_machine_is_told_that_it_does_not_fit(its):
+    assert quoted(its, free=8.0).fits and not quoted(its, free=0.3).fits
+
+
+# What a run decides -----------------------------------------------------------------------------------------------
+
+
+def test_where_memory_is_short_the_run_decides_for_less_before_it_is_refused():
+    its, rows = sizes.of_config(LLAMA_8B), rows_of((700,) * 64)
+    plans_by_room = [quoted(its, rows, free, CARD).plan for free in (400.0, 40.0, 24.0, 14.0, 10.0)]
+    assert not plans_by_room[0].checkpointing and plans_by_room[0].tokens_at_once == plans.TOKENS_AT_ONCE["cuda"]
+    assert plans_by_room[-1].checkpointing
+    for more, less in zip(plans_by_room, plans_by_room[1:]):
+        assert (less.checkpointing, -less.tokens_at_once) >= (more.checkpointing, -more.tokens_at_once)
+    fixed = quoted(its, rows, 10.0, CARD, micro_batch=8, gradient_checkpointing="off").plan
+    assert (fixed.micro_batch, fixed.checkpointing, fixed.tokens_at_once) == (8, False, plans.TOKENS_AT_ONCE["cuda"])  # as it was asked
+
+
+def test_the_heaviest_micro_batch_is_the_one_that_the_run_forms():
+    lengths = np.random.default_rng(3).integers(10, 400, 500)
+    recipe = Recipe(batch_size=16, epochs=2.0, seed=5)
+    for plan in (plans.Plan(1024, 0, False, False), plans.Plan(512, 0, False, False), plans.Plan(1024, 4, False, False)):
+        formed = [
+            part for epoch in (0, 1) for batch in plans.optimiser_batches(lengths.tolist(), 16, 5, epoch)
+            for part in plans.parts([int(lengths[index]) for index in batch], plan.tokens_at_once, plan.micro_batch)
+        ]
+        known = plans.Lengths(lengths)
+        assert known.heaviest(recipe, plan).sum() == max(map(sum, formed))
+        assert known.parts_per_row(recipe, plan) == pytest.approx(len(formed) / 1000)
+
+
+def test_of_very_many_rows_the_longest_are_found_and_the_rest_is_sampled():
+    lengths = np.random.default_rng(3).integers(10, 400, 100_000)
+    lengths[[5, 77_777]] = 3_000
+    known, plan, recipe = plans.Lengths(lengths), plans.Plan(1024, 0, False, False), Recipe(batch_size=8)
+    assert known.heaviest(recipe, plan).tolist() == [3_000]
+    assert set(known.heaviest_rows(recipe, plan)) <= {5, 77_777}
+    few = plans.Lengths(lengths[:3_000])
+    assert known.parts_per_row(recipe, plan) == pytest.approx(few.parts_per_row(recipe, plan), rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 2}, {"max_steps": 3}, {"gradient_checkpointing": "on"}, {"quantisation": "none"}])
+def test_what_is_quoted_is_what_the_run_decides(base, home, quick, settings):
+    run = small_run(base, **settings)
+    runs.claim(run)
     train.train(run)
-    assert run.read("plan")["steps"] == 8
-    again = quote.make(run.recipe, config, [50] * 16, 100, 100, 8.0)
-    assert again["measured"] and again["minutes"] != plan_steps["minutes"]
+    noted, plan = run.read("quote"), run.read("plan")
+    for name, value in noted["plan"].items():
+        assert plan[{"checkpointing": "gradient_checkpointing"}.get(name, name)] == value
+    assert noted["steps"] == plan["steps"] == events(run, "step")[-1]["step"]
+    trained = sum(event["tokens"] for event in events(run, "step"))
+    assert noted["tokens"] == pytest.approx(trained, rel=0.15)
 
 
-def test_a_small_machine_is_told_that_it_does_not_fit(home, config):
-    assert quoted(config, free=8.0)["fits"] and not quoted(config, free=0.5)["fits"]
+# Hired hardware ---------------------------------------------------------------------------------------------------
 
 
-def test_the_starter_s_recipe_is_quoted_in_about_what_it_takes(home):
-    """Two epochs of its 420 short rows took 3.2 minutes on two cores and 2.6 GiB; here it is one and a half."""
-    smollm = {
-        "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+def test_each_flavour_of_a_space_and_a_job_is_quoted(home, its):
+    from huggingface_hub import SpaceHardware
+
+    hired = {one.its.flavour: one for one in quote.hired(Recipe(), its, rows_of())}
+    assert {flavour.value for flavour in SpaceHardware} - {"zero-a10g"} <= set(hired)
+    assert {"cpu-xl", "cpu-performance", "h200"} <= set(hired)
+    assert all(one.quote.fits and one.seconds > quote.STARTING_S for one in hired.values())
+    assert hired["cpu-basic"].dollars == 0.0 and hired["l4x1"].dollars > 0
+    four, one = hired["l4x4"], hired["l4x1"]
+    assert four.seconds == one.seconds and four.dollars == pytest.approx(one.dollars * 3.80 / 0.80)
+    assert hired["cpu-upgrade"].seconds < hired["cpu-basic"].seconds
+    # Billed by the minute.
+    assert one.dollars == pytest.approx(0.80 / 60 * np.ceil(one.seconds / 60))
+
+
+def test_this_machine_costs_what_the_hub_says_of_it(monkeypatch):
+    for name in ("SYSTEM", "JOB_ID", "ACCELERATOR", "CPU_CORES"):
+        monkeypatch.delenv(name, raising=False)
+    assert hardware.rented() is None and hardware.dollars_here() == 0.0
+    monkeypatch.setenv("SYSTEM", "spaces")
+    monkeypatch.setenv("ACCELERATOR", "l4x1")
+    assert hardware.rented().name == "L4" and hardware.dollars_here() == 0.80
+    monkeypatch.setenv("ACCELERATOR", "none")
+    monkeypatch.setenv("CPU_CORES", "8")
+    assert hardware.rented().flavour == "cpu-upgrade" and hardware.dollars_here() == 0.03
+    monkeypatch.setenv("CPU_CORES", "2")
+    assert hardware.dollars_here() == 0.0
+    monkeypatch.delenv("SYSTEM")
+    monkeypatch.setenv("JOB_ID", "abc")
+    assert hardware.dollars_here() == 0.01
+
+
+# What finished runs teach -----------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_teaches_the_next_quote(base, home, quick):
+    run = small_run(base, epochs=4.0, evaluations=2)
+    runs.claim(run)
+    assert machine.runs_known() == 0
+    train.train(run)
+    [known] = [kept for its_ in json.loads((home / "machine.json").read_text()).values() for kept in its_["runs"]]
+    assert known["kind"] == run.read("quote")["kind"] and set(known["ratios"]) == {"start", "train", "rest"}
+
+
+def test_what_was_learned_changes_the_part_it_is_about(home, its):
+    before = quoted(its)
+    reach = replace(TWO_CORES, known=(("rest", 1.0), ("start", 3.0), ("train", 2.0)))
+    after = quoted(its, reach=reach)
+    assert after.time["training"] == pytest.approx(2 * before.time["training"])
+    assert after.time["getting ready"] == pytest.approx(3 * before.time["getting ready"])
+    assert after.time["measuring"] == before.time["measuring"]
+
+
+def test_taken_by_quoted_is_told_part_by_part():
+    noted = {
+        "time": {"getting ready": 10.0, "rehearsal": 2.0, "training": 40.0, "measuring": 5.0, "answers": 5.0}, "tokens": 1000, "steps": 10,
+        "rehearsed": {"passes_s": [1.0, 1.0]},
     }
-    told = quote.make(replace(Recipe(), epochs=1.5, max_tokens=256), smollm, [75] * 420, 420 * 20, 60 * 75, 16.0)
-    assert 1 < told["minutes"] < 5 and told["memory_gib"] < 3 and told["fits"]
+    clock, told = 116.0, []
+    for step in range(1, 11):
+        clock += 8.0
+        told.append({"kind": "step", "t": clock, "step": step, "tokens": 100})
+    told.append({"kind": "eval", "t": clock + 14, "step": 10})
+    found = rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)
+    assert found["start"] == pytest.approx(15 / 10) and found["train"] == pytest.approx(2.0)
+    assert found["rest"] == pytest.approx((told[-1]["t"] - 117 - 80) / 10)
+
+
+def test_kinds_of_arithmetic_are_told_apart(its):
+    assert cost.kind(Recipe(), its) == "fast" and cost.kind(Recipe(lora_dropout=0.1), its) == "plain"
+    assert cost.kind(Recipe(), replace(its, family="mamba")) == "plain"

@@ -1,10 +1,10 @@
 """Rows into micro-batches: of like length, in an order that stays random, laid end to end without padding."""
 
 import math
-import random
 
 import torch
 
+from tuner import plan as plans
 from tuner.encode import IGNORE
 
 
@@ -52,39 +52,12 @@ def micro_batches(batch: dict, most_tokens: int, most_rows: int = 0) -> list[dic
         most_tokens: a row longer than that is a part of its own.
         most_rows: 0 for any number.
     """
-    lengths = batch["lengths"]
-    if most_rows:
-        parts = [lengths[start : start + most_rows] for start in range(0, len(lengths), most_rows)]
-    else:
-        parts = cut(lengths, most_tokens)
-        # The smallest limit that needs no more parts: equal ones keep less in memory at once.
-        low, high = max(1, sum(lengths) // len(parts)), most_tokens
-        while low < high:
-            middle = (low + high) // 2
-            if len(cut(lengths, middle)) > len(parts):
-                low = middle + 1
-            else:
-                high = middle
-        parts = cut(lengths, high)
     found, start = [], 0
-    for its in parts:
+    for its in plans.parts(batch["lengths"], most_tokens, most_rows):
         end = start + sum(its)
         found.append({"input_ids": batch["input_ids"][start:end], "labels": batch["labels"][start:end], "lengths": its})
         start = end
     return found
-
-
-def cut(lengths: list[int], most: int) -> list[list[int]]:
-    """Lengths in their order, in parts of at most `most` tokens; a longer row is a part of its own."""
-    parts: list[list[int]] = []
-    room = 0
-    for length in lengths:
-        if not parts or length > room:
-            parts.append([])
-            room = most
-        parts[-1].append(length)
-        room -= length
-    return parts
 
 
 class LengthBatches(torch.utils.data.Sampler):
@@ -93,8 +66,6 @@ class LengthBatches(torch.utils.data.Sampler):
     Rows are shuffled, taken in pools of POOL batches, sorted by length inside each pool and cut into batches, which are
     shuffled again. A short last batch comes last.
     """
-
-    POOL = 8
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
@@ -105,19 +76,7 @@ class LengthBatches(torch.utils.data.Sampler):
 
     def batches(self) -> list[list[int]]:
         """This epoch's optimiser batches, as row indices, each sorted by length."""
-        order = list(range(len(self.lengths)))
-        # A generator of its own: the order must not depend on, nor disturb, any other random state.
-        shuffle = random.Random(f"{self.seed}/{self.epoch}").shuffle
-        shuffle(order)
-        whole = len(order) // self.batch_size * self.batch_size
-        order, rest = order[:whole], order[whole:]
-        found: list[list[int]] = []
-        size = self.POOL * self.batch_size
-        for start in range(0, whole, size):
-            pool = sorted(order[start : start + size], key=self.lengths.__getitem__)
-            found += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
-        shuffle(found)
-        return found + ([sorted(rest, key=self.lengths.__getitem__)] if rest else [])
+        return plans.optimiser_batches(self.lengths, self.batch_size, self.seed, self.epoch)
 
     def __iter__(self):
         return iter(self.batches())

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,9 @@ SPIN = "3000"
 # How far a child that computes for minutes steps back from what somebody waits for: the page, and the chat. Alone on the
 # machine it is as fast as before; beside it a poll is answered sooner (tests/bench/DIARY.md).
 NICE = 5
+# oneDNN keeps what it made for the last 1,024 shapes of a product, and rows of any length make new shapes at every step:
+# 0.1 to 0.2 GiB after twenty steps, and more with each (tests/bench/DIARY.md). Sixty-four cost no speed that could be measured.
+PRODUCTS_KEPT = "64"
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +33,8 @@ def environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _SEEN if name in os.environ}
     return {
         **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GOMP_SPINCOUNT": SPIN, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
+        "GOMP_SPINCOUNT": SPIN, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRODUCTS_KEPT, "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
         "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes asks for torch.compile when it is imported, which takes half a second
         "TUNER_CHILD": "1", "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
     }
@@ -45,6 +50,12 @@ def spawn(module: str, *arguments: str, folder: Path, log: Path) -> subprocess.P
     # Its threads begin later and inherit it. Counted from this process's own, which it may not undercut.
     os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
     return process
+
+
+def offer_to_the_kernel(pid: int) -> None:
+    """Let the kernel end this process before the page's where memory runs out: a run goes on from its checkpoint."""
+    with suppress(OSError):  # it ended already, or the system has no such file
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
 
 def limit_memory(size_bytes: int) -> None:

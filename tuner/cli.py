@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from tuner import recipe as recipes
-from tuner.child import SPIN
+from tuner.child import PRODUCTS_KEPT, SPIN
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT, safe_name, write_whole
 
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported, which has not happened yet
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries talking to one another
     parser = _parser()
     asked, more = parser.parse_known_args(argv)
@@ -371,23 +372,48 @@ def _print_check(told: dict) -> None:
 
 
 def _quote(asked) -> int:
-    import psutil
-
-    from tuner import quote
+    from tuner import hub, machine, proposals, quote
 
     recipe, beside = _recipe(asked.what, asked.settings)
     _, rows = _checked(recipe, beside)
     seen = rows.figures(recipe)
     if not len(seen.lengths):
         raise UserError(f"No row has an answer within its first {recipe.max_tokens:,} tokens. Raise max_tokens.")
-    made = quote.make(recipe, rows.config, seen.lengths, seen.learned, seen.held_out_tokens, psutil.virtual_memory().available / 2**30)
+    sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
+    if not machine.is_measured():
+        _say("Measuring this machine, once ...")
+        machine.wait_until_measured()
+    worked_on = quote.Rows.of(seen)
+    made = quote.here(recipe, sizes, worked_on)
+    offered = proposals.here(recipe, sizes, worked_on)
+    hired = quote.hired(recipe, sizes, worked_on)
     if asked.json:
-        print(json.dumps(made))
+        print(json.dumps({
+            "steps": made.steps, "tokens": made.tokens, "memory_gib": made.memory_gib, "memory": made.memory, "seconds": made.seconds,
+            "time": made.time, "free_gib": made.free_gib, "dollars": made.dollars, "fits": made.fits, "measured": made.measured,
+            "plan": made.plan.__dict__,
+            "proposals": [
+                {"settings": its.settings, "words": its.words, "harm": its.harm, "memory_gib": its.quote.memory_gib, "seconds": its.quote.seconds}
+                for its in offered
+            ],
+            "hardware": [
+                {"flavour": its.its.flavour, "name": its.its.name, "seconds": its.seconds, "dollars": its.dollars, "memory_gib": its.quote.memory_gib, "fits": its.quote.fits}
+                for its in hired
+            ],
+        }))
         return 0
-    print(f"{made['steps']:,} steps, {made['tokens']:,} tokens")
-    print(f"about {made['memory_gib']:.1f} GiB here, about {made['minutes']:.1f} minutes" + ("" if made["measured"] else " (this machine has not been measured yet)"))
-    for its in made["hardware"]:
-        print(f"  {its['name']:<12} about {its['minutes']:.1f} min, ${its['dollars']:.2f}" + ("" if its["fits"] else ", does not fit"))
+    print(f"{made.steps:,} steps, {made.tokens:,} tokens")
+    print(
+        f"about {made.memory_gib:.1f} GiB here ({', '.join(f'{name} {size:.2f}' for name, size in made.memory.items())}), "
+        f"about {made.seconds / 60:.1f} minutes" + ("" if made.measured else " (this machine has not been measured yet)")
+    )
+    if not made.fits:
+        print(f"that is more than can be used of the {made.free_gib:.1f} GiB free" + (". What makes it fit:" if offered else "; no setting makes it fit"))
+    for its in offered:
+        print(f"  {' '.join(f'{name}={value}' for name, value in its.settings.items())}: {its.harm or 'the same result'}, "
+              f"about {its.quote.memory_gib:.1f} GiB, {its.quote.seconds / 60:.1f} min")
+    for its in hired:
+        print(f"  {its.its.flavour:<15} about {its.seconds / 60:.1f} min, ${its.dollars:.2f}" + ("" if its.quote.fits else ", does not fit"))
     return 0
 
 

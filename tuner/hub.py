@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import bases, card, starter
+from tuner import bases, card, sizes, starter
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, require_free, tuner_home, write_json
 from tuner.recipe import HUB_ID, STARTER_MODEL
@@ -268,6 +268,67 @@ def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: floa
         if base_id == STARTER_MODEL:
             return str(starter.prepare())
         raise
+
+
+def sizes_of(base_id: str, revision: str, token: str | None) -> sizes.Sizes:
+    """A base model in numbers, by its config and the headers of its weights at the revision that is pinned; no download.
+
+    The Hub is asked for headers once for each revision; what it said is kept beside the models.
+
+    Raises:
+        UserError: as `tokenizer_dir`; no safetensors weights, or headers or a config that cannot be read.
+    """
+    # Also the check that this visitor may read it: what is kept below was perhaps fetched for another.
+    folder = Path(tokenizer_dir(base_id, revision, token))
+    kept = _headers_path(base_id, folder)
+    if not kept.exists() and not any(folder.glob("*.safetensors")):
+        try:
+            headers = _headers_on_hub(base_id, folder.name, token)
+        except Unreachable:  # the config alone says nearly as much
+            return sizes.of_base(_config_in(base_id, folder), None)
+        private_dir(kept.parent)
+        write_json(kept, headers)
+    return _sizes_in(base_id, folder)
+
+
+def _headers_path(base_id: str, folder: Path) -> Path:
+    return tuner_home() / "models" / "headers" / f"{base_id.replace('/', '--')}@{folder.name}.json"
+
+
+@lru_cache(maxsize=64)
+def _sizes_in(base_id: str, folder: Path) -> sizes.Sizes:
+    """By what lies here; the folder is of one revision, so it never goes stale."""
+    try:
+        kept = read_json(_headers_path(base_id, folder), {})
+    except ValueError:
+        kept = {}
+    headers = {name: (dtype, tuple(shape)) for name, (dtype, shape) in kept.items()} or sizes.headers_in(folder)
+    return sizes.of_base(_config_in(base_id, folder), headers)
+
+
+def _config_in(base_id: str, folder: Path) -> dict:
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{base_id} has no config.json that can be read, so it is not a transformers model. Choose another.")
+    return config
+
+
+def _headers_on_hub(base_id: str, sha: str, token: str | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (dtype, shape)} of a repository's weights: a hundred kilobytes of each file are asked for, not the file."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    with _in_words(base_id, bool(token)):
+        try:
+            found = HfApi().get_safetensors_metadata(base_id, revision=sha, token=token or False, timeout=TIMEOUT_S)
+        except NotASafetensorsRepoError:
+            raise UserError(f"{base_id} has no safetensors weights at its top level. Choose a base model that has.") from None
+        except (SafetensorsParsingError, ValueError) as error:
+            raise UserError(f"The weights of {base_id} cannot be read: {shorten(str(error), 120)}. Choose another base model.") from None
+    return {name: (its.dtype, tuple(its.shape)) for file in found.files_metadata.values() for name, its in file.tensors.items()}
 
 
 # Datasets ---------------------------------------------------------------------------------------------------------

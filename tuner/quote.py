@@ -1,136 +1,177 @@
-"""What a Recipe needs: GiB, minutes, dollars; nothing here imports torch."""
+"""What a Recipe needs: GiB and what they are made of, minutes, dollars, here and on each hired machine; without torch."""
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.home import read_json, tuner_home, write_json
+from tuner import cost, hardware, machine
+from tuner import plan as plans
+from tuner.cost import Work
+from tuner.machine import Memory, Reach
+from tuner.receipt import ENOUGH_AT_ONCE, MOST_HELD_OUT
+from tuner.sizes import Sizes
 
-# $ an hour on a Space (hub-docs spaces-gpus, 2026-08); (name, GiB on the card or in memory, $/h, bf16 TFLOP/s to expect)
-HARDWARE = (
-    ("T4 small", 15, 0.40, 12.0), ("L4", 22, 0.80, 35.0), ("A10G small", 22, 1.00, 40.0),
-    ("L40S", 45, 1.80, 110.0), ("A100 large", 79, 2.50, 120.0),
-)
-# Before anything was measured here: what two ordinary cores with native bf16 reach in training.
-DEFAULT_GFLOPS = 120.0
-
-
-def shape(config) -> dict:
-    """The numbers of a model's config that costs follow from; takes a config object or its JSON as a dict."""
-    get = (lambda name, default=None: config.get(name, default)) if isinstance(config, dict) else (
-        lambda name, default=None: getattr(config, name, default)
-    )
-    inner = get("text_config")
-    if inner is not None and get("hidden_size") is None:
-        return shape(inner)
-    hidden, layers = get("hidden_size"), get("num_hidden_layers")
-    heads = get("num_attention_heads") or 1
-    head_dim = get("head_dim") or hidden // heads
-    kv_heads = get("num_key_value_heads") or heads
-    middle, vocab = get("intermediate_size") or 4 * hidden, get("vocab_size")
-    linear = layers * (2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * middle)
-    return {
-        "hidden": hidden, "layers": layers, "heads": heads, "head_dim": head_dim, "kv_heads": kv_heads,
-        "middle": middle, "vocab": vocab, "linear": linear,
-        "embedded": vocab * hidden * (1 if get("tie_word_embeddings", True) else 2),
-        "lora_per_rank": layers * (
-            2 * (hidden + heads * head_dim) + 2 * (hidden + kv_heads * head_dim) + 3 * (hidden + middle)
-        ),
-    }
+# Tokens of the fixed prompt's answer after each evaluation, and of the report's answers (tuner/train.py, tuner/report.py).
+SAMPLE_TOKENS, REPORT_TOKENS = 48, 60
+# Tokens in one pass forward where nothing is learned (tuner/report.py).
+TOKENS_MEASURED_AT_ONCE = 2048
 
 
-def activation_gib(config, tokens: int) -> float:
-    """What is kept for the backward pass of this many tokens at once, without checkpointing.
-
-    Per token and layer in 16 bits: the block's input, both norms' in- and outputs, q, k, v, the attention's output,
-    gate, up, their product and the LoRA inputs: about 14 hidden and 5 middle widths.
-    """
-    its = shape(config)
-    return tokens * its["layers"] * (14 * its["hidden"] + 5 * its["middle"]) * 2 / 2**30
-
-
-def base_bytes(its: dict, quantisation: str, memory_free_gib: float) -> float:
-    """The base's weights: in 4 bits, unless its layers unpacked to 16 take less than a quarter of the memory; see
-    `models.room_to_dequantise`. Embedding and head stay in 16 bits."""
-    unpacked = 2 * its["linear"]
-    packed = quantisation == "nf4" and unpacked >= memory_free_gib * 2**30 / 4
-    return (0.53 * its["linear"] if packed else unpacked) + 2 * its["embedded"]
-
-
-def flop_per_token(its: dict, rank: int, mean_tokens: float, learned_share: float) -> float:
-    """Useful arithmetic of one trained token: 4N + 4 f H d + 6 L + 6 T a l (reference: performance notes, section 3)."""
-    return (
-        4 * its["linear"] + 4 * learned_share * its["vocab"] * its["hidden"] + 6 * rank * its["lora_per_rank"]
-        + 6 * mean_tokens * its["heads"] * its["head_dim"] * its["layers"]
-    )
-
-
-def make(recipe, config: dict, lengths, learned: int, held_out: int, memory_free_gib: float) -> dict:
-    """About what a run will need on this machine and on hired ones.
+class Rows:
+    """What a run learns from and is measured on.
 
     Args:
-        config: the base model's config.json.
         lengths: (S,) tokens of each training sequence, as cut.
-        learned: learned tokens in all training rows.
-        held_out: tokens of all held-out rows.
-
-    Returns:
-        steps, tokens, memory_gib and its parts, minutes, measured (whether the speed was seen on this machine),
-        fits, and hardware: [{name, minutes, dollars, fits}].
+        learned: learned tokens among them.
+        held_lengths: (H,) tokens of the held-out sequences.
+        scale: how many rows each of these stands for, where only the first of them are known yet.
     """
-    its = shape(config)
-    lengths = np.sort(np.asarray(lengths, np.int64))
-    total = int(lengths.sum())
-    per_epoch = math.ceil(len(lengths) / recipe.batch_size)
-    steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * per_epoch))
-    tokens = total * steps / per_epoch
-    mean = total / len(lengths)
-    work = tokens * flop_per_token(its, recipe.lora_rank, mean, learned / total)
-    speed, measured = known_speed()
-    # Evaluations take up to a tenth, the report two passes over the held-out rows; loading is about constant.
-    evaluated = 1.1 * work + 2 * held_out * flop_per_token(its, recipe.lora_rank, mean, 1.0) / 3
-    seconds = evaluated / (speed * 1e9) + 25
-    longest = int(lengths[int(0.95 * (len(lengths) - 1))])
-    micro = recipe.micro_batch or max(1, min(recipe.batch_size, 2048 // max(1, longest)))
-    parts = {
-        "libraries": 0.6,
-        "base": base_bytes(its, recipe.quantisation, memory_free_gib) / 2**30,
-        "adapter and optimiser": 16 * recipe.lora_rank * its["lora_per_rank"] / 2**30,
-        "activations": activation_gib(config, micro * int(lengths[-1])),
-        "loss": 256 * its["vocab"] * 10 / 2**30,
-    }
-    memory = sum(parts.values())
-    fits_in = lambda gib: memory - parts["base"] + base_bytes(its, recipe.quantisation, gib) / 2**30 < gib  # noqa: E731
-    hired = [
-        {"name": name, "minutes": (evaluated / (tflops * 1e12 * 0.5) + 60) / 60,
-         "dollars": (evaluated / (tflops * 1e12 * 0.5) + 60) / 3600 * dollars, "fits": fits_in(size)}
-        for name, size, dollars, tflops in HARDWARE
-    ]
+
+    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0):
+        self.lengths = plans.Lengths(lengths)
+        self.held = plans.Lengths(held_lengths)
+        self.learned, self.scale = learned, scale
+        self.count = max(1, round(len(self.lengths) * scale))
+
+    @classmethod
+    def of(cls, figures, scale: float = 1.0) -> "Rows":
+        """Of a check's figures; see `findings.Figures`."""
+        return cls(figures.lengths, figures.learned, figures.held_lengths, scale)
+
+
+# How many rows stand for all of them in what a run keeps of its quote.
+KEPT_ROWS = 256
+
+
+def summed_up(rows: Rows) -> dict:
+    """The rows as few evenly chosen ones, as JSON, for a quote of the same run later."""
+    def chosen(lengths: plans.Lengths) -> list[int]:
+        places = np.linspace(0, len(lengths) - 1, min(len(lengths), KEPT_ROWS)).round().astype(int)
+        return np.sort(lengths.tokens)[places].tolist()
+
+    few = chosen(rows.lengths)
     return {
-        "steps": steps, "tokens": round(tokens), "memory_gib": memory, "parts": parts, "minutes": seconds / 60,
-        "measured": measured, "fits": fits_in(memory_free_gib), "hardware": hired,
+        "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held),
+        "scale": rows.count / len(few),
     }
 
 
-def _speed_path() -> Path:
-    return tuner_home() / "speed.json"
+@dataclass(frozen=True)
+class Quote:
+    """What a run needs on one machine.
+
+    Args:
+        at_once: rows of the heaviest micro-batch.
+        memory: GiB by what takes them; on a card, of the card.
+        time: seconds by what takes them.
+        free_gib: what there is for it.
+    """
+
+    plan: plans.Plan
+    steps: int
+    tokens: int
+    evaluations: int
+    at_once: int
+    memory: dict[str, float]
+    time: dict[str, float]
+    free_gib: float
+    dollars: float
+    measured: bool
+
+    @property
+    def memory_gib(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.time.values())
+
+    @property
+    def needed_gib(self) -> float:
+        """What has to be there: the system takes pages of mapped files back as it needs them."""
+        return self.memory_gib - self.memory.get("files being read", 0.0)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_gib <= plans.ROOM * self.free_gib
 
 
-def known_speed() -> tuple[float, bool]:
-    """GFLOP/s of training on this machine, and whether that was measured by an earlier run here."""
-    known = read_json(_speed_path(), {})
-    return known.get("train_gflops", DEFAULT_GFLOPS), "train_gflops" in known
+def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_per_hour: float = 0.0) -> Quote:
+    """About what a run will need on one machine.
+
+    Args:
+        free_gib: memory that the run may use there.
+        reach: what the machine reaches; see `machine.reach` and `machine.expected`.
+    """
+    plan = plans.decide(recipe, its, rows.lengths, reach.device, free_gib, reach.import_gib)
+    steps = plans.steps(recipe, rows.count)
+    per_epoch = math.ceil(rows.count / recipe.batch_size)
+    batches = rows.count * rows.lengths.parts_per_row(recipe, plan)
+    times = rows.scale * steps / per_epoch
+    work = Work(
+        rows.lengths.total * times, rows.learned * times, rows.lengths.squares * times, rows.count * steps / per_epoch,
+        batches * steps / per_epoch, steps,
+    )
+    share = rows.learned / max(1.0, rows.lengths.total)
+    held_count = min(max(1.0, len(rows.held) * rows.scale), MOST_HELD_OUT)
+    per_row = rows.held.total / max(1, len(rows.held))
+    often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
+    one_held = Work(per_row, share * per_row, rows.held.squares / max(1, len(rows.held)), 1, per_row / TOKENS_MEASURED_AT_ONCE, 0)
+    heaviest = rows.lengths.heaviest(recipe, plan)
+    rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
+    # A tuned model answers about as long as its rows do; the base runs on.
+    answered = min(SAMPLE_TOKENS, 1.2 * rows.learned / max(1, len(rows.lengths)))
+    encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
+    time = {
+        "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
+        "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * reach.ratio("train"),
+        "training": cost.training_s(recipe, its, plan, work, reach) * reach.ratio("train"),
+        "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * reach.ratio("rest"),
+        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * reach.ratio("rest"),
+        "before and after": (cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) + cost.answer_s(its, 2 * REPORT_TOKENS, reach)) * reach.ratio("rest"),
+    }
+    seconds = sum(time.values())
+    return Quote(
+        plan, steps, round(work.tokens), often, len(heaviest), cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib), time, free_gib,
+        seconds / 3600 * dollars_per_hour, reach.measured,
+    )
 
 
-def remember_speed(plan: dict, config, run) -> None:
-    """Keep what this run reached, so that the next quote rests on this machine."""
-    steps = [event for event in run.events()[0] if event["kind"] == "step"]
-    if len(steps) < 5:
-        return
-    its = shape(config)
-    recent = steps[len(steps) // 2 :]
-    share = sum(event["labelled_tokens"] for event in recent) / sum(event["tokens"] for event in recent)
-    rate = sorted(event["tokens_per_s"] for event in recent)[len(recent) // 2]
-    gflops = rate * flop_per_token(its, run.recipe.lora_rank, 100, share) / 1e9
-    write_json(_speed_path(), {"train_gflops": gflops, "precision": plan["precision"]})
+def here(recipe, its: Sizes, rows: Rows, memory: Memory | None = None) -> Quote:
+    """The quote for this machine, as it is now."""
+    memory = memory or machine.memory()
+    return make(recipe, its, rows, memory.free_gib, machine.reach(cost.kind(recipe, its)), hardware.dollars_here())
+
+
+@dataclass(frozen=True)
+class Hired:
+    """The quote for one flavour; seconds with its start, since that is paid for too."""
+
+    its: hardware.Hardware
+    quote: Quote
+
+    @property
+    def seconds(self) -> float:
+        return self.quote.seconds + STARTING_S
+
+    @property
+    def dollars(self) -> float:
+        # Billed by the minute, from the start on.
+        return math.ceil(self.seconds / 60) / 60 * self.its.dollars
+
+
+# From asking for a machine until the run can begin there: the image, and the base model's download beside it.
+STARTING_S = 60.0
+
+
+def hired(recipe, its: Sizes, rows: Rows) -> list[Hired]:
+    """The quote for each piece of hardware that a Space or a Job can have, in the order of the price list."""
+    made: dict[tuple, Quote] = {}
+    found = []
+    for one in hardware.HARDWARE:
+        key = (one.room_gib, one.tflops, one.precision, one.cores if not one.cards else 0)
+        if key not in made:  # more of the same card changes the price alone
+            made[key] = make(recipe, its, rows, one.room_gib, machine.expected(one), one.dollars)
+        found.append(Hired(one, made[key]))
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tuner import answer, bases, batching, encode, fast, models, survey, tasks
+from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
 
@@ -29,7 +30,7 @@ def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048) -> dict:
     sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     device = next(path.model.parameters()).device
     start = 0
-    for lengths in batching.cut([len(rows[index].ids) for index in order], tokens_at_once):
+    for lengths in plans.cut([len(rows[index].ids) for index in order], tokens_at_once):
         chosen = order[start : start + len(lengths)]
         start += len(lengths)
         batch = batching.collate([rows[index] for index in chosen])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, events, lease, receipt
+from tuner import check, child, data, events, lease, machine, proposals, receipt
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
@@ -147,7 +147,7 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset) -> Run:
     require_free(200 * 2**20, "A run")
     rows = check.whole(dataset)
     chosen = receipt.choose(rows, recipe)
-    run = Run(owner, time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4))
+    run = Run(owner, _new_id())
     private_dir(runs_dir(owner))
     run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
     write_whole(run.folder / "recipe.toml", recipe.to_toml())
@@ -170,6 +170,33 @@ def _write_rows(path: Path, rows) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def again(run: Run, settings: dict) -> Run:
+    """A new run on the same rows and base with some settings changed, not yet started; the rows are not read again.
+
+    Raises:
+        UserError: the settings cannot be, or the disk is full.
+    """
+    recipe = recipes.from_dict({**run.recipe.changed(), **settings})
+    size = sum(path.stat().st_size for path in (run.folder / "data").iterdir())
+    require_free(size + 200 * 2**20, "A run")
+    new = Run(run.owner, _new_id())
+    new.folder.mkdir(mode=0o700)
+    write_whole(new.folder / "recipe.toml", recipe.to_toml())
+    try:
+        shutil.copytree(run.folder / "data", new.folder / "data")
+    except OSError as error:
+        shutil.rmtree(new.folder, ignore_errors=True)
+        raise disk_error(error, new.folder) from error
+    if recipe.base_model == run.recipe.base_model and (base := run.read("base")):
+        write_json(new.folder / "base.json", base)
+    write_whole(new.folder / "title.txt", run.title)
+    return new
+
+
+def _new_id() -> str:
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
 
 
 def find(owner: str, run_id: str) -> Run:
@@ -218,7 +245,7 @@ def claim(run: Run) -> None:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
-        for name in ("error.txt", "stop", "done"):
+        for name in ("error.txt", "stop", "done", "proposals.json"):
             (run.folder / name).unlink(missing_ok=True)
         _end_cut_line(run.folder / "events.jsonl")
         write_json(run.folder / "process.json", lease.this_process())
@@ -249,6 +276,7 @@ def start(run: Run, token: str | None = None) -> threading.Thread:
 def _fetch_and_train(run: Run, token: str | None) -> None:
     try:
         fetch_base(run, token)
+        killed_before = machine.oom_kills()
         process = spawn(run)
     except UserError as error:
         write_whole(run.folder / "error.txt", str(error))
@@ -259,7 +287,7 @@ def _fetch_and_train(run: Run, token: str | None) -> None:
     except Exception as error:  # a fault of ours: the page must not show it as waiting for ever
         write_whole(run.folder / "error.txt", f"The run could not be started ({type(error).__name__}). Try again.")
         raise
-    watch(run, process)
+    watch(run, process, killed_before)
 
 
 def fetch_base(run: Run, token: str | None = None) -> dict:
@@ -286,14 +314,23 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
 def spawn(run: Run) -> subprocess.Popen:
     """Start the training child in a session of its own."""
     process = child.spawn("tuner", "train", str(run.folder), folder=run.folder, log=run.folder / "log.txt")
+    child.offer_to_the_kernel(process.pid)
     write_json(run.folder / "process.json", child.stamp(process.pid))
     return process
 
 
-def watch(run: Run, process: subprocess.Popen) -> None:
-    """Wait for the child and say what happened if it ended without saying so itself."""
+def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None) -> None:
+    """Wait for the child and say what happened if it ended without saying so itself.
+
+    Args:
+        killed_before: `machine.oom_kills()` when the child was started.
+    """
     code = process.wait()
     if code == 0 or (run.folder / "done").exists() or (run.folder / "error.txt").exists():
+        return
+    if code == -signal.SIGKILL and killed_before is not None and (machine.oom_kills() or 0) > killed_before:
+        # How the kernel ends what takes the last of the memory: no word from the process itself.
+        write_whole(run.folder / "error.txt", str(proposals.refuse(run, "The machine ran out of memory and its kernel ended the training.")))
         return
     # 143 is how the child itself ends at a SIGTERM; see train.main.
     if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 128 + signal.SIGTERM):

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import random
 import shutil
 import signal
 import time
@@ -14,14 +13,13 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, batching, checkpoints, encode, fast, lease, models, quote, report, survey, tasks
+from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks
+from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import read_json, write_json, write_whole
 from tuner.run import Run
 
 SAMPLE_TOKENS = 48
-# A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
-EVALUATION_SHARE = 0.1
 
 
 def train(run: Run) -> dict:
@@ -58,6 +56,7 @@ def _train_with_the_machine(run: Run) -> dict:
     if lost:
         run.log("note", message=f"{lost:,} of {len(train_rows):,} training rows have nothing left to learn and are left out.")
 
+    rehearsal.quote_run(run, train_set, held_set, Path(base["dir"]))
     run.log("status", state="rehearsing", message="Loading the base model")
     plan = run.read("plan")
     if plan:
@@ -67,7 +66,7 @@ def _train_with_the_machine(run: Run) -> dict:
     model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"])
     path = fast.Path(model, tokenizer.pad_token_id, plan and plan["fast"])
     if not plan:
-        plan = make_plan(recipe, loaded.plan, path, train_set, held_set, weights)
+        plan = make_plan(recipe, loaded.plan, path, train_set, held_set, weights, sizes.in_folder(base["dir"]))
         write_json(run.folder / "plan.json", plan)
     path.checkpointing = plan["gradient_checkpointing"]
     fast.speed_up_lora(model)  # for the answers; a path through the model's own forward has done it
@@ -93,45 +92,23 @@ def choose_attention(train_set) -> str:
     return "eager" if models.device_name() == "cpu" and longest <= 384 else "sdpa"
 
 
-# Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
-
-
-def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weights: str) -> dict:
+def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weights: str, its: sizes.Sizes) -> dict:
     """Every choice made by measuring that alters arithmetic, decided once at the first start."""
-    lengths = sorted(len(row.ids) for row in train_set.encoded)
-    device = decided["device"]
-    at_once = TOKENS_AT_ONCE[device]
-    per_epoch = len(batching.LengthBatches(lengths, recipe.batch_size, recipe.seed))
-    steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * per_epoch))
-    need = quote.activation_gib(path.model.config, max(sum(lengths[-recipe.micro_batch :]) if recipe.micro_batch else at_once, lengths[-1]))
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    checkpointing = recipe.gradient_checkpointing == "on" or (
-        recipe.gradient_checkpointing == "auto" and need * 2**30 > 0.6 * free
-    )
-    evaluate_at, sampled = plan_evaluations(
-        steps, train_set.tokens * steps / per_epoch, [len(row.ids) for row in held_set.encoded], recipe.evaluations, recipe.seed,
+    lengths = plans.Lengths([len(row.ids) for row in train_set.encoded])
+    if decided["device"] == "cuda":
+        free_gib = (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / 2**30
+    else:  # what this process holds already is part of what it needs
+        free_gib = machine.main_memory().free_gib + memory_gib()
+    chosen = plans.decide(recipe, its, lengths, decided["device"], free_gib, machine.reach().import_gib)
+    steps = plans.steps(recipe, len(lengths))
+    evaluate_at, sampled = plans.evaluations(
+        steps, lengths.total * steps / math.ceil(len(lengths) / recipe.batch_size), [len(row.ids) for row in held_set.encoded],
+        recipe.evaluations, recipe.seed,
     )
     return {
-        **decided, "base_sha256": weights, "tokens_at_once": at_once, "micro_batch": recipe.micro_batch, "steps": steps,
-        "gradient_checkpointing": checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled, "fast": path.plan,
+        **decided, "base_sha256": weights, "tokens_at_once": chosen.tokens_at_once, "micro_batch": chosen.micro_batch, "steps": steps,
+        "gradient_checkpointing": chosen.checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled, "fast": path.plan,
     }
-
-
-def plan_evaluations(steps: int, tokens: float, lengths: list[int], wanted: int, seed: int) -> tuple[list[int], list[int]]:
-    """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
-
-    Counted in tokens, not timed, so that a resumed run evaluates at the same steps. Short runs have three evaluations of
-    at least sixteen rows, whatever the share; never are there more than wanted.
-    """
-    budget = EVALUATION_SHARE * tokens * 3
-    mean = sum(lengths) / len(lengths)
-    fewest = min(len(lengths), 16)
-    count = min(wanted, steps, max(3, int(budget / (fewest * mean))))
-    rows = min(len(lengths), max(fewest, int(budget / count / mean)))
-    chosen = sorted(random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows))
-    at = sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
-    return at, chosen
 
 
 class Tuning(Trainer):
@@ -180,6 +157,7 @@ class Tuning(Trainer):
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
         self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
         self.add_callback(_Obey(run, plan["evaluate_at"]))
+        self.add_callback(rehearsal.Rehearsal(self))
 
     # Data -----------------------------------------------------------------------------------------------------
 
@@ -192,17 +170,22 @@ class Tuning(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Gradients of the mean cross-entropy over the learned tokens of one optimiser batch, taken part by part."""
-        model.train()
+        total = self.gradients(inputs, num_items_in_batch)
+        self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
+        if not math.isfinite(self.meter.loss):
+            self._refuse("The loss")
+        return total
+
+    def gradients(self, inputs: dict, learned) -> torch.Tensor:
+        """Add an optimiser batch's gradients to the adapter's, and give its loss."""
+        self.model.train()
         inputs = self._prepare_inputs(inputs)
         total = torch.zeros((), device=inputs["input_ids"].device)
         for part in batching.micro_batches(inputs, self.plan["tokens_at_once"], self.plan["micro_batch"]):
             losses, _ = self.path.losses(part)
-            loss = losses.sum() / num_items_in_batch
+            loss = losses.sum() / learned
             self.accelerator.backward(loss)
             total += loss.detach()
-        self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
-        if not math.isfinite(self.meter.loss):
-            self._refuse("The loss")
         return total
 
     def _clip_grad_norm(self, model):
@@ -343,10 +326,13 @@ class _Meter:
         """Time spent inside is not counted as training."""
         began = time.time()
         yield
-        spent = time.time() - began
-        self.away_s += spent
-        self.other_s += spent
-        self.elapsed_s += spent
+        self.leave_out(time.time() - began)
+        self.other_s += time.time() - began
+
+    def leave_out(self, seconds: float) -> None:
+        """Count seconds that just passed as no training, and as nothing that comes again."""
+        self.away_s += seconds
+        self.elapsed_s += seconds
 
     def log_step(self, step: int, epoch: float, learning_rate: float, grad_norm: float | None) -> None:
         if not self.done:
@@ -395,13 +381,13 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     model.eval()
     made = report.make(run, plan, model, tokenizer, held_rows, held_set, best_step)
     write_json(run.folder / "report.json", made)
-    quote.remember_speed(plan, model.config, run)
     state = "stopped" if run.stop_asked() else "done"
     run.log(
         "result", base_loss=made["base"]["loss"], tuned_loss=made["tuned"]["loss"], best_step=made["best_step"],
         elapsed_s=round(trainer.meter.elapsed_s, 1),
     )
     run.log("status", state=state, message="Stopped; what was learned is kept" if state == "stopped" else "Done")
+    rehearsal.learn(run)
     write_json(run.folder / "done", {"state": state})  # last: its presence means the adapter is whole
     return made
 
@@ -418,10 +404,8 @@ def main(run: Run) -> int:
     except UserError as error:
         write_whole(run.folder / "error.txt", str(error))
         return 1
-    except (MemoryError, torch.OutOfMemoryError):
-        write_whole(
-            run.folder / "error.txt",
-            f"The machine ran out of memory. Halve the rows at once (micro_batch, now {(run.read('plan') or {}).get('micro_batch', '?')}) "
-            f"or the longest row (max_tokens, now {run.recipe.max_tokens}); the result stays the same with fewer rows at once.",
-        )
+    except Exception as error:
+        if not rehearsal.is_out_of_memory(error):
+            raise
+        write_whole(run.folder / "error.txt", str(proposals.refuse(run, "The run ran out of memory.")))
         return 1

@@ -19,8 +19,7 @@ SOURCES = ["Demo", "File", "Hub", "Paste"]
 _SHARE_HELP = "More rows held out measure more surely; fewer are left to learn from."
 VIEWS = [("Exact text", "tokens"), ("Conversation", "turns"), ("Table", "table")]
 
-# Buttons inside our own HTML speak through their data-do.
-_LISTEN = "element.addEventListener('click', event => { const its = event.target.closest('[data-do]'); if (its && !its.disabled) trigger('click', {do: its.dataset.do}); });"
+_LISTEN = drawing.LISTEN
 
 
 def draw(page, browser, dataset_id) -> SimpleNamespace:

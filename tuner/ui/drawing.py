@@ -9,6 +9,9 @@ import numpy as np
 
 from tuner.errors import shorten
 
+# Buttons inside our own HTML speak through their data-do.
+LISTEN = "element.addEventListener('click', event => { const its = event.target.closest('[data-do]'); if (its && !its.disabled) trigger('click', {do: its.dataset.do}); });"
+
 
 def text(value: object) -> str:
     """Any text, safe inside HTML and inside Gradio's own templates ($ and braces have power there)."""
@@ -395,27 +398,3 @@ def losses(its: dict) -> str:
 
 def when(seconds: float) -> str:
     return time.strftime("%d %b, %H:%M", time.localtime(seconds))
-
-
-def quote_line(made: dict) -> str:
-    """The quote in one line, beside the Start button."""
-    minutes = f"{made['minutes']:.0f} min" if made["minutes"] >= 1 else f"{made['minutes'] * 60:.0f} s"
-    return f'<p class="figures quiet">about {minutes} and {made["memory_gib"]:.1f} GiB on this machine, {made["steps"]:,} steps</p>'
-
-
-def quote(made: dict) -> str:
-    """What the run will need, before it starts."""
-    tiles = stats([
-        (f"{made['minutes']:.0f} min" if made["minutes"] >= 1 else f"{made['minutes'] * 60:.0f} s", "about, here", "From the rows and this machine's speed" if made["measured"] else "Estimated: this machine has not trained yet"),
-        (f"{made['memory_gib']:.1f} GiB", "memory, about", "; ".join(f"{name} {size:.1f}" for name, size in made["parts"].items())),
-        (f"{made['steps']:,}", "steps", f"{made['tokens']:,} tokens"),
-    ])
-    warn = "" if made["fits"] else notice("That is more memory than is free here. Lower Rows at once or Longest row, or choose a smaller base.", "warning")
-    hired = "".join(
-        f"<tr><td>{text(its['name'])}</td><td>{its['minutes']:.0f} min</td><td>&#36;{its['dollars']:.2f}</td><td>{'fits' if its['fits'] else 'too small'}</td></tr>"
-        for its in made["hardware"]
-    )
-    return (
-        f'<div class="quote">{tiles}{warn}<details><summary>On hired hardware</summary><table class="hired"><thead><tr><th>Hardware</th>'
-        f"<th>About</th><th>Cost</th><th></th></tr></thead><tbody>{hired}</tbody></table></details></div>"
-    )

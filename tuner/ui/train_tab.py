@@ -4,16 +4,14 @@ import os
 from types import SimpleNamespace
 
 import gradio as gr
-import numpy as np
-import psutil
 
-from tuner import check, data, quote
+from tuner import check, cost, data, hub, machine, proposals, quote
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing
+from tuner.ui import drawing, quote_view
 
 FORM = (*OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
@@ -37,13 +35,13 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             for pair in _in_pairs(OPEN_KNOBS):
                 with gr.Row():
                     its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in pair}
-            its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote")
+            its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
             its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
             its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
             with gr.Accordion("More settings", open=False, elem_id="more"):
                 its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in MORE_KNOBS}
         with gr.Column(scale=5, min_width=340):
-            its.status = gr.HTML("", elem_id="run-status")
+            its.status = gr.HTML("", elem_id="run-status", js_on_load=drawing.LISTEN)
             its.curve = gr.HTML(drawing.curve([], [], 0), elem_id="curve")
             its.numbers = gr.HTML("", elem_id="numbers")
             its.resume = gr.Button("Resume this run", visible=False, elem_id="resume")
@@ -65,6 +63,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     its.form = [its.knobs[name] for name in FORM]
     its.shapes_rows = [its.knobs[name] for name in _SHAPES_ROWS]
     its.timer = gr.Timer(1.0, active=False)
+    its.measuring = gr.Timer(2.0, active=False)  # until this machine's speed is known, and the quote with it
     its.seen = gr.State("")
 
     def settings(form) -> dict:
@@ -153,7 +152,11 @@ def wire(its, dataset, talk, tabs) -> None:
         total = last.get("steps", 0)
         top = drawing.status(run.title, state, message, last.get("step", 0), total, last.get("eta_s"))
         if state == "failed":
-            top += drawing.notice(run.error(), "error")
+            top += drawing.notice(run.error(), "error") + quote_view.retry(run.read("proposals", []))
+        if tried := next((event for event in reversed(events) if event["kind"] == "status" and "rehearsed" in event), None):
+            result = next((event for event in reversed(events) if event["kind"] == "status" and event["state"] in ("done", "stopped")), None)
+            first = events[0]["t"] if events else 0
+            top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
         top += "".join(drawing.notice(note) for note in notes[-3:])
         report = run.read("report")
         if report and state in ("done", "stopped"):
@@ -190,10 +193,11 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
+        still = gr.Timer(active=False)
         try:
             recipe = its.strict(form)
             look, blind = dataset_tab.eyes(recipe, visitor.token)
@@ -202,22 +206,62 @@ def wire(its, dataset, talk, tabs) -> None:
             rows, going = check.look_at(its_data, look)
             seen = rows.figures(recipe)
             if not len(seen.lengths):
-                return drawing.notice("No row has anything to learn with these settings. See the Dataset tab.", "warning"), line, ""
+                words = "No row has anything to learn with these settings. See the Dataset tab."
+                return drawing.notice(words, "warning"), line, "", still
             # While the rest is still being checked, the first rows stand for it.
-            scale = max(1, round(its_data.count / rows.came_in)) if going else 1
-            made = quote.make(
-                recipe, rows.config, np.tile(seen.lengths, scale), seen.learned * scale, seen.held_out_tokens * scale,
-                psutil.virtual_memory().available / 2**30,
-            )
+            worked_on = quote.Rows.of(seen, max(1.0, its_data.count / rows.came_in) if going else 1.0)
+            sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
+            made = quote.here(recipe, sizes, worked_on)
+            offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
-            return drawing.notice(str(error), "error"), line, ""
-        return drawing.quote(made), line, drawing.quote_line(made)
+            return drawing.notice(str(error), "error"), line, "", still
+        measuring = machine.begin_measuring()
+        drawn = quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
+        return drawn, line, quote_view.line(made), gr.Timer(active=measuring)
+
+    def smaller_bases(recipe, token):
+        for base_id in proposals.smaller_of(recipe.base_model, [preset.base_model for preset in its.presets.values()]):
+            try:
+                yield base_id, hub.sizes_of(base_id, "", token)
+            except UserError:  # gated, or out of reach: not one to offer
+                continue
+
+    @in_words
+    def take(event: gr.EventData, *form):
+        """A button of the quote: its settings go into the form, which asks for the quote again."""
+        verb, _, what = str((event._data or {}).get("do", "")).partition(":")
+        if verb != "set":
+            raise UserError(f"There is nothing to do for {shorten(verb, 20)!r}. Reload the page.")
+        changes = {}
+        for pair in what.split(";"):
+            name, _, value = pair.partition("=")
+            changes[name] = recipes.from_text(name, value)
+        recipes.from_dict(changes)
+        return [changes.get(name, gr.skip()) for name in FORM]
+
+    @in_words
+    def retry(run_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData):
+        """A button of a run that had too little memory: a new run on the same rows with what was proposed."""
+        verb, _, what = str((event._data or {}).get("do", "")).partition(":")
+        visitor = page.visitor(browser_id, token)
+        run = runs.find(visitor.owner, run_id)
+        offered = run.read("proposals", [])
+        if verb != "again" or not what.isdigit() or int(what) >= len(offered):
+            raise UserError("That proposal is not there any more. Reload the page.")
+        require_machine(visitor)
+        settings = offered[int(what)]["settings"]
+        new = runs.again(run, settings)
+        runs.start(new, visitor.token)
+        return [new.id, *view_of(new), *lists_of(visitor.owner, new.id), *[settings.get(name, gr.skip()) for name in FORM]]
+
+    def require_machine(visitor) -> None:
+        if on_a_space() and visitor.token is None and os.environ.get("TUNER_ALLOW_ANONYMOUS") != "1":
+            raise UserError("Training uses this Space's machine, so sign in first (the button at the top).")
 
     @in_words
     def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, *form):
         visitor = page.visitor(browser_id, token)
-        if on_a_space() and visitor.token is None and os.environ.get("TUNER_ALLOW_ANONYMOUS") != "1":
-            raise UserError("Training uses this Space's machine, so sign in first (the button at the top).")
+        require_machine(visitor)
         recipe = its.strict(form)
         its_data = data.find(visitor.owner, dataset_id)
         named = its.presets.get(preset)
@@ -305,10 +349,13 @@ def wire(its, dataset, talk, tabs) -> None:
 
     who = [its.browser]
     its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
-    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
     dataset.known.change(**asks)
+    its.measuring.tick(**asks)
+    its.quote.click(take, its.form, its.form, **quiet)
+    its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
         fn=start, inputs=[its.dataset_id, *who, its.preset, *its.form], outputs=[its.run_id, *view, *lists],
         show_progress="minimal", show_progress_on=[its.status], api_visibility="private", concurrency_limit=4,

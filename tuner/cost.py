@@ -1,0 +1,167 @@
+"""The memory and the time of a run by formula; the constants are fitted to measured runs (`python -m tests.bench.quote --fit`)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.sizes import Sizes
+
+# Architectures whose layers take our own arithmetic; any other goes through transformers and PEFT, and keeps more.
+FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "smollm3")
+# Rows up to this many tokens keep their attention probabilities for the backward pass (see tuner/attention.py).
+KEPT_PROBABILITIES = 128
+# bitsandbytes' NF4 with double quantisation: half a byte, and a scale of 8 bits with its own for each block of 64.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run goes through, as sums over its rows.
+
+    Args:
+        tokens, learned: tokens, and those with a loss.
+        squares: the sum of each row's tokens squared, for attention.
+        rows, batches, steps: rows, micro-batches and optimiser steps.
+    """
+
+    tokens: float
+    learned: float
+    squares: float
+    rows: float
+    batches: float
+    steps: float
+
+    @classmethod
+    def of(cls, lengths, learned: float, batches: float, steps: float) -> "Work":
+        lengths = np.asarray(lengths, np.float64)
+        return cls(float(lengths.sum()), learned, float((lengths**2).sum()), len(lengths), batches, steps)
+
+    def times(self, factor: float, steps: float | None = None) -> "Work":
+        """The same several times over."""
+        scaled = [value * factor for value in (self.tokens, self.learned, self.squares, self.rows, self.batches)]
+        return Work(*scaled, self.steps * factor if steps is None else steps)
+
+
+def kind(recipe, its: Sizes) -> str:
+    """Which arithmetic a run takes: "fast" (ours) or "plain" (transformers' and PEFT's)."""
+    return "fast" if its.family in FAST_FAMILIES and recipe.lora_dropout == 0 else "plain"
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+def room_to_dequantise(its: Sizes, free_gib: float) -> bool:
+    """Whether the 4-bit layers, unpacked once to 16 bits, take less than a quarter of the free memory."""
+    return 2 * its.linear < free_gib * GIB / 4
+
+
+def base_bytes(its: Sizes, quantisation: str, dequantised: bool) -> float:
+    """The base's weights as a run holds them: in 4 bits where they are packed; embedding, head and the rest in 16."""
+    packed = quantisation == "nf4" and not dequantised
+    return (NF4_BYTES if packed else 2) * its.linear + 2 * (its.odd + its.embedded + its.small)
+
+
+def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bool) -> float:
+    """What a micro-batch of rows keeps for its backward pass, with the most that one layer adds while it goes back."""
+    lengths = np.asarray(lengths, np.float64)
+    tokens = float(lengths.sum())
+    if way == "fast":
+        # Both blocks' inputs, q k v and the attention's answer, gate and up, LoRA's thin rows, both norms' 1 / rms; 16 bits.
+        kept = tokens * (2 * its.hidden + its.qkv_width + its.attention_width + 2 * its.middle + 7 * rank + 4)
+        kept += its.heads * float((lengths[lengths <= KEPT_PROBABILITIES] ** 2).sum())
+        layer = tokens * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
+    else:
+        # Both norms in fp32 too, q, k, v twice, the product of gate and up, and what PEFT casts for LoRA.
+        kept = tokens * (14 * its.hidden + 5 * its.middle) + 3 * its.heads * float((lengths**2).sum())
+        layer = tokens * (6 * its.middle + 10 * its.hidden)
+    if checkpointing:
+        return 2 * (its.layers * tokens * its.hidden + kept + layer)
+    return 2 * (its.layers * kept + layer)
+
+
+def memory(recipe, its: Sizes, plan, lengths, device: str, import_gib: float) -> dict[str, float]:
+    """GiB that a run needs at its peak, by what takes them.
+
+    Args:
+        plan: see `plan.Plan`.
+        lengths: the heaviest micro-batch's rows, in tokens.
+        import_gib: the process before it has done anything; on a card, what the driver takes there.
+    """
+    way, adapter = kind(recipe, its), its.adapter(recipe)
+    parts = {
+        "libraries": import_gib,
+        "base model": base_bytes(its, recipe.quantisation, plan.dequantised) / GIB,
+        # fp32 weights, gradient, two moments; a 16-bit copy while a layer is computed.
+        "adapter and optimiser": 16 * adapter / GIB,
+        "activations": activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing) / GIB,
+        "loss": loss_bytes(its, way) / GIB,
+    }
+    if device == "cpu":
+        parts["allocator"] = 0.06 + 0.05 * parts["activations"]
+        # Reading the weights maps their files, and packing them holds one layer more.
+        loading = import_gib + (its.stored_bytes + base_bytes(its, recipe.quantisation, False)) / GIB
+        parts["files being read"] = max(0.0, loading - sum(parts.values()))
+    return {name: size for name, size in parts.items() if size}
+
+
+def loss_bytes(its: Sizes, way: str) -> float:
+    """The logits of one slice of tokens."""
+    return 2 * 24 * 2**20 if way == "fast" else 256 * its.vocab * 10
+
+
+# Time -------------------------------------------------------------------------------------------------------------
+
+# What each part of a training pass costs, as multiples of what the machine reaches; see `_features`.
+TRAIN = {
+    "fast": {"linear": 1.25, "lora": 2.5, "head": 1.6, "attention": 6.0, "passes": 3.0, "layer": 60.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
+    "plain": {"linear": 1.5, "lora": 4.0, "head": 2.5, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
+}
+# The same for a pass forward alone, and for one token of an answer.
+FORWARD_SHARE = 0.36
+# Seconds, or multiples: reading and packing weights, encoding a row, one checkpoint.
+ANSWER_LAYER_OPS = 90.0
+
+
+def _features(its: Sizes, work: Work, rank: int, adapter: int, packed: bool, reach) -> dict[str, float]:
+    """Seconds that each part of training would take if it reached what the machine reaches at best."""
+    gemm, bandwidth, op = reach.gemm_gflops * 1e9, reach.gb_per_s * 1e9, reach.op_us * 1e-6
+    wide = its.linear + its.odd
+    return {
+        "linear": 4 * wide * work.tokens / gemm,
+        "lora": 6 * adapter * work.tokens / gemm,
+        "head": 4 * its.vocab * its.hidden * work.learned / gemm,
+        "attention": 6 * its.attention_width * its.layers * work.squares / gemm,
+        "passes": 2 * work.tokens * its.layers * (2 * its.hidden + 3 * its.middle + its.qkv_width) / bandwidth,
+        "layer": work.batches * its.layers * op,
+        "row": work.rows * its.layers * op,
+        "unpack": 2 * 2 * its.linear * work.batches / bandwidth if packed else 0.0,
+        "adapter": 16 * adapter * work.steps / bandwidth,
+    }
+
+
+def training_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
+    """Seconds of training over that work, by formula; without what finished runs taught."""
+    way = kind(recipe, its)
+    found = _features(its, work, recipe.lora_rank, its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
+    seconds = sum(TRAIN[way][name] * value for name, value in found.items())
+    # Checkpointing goes forward once more through the layers, not through the head.
+    again = sum(TRAIN[way][name] * found[name] for name in ("linear", "lora", "attention", "passes", "layer", "row", "unpack"))
+    return seconds + (FORWARD_SHARE * again if plan.checkpointing else 0.0)
+
+
+def forward_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
+    """Seconds of a pass forward over that work."""
+    way = kind(recipe, its)
+    found = _features(its, work, recipe.lora_rank, its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
+    return FORWARD_SHARE * sum(TRAIN[way][name] * value for name, value in found.items() if name != "adapter")
+
+
+def answer_s(its: Sizes, tokens: float, reach) -> float:
+    """Seconds to write that many tokens of an answer, one after the other."""
+    return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + 2 * its.weights / (reach.gb_per_s * 1e9))
+
+
+def start_s(recipe, its: Sizes, rows: int, reach) -> float:
+    """Seconds from Start until the first pass: imports, encoding, reading and packing the weights."""
+    return 1.0 + 1.3 * reach.import_s + 0.0006 * rows + its.stored_bytes / 1e9 + (its.linear / 60e6 if recipe.quantisation == "nf4" and reach.device == "cpu" else 0)

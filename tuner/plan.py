@@ -1,0 +1,229 @@
+"""What a run decides before its first step, from its rows and the room there is: the quote and the trainer both ask here."""
+
+import math
+import random
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from tuner import cost
+from tuner.sizes import Sizes
+
+# A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
+EVALUATION_SHARE = 0.1
+# Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
+# Below this many tokens at once a micro-batch pays for being small, about as much as checkpointing costs.
+FEW_TOKENS = {"cpu": 256, "cuda": 2_048}
+# Fewer are not tried: by then single rows are what does not fit.
+FEWEST_TOKENS = 64
+# Rows are shuffled in pools of this many optimiser batches and sorted by length inside each.
+POOL = 8
+# Up to so many rows the batches are formed as the run will form them.
+MANY_ROWS = 4_000
+# What a run may take of what is free: the rest is for the page, the file cache and what formulas miss.
+ROOM = 0.92
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a run's cost besides its recipe.
+
+    Args:
+        tokens_at_once: of how many tokens a micro-batch is at most; a longer row is one by itself.
+        micro_batch: how many rows it has instead; 0 where tokens decide.
+    """
+
+    tokens_at_once: int
+    micro_batch: int
+    checkpointing: bool
+    dequantised: bool
+
+
+def steps(recipe, rows: int) -> int:
+    """Optimiser steps over that many training sequences."""
+    return recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(rows / recipe.batch_size)))
+
+
+def optimiser_batches(lengths, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch's optimiser batches, as row indices: of like length, in an order that stays random.
+
+    Rows are shuffled, taken in pools of POOL optimiser batches, sorted by length inside each pool and cut into optimiser
+    batches, which are shuffled again. A short last batch comes last, so that gradient accumulation always counts whole
+    optimiser batches.
+    """
+    order = list(range(len(lengths)))
+    # A generator of its own: the order must not depend on, nor disturb, any other random state.
+    shuffle = random.Random(f"{seed}/{epoch}").shuffle
+    shuffle(order)
+    whole = len(order) // batch_size * batch_size
+    order, rest = order[:whole], order[whole:]
+    cut: list[list[int]] = []
+    size = POOL * batch_size
+    for start in range(0, whole, size):
+        pool = sorted(order[start : start + size], key=lengths.__getitem__)
+        cut += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    shuffle(cut)
+    return cut + ([sorted(rest, key=lengths.__getitem__)] if rest else [])
+
+
+def parts(lengths: list[int], most_tokens: int, most_rows: int = 0) -> list[list[int]]:
+    """An optimiser batch's lengths, in their order, in as few and as equal micro-batches as the limits allow.
+
+    Args:
+        most_tokens: a row longer than that is a part of its own.
+        most_rows: how many rows a part has instead; 0 where tokens decide.
+    """
+    if most_rows:
+        return [lengths[start : start + most_rows] for start in range(0, len(lengths), most_rows)]
+    found = cut(lengths, most_tokens)
+    if len(found) == 1:
+        return found
+    # The smallest limit that needs no more parts: equal ones keep less in memory at once.
+    low, high = max(1, sum(lengths) // len(found)), most_tokens
+    while low < high:
+        middle = (low + high) // 2
+        if len(cut(lengths, middle)) > len(found):
+            low = middle + 1
+        else:
+            high = middle
+    return cut(lengths, high)
+
+
+def cut(lengths: list[int], most: int) -> list[list[int]]:
+    """Lengths in their order, in parts of at most `most` tokens; a longer row is a part of its own."""
+    found: list[list[int]] = []
+    room = 0
+    for length in lengths:
+        if not found or length > room:
+            found.append([])
+            room = most
+        found[-1].append(length)
+        room -= length
+    return found
+
+
+class Lengths:
+    """The lengths of a run's training sequences, with what is asked of them again and again."""
+
+    def __init__(self, tokens):
+        self.tokens = np.asarray(tokens)
+        self._made: dict = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def total(self) -> float:
+        return float(self.tokens.sum())
+
+    @cached_property
+    def squares(self) -> float:
+        """The sum of the squares, for attention."""
+        return float(np.square(self.tokens, dtype=np.float64).sum())
+
+    @cached_property
+    def longest(self) -> int:
+        return int(self.tokens.max())
+
+    def heaviest(self, recipe, plan: Plan) -> np.ndarray:
+        """The lengths of the micro-batch with the most tokens that a run will form."""
+        return self.tokens[self.heaviest_rows(recipe, plan)]
+
+    def heaviest_rows(self, recipe, plan: Plan) -> np.ndarray:
+        """The rows of the micro-batch with the most tokens that a run will form."""
+        return self._formed(recipe, plan)[0]
+
+    def parts_per_row(self, recipe, plan: Plan) -> float:
+        """Micro-batches of an epoch, for each of its rows."""
+        return self._formed(recipe, plan)[1]
+
+    def _formed(self, recipe, plan: Plan) -> tuple[np.ndarray, float]:
+        epochs = max(1, min(3, math.ceil(steps(recipe, len(self)) / math.ceil(len(self) / recipe.batch_size))))
+        key = (recipe.batch_size, recipe.seed, epochs, plan.tokens_at_once, plan.micro_batch)
+        if key not in self._made:
+            self._made[key] = self._form(*key)
+        return self._made[key]
+
+    def _form(self, batch_size: int, seed: int, epochs: int, most_tokens: int, most_rows: int) -> tuple[np.ndarray, float]:
+        """Form the batches as the run will; of very many rows only some, and then the longest of all beside them."""
+        chosen = np.arange(len(self))
+        if len(self) > MANY_ROWS:
+            # Evenly from all, in the rows' own order, with the longest as one batch of their own.
+            chosen = np.linspace(0, len(self) - 1, MANY_ROWS // 2).astype(np.int64)
+            most = min(len(self), max(batch_size, 1))
+            longest = np.argpartition(self.tokens, -most)[-most:]
+            longest = longest[np.argsort(self.tokens[longest], kind="stable")]
+            epochs = 1
+        known = self.tokens[chosen].tolist()
+        batches = [batch for epoch in range(epochs) for batch in self._batches(known, batch_size, seed, epoch)]
+        best, most_there, count = [], 0, 0
+        for batch in batches:
+            formed = parts([known[index] for index in batch], most_tokens, most_rows)
+            count += len(formed)
+            start = 0
+            for its in formed:
+                if (tokens := sum(its)) > most_there:
+                    best, most_there = batch[start : start + len(its)], tokens
+                start += len(its)
+        best = chosen[np.array(best)]
+        if len(self) > MANY_ROWS:
+            formed = parts(self.tokens[longest].tolist(), most_tokens, most_rows)
+            ends = np.cumsum([len(its) for its in formed])
+            heaviest = int(np.argmax([sum(its) for its in formed]))
+            if sum(formed[heaviest]) > most_there:
+                best = longest[ends[heaviest] - len(formed[heaviest]) : ends[heaviest]]
+        return best, count / (epochs * len(known))
+
+    def _batches(self, known: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        key = ("batches", batch_size, seed, epoch)
+        if key not in self._made:
+            self._made[key] = optimiser_batches(known, batch_size, seed, epoch)
+        return self._made[key]
+
+
+def decide(recipe, its: Sizes, lengths: Lengths, device: str, free_gib: float, import_gib: float) -> Plan:
+    """Micro-batches and checkpointing that fit, where the recipe leaves the choice; the same result either way.
+
+    First fewer tokens at once while that is nearly free, then checkpointing comes on, then still fewer.
+    """
+    unpacked = recipe.quantisation == "nf4" and cost.room_to_dequantise(its, free_gib)
+    now = Plan(TOKENS_AT_ONCE[device], min(recipe.micro_batch, recipe.batch_size), recipe.gradient_checkpointing == "on", unpacked)
+
+    def fits(plan: Plan) -> bool:
+        need = cost.memory(recipe, its, plan, lengths.heaviest(recipe, plan), device, import_gib)
+        return sum(need.values()) - need.get("files being read", 0.0) <= ROOM * free_gib
+
+    may_checkpoint = recipe.gradient_checkpointing == "auto"
+    while not fits(now):
+        may_halve = not recipe.micro_batch and now.tokens_at_once > FEWEST_TOKENS
+        if may_halve and (now.tokens_at_once > FEW_TOKENS[device] or now.checkpointing or not may_checkpoint):
+            now = replace(now, tokens_at_once=now.tokens_at_once // 2)
+        elif may_checkpoint and not now.checkpointing:
+            now = replace(now, checkpointing=True)
+        else:
+            break
+    return now
+
+
+def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> tuple[list[int], list[int]]:
+    """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
+
+    Counted in tokens, not timed, so that a resumed run evaluates at the same steps. Short runs have three evaluations of
+    at least sixteen rows, whatever the share; never are there more than wanted.
+    """
+    count, rows = how_often(steps, tokens, len(lengths), sum(lengths), wanted)
+    chosen = sorted(random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows))
+    return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)}), chosen
+
+
+def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wanted: int) -> tuple[int, int]:
+    """How many evaluations, of how many held-out rows."""
+    budget = EVALUATION_SHARE * tokens * 3
+    mean = held_tokens / held_rows
+    fewest = min(held_rows, 16)
+    count = min(wanted, steps, max(3, int(budget / (fewest * mean))))
+    return count, min(held_rows, max(fewest, int(budget / count / mean)))
+
+
