@@ -19,10 +19,8 @@ KNOWN = {
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM", "Gemma3ForCausalLM",
 }
 _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that do not depend on the length of the row
-_ODD = (
-    "final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier",
-    "use_bidirectional_attention",
-)
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # known where they are 1
+_ODD = ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention")
 # Tokens of a prompt taken in at once: other answers wait that long for their next token.
 PREFILL_TOKENS = 512
 
@@ -168,10 +166,14 @@ def pack(model: nn.Module) -> None:
     """
     from tuner.models import linears_4bit
 
+    def save_nothing(*_args, **_more) -> None:
+        """PEFT asks for the whole state when it loads an adapter; bitsandbytes would unpack, round and copy the base for that."""
+
     for _, _, layer in linears_4bit(model):
         layer.eval()
         layer.support_avx512bf16_for_cpu = True  # `models.guard_4bit` had kept it from this
         layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
+        layer._save_to_state_dict = save_nothing
 
 
 def _is_packed(layer: nn.Module) -> bool:
@@ -179,9 +181,9 @@ def _is_packed(layer: nn.Module) -> bool:
 
 
 class _Thin:
-    """One adapter's LoRA of a product: y += scale B A x, in fp32 as PEFT computes it, rounded once.
+    """One adapter's LoRA of a product: y += scale B A x, in fp32 and rounded as PEFT does it.
 
-    A's are stacked to one product; B's are few rows wide each and stay apart.
+    A's are stacked to one product; B's are few columns wide each and stay apart.
     """
 
     def __init__(self, found: list, name: str, sizes: list[int], own: bool):
@@ -193,28 +195,30 @@ class _Thin:
         if own:  # PEFT's own forward goes on with the same memory
             for its, part in zip(downs, self.down.split(self.ranks)):
                 its.data = part
-        scales = {its.scaling[name] for its in have}
-        self.scale = scales.pop() if len(scales) == 1 else 1.0
-        ups = [its.lora_B[name].weight.data.float() * (its.scaling[name] / self.scale) if scales else its.lora_B[name].weight.data.float() for its in have]
-        self.ups = ups
-        # Which columns of the product they are added to; None: all, one part after another.
-        starts = [sum(sizes[:place]) for place in range(len(sizes))]
-        self.columns = None if len(have) == len(found) else [
-            (start, start + size) for its, start, size in zip(found, starts, sizes) if its is not None
-        ]
+        self.ups = [its.lora_B[name].weight.data.float() for its in have]
+        self.scales = [its.scaling[name] for its in have]
+        # On a 4-bit layer PEFT rounds what LoRA adds before adding it; on a plain one only the sum.
+        self.rounds_first = type(have[0]) is not lora_kinds()[0]
+        # The columns of the product that each is added to; all at once where none is missing and none differs.
+        self.columns = [(end - size, end) for its, size, end in zip(found, sizes, accumulate(sizes)) if its is not None]
+        self.whole = len(have) == len(found) and len(set(self.scales)) == 1
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to y (rows, outputs), in place."""
+        """Add to y (tokens, outputs), in place."""
         thin = F.linear(x.float(), self.down)
-        if len(self.ups) == 1:
-            parts = [F.linear(thin, self.ups[0])]
+        thins = (thin,) if len(self.ups) == 1 else thin.split(self.ranks, -1)
+        added = [F.linear(its, up) for its, up in zip(thins, self.ups)]
+        if self.whole:
+            whole = added[0] if len(added) == 1 else torch.cat(added, -1)
+            self._add(y, whole, self.scales[0])
         else:
-            parts = [F.linear(its, up) for its, up in zip(thin.split(self.ranks, -1), self.ups)]
-        if self.columns is None:
-            y.add_(parts[0] if len(parts) == 1 else torch.cat(parts, -1), alpha=self.scale)
-        else:
-            for (start, end), part in zip(self.columns, parts):
-                y[:, start:end].add_(part, alpha=self.scale)
+            for (start, end), part, scale in zip(self.columns, added, self.scales):
+                self._add(y[:, start:end], part, scale)
+
+    def _add(self, y: torch.Tensor, part: torch.Tensor, scale: float) -> None:
+        if scale != 1:
+            part.mul_(scale)
+        y.add_(part.to(y.dtype) if self.rounds_first else part)
 
 
 class _Product:
@@ -483,18 +487,20 @@ def _mask(past: int, length: int, window: int | None) -> torch.Tensor | None:
     return mask if window is None else mask & (seen > own - window)
 
 
-def _is_plain_lora(layer: nn.Module, name: str) -> bool:
+def lora_kinds() -> tuple[type, ...]:
+    """PEFT's LoRA layers known here: around a plain linear layer, and around a 4-bit one."""
     from peft.tuners.lora import Linear
 
-    kinds: tuple = (Linear,)
     try:
         from peft.tuners.lora.bnb import Linear4bit
-
-        kinds += (Linear4bit,)
     except ImportError:  # bitsandbytes is not installed
-        pass
+        return (Linear,)
+    return Linear, Linear4bit
+
+
+def _is_plain_lora(layer: nn.Module, name: str) -> bool:
     return (
-        type(layer) in kinds and not layer.merged and name in layer.lora_A and name not in getattr(layer, "lora_variant", {})
+        type(layer) in lora_kinds() and not layer.merged and name in layer.lora_A and name not in getattr(layer, "lora_variant", {})
         and not layer.lora_bias.get(name) and not getattr(layer, "fan_in_fan_out", False)
     )
 
@@ -507,7 +513,7 @@ def is_known(model: nn.Module) -> bool:
     config, weight = model.config, model.get_input_embeddings().weight
     if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float32):
         return False
-    if any(getattr(config, name, None) not in (None, False, 1, 1.0) for name in _ODD):
+    if any(getattr(config, name, None) for name in _ODD) or any(getattr(config, name, 1) not in (None, 1) for name in _SCALES):
         return False
     ropes = model.model.rotary_emb.rope_type
     return set(ropes.values() if isinstance(ropes, dict) else [ropes]) <= _FIXED_ROPE
@@ -518,7 +524,42 @@ def build(model: nn.Module, own: bool = False) -> Decoder | None:
 
     Args:
         model: as loaded, or with PEFT around it.
-        own: the model serves answers only: layers of one input may be moved together in memory.
+        own: the model serves answers only, and has no adapter yet: layers of one input are moved together in memory, and
+            it is made sure that the logits are those of the model's own forward.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return Decoder(plain, own) if is_known(plain) else None
+    if not is_known(plain):
+        return None
+    decoder = Decoder(plain, own)
+    return decoder if not own or _agrees(decoder, plain) else None
+
+
+@torch.no_grad()
+def _agrees(decoder: Decoder, model: nn.Module) -> bool:
+    """Whether a short prompt and a token after it give the logits of the model's own forward, but for last bits."""
+    probe = [(7 + 97 * place) % model.config.vocab_size for place in range(9)]
+    cache = Cache()
+    ours = torch.cat([decoder.forward([probe[:8]], [cache], [None]), decoder.forward([probe[8:]], [cache], [None])]).float()
+    theirs = model(input_ids=torch.tensor([probe]), use_cache=False).logits[0, 7:].float()
+    return bool(((ours - theirs).abs().max() < 0.05 * theirs.abs().max()).item())
+
+
+def over(model: nn.Module) -> tuple[Decoder | None, str | None]:
+    """A decoder over a model as it stands, which somebody else trains or holds, and the adapter that is switched on.
+
+    Nothing is moved and nothing kept; the adapter's weights are those of this moment. (None, None) where the model's own
+    forward has to do.
+    """
+    decoder = build(model)
+    if decoder is None or not hasattr(model, "peft_config"):
+        return decoder, None
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [its for its in model.modules() if isinstance(its, BaseTunerLayer)]
+    if all(its.disable_adapters for its in layers):
+        return decoder, None
+    names = {tuple(its.active_adapters) for its in layers}
+    if any(its.disable_adapters for its in layers) or len(names) != 1 or len(next(iter(names))) != 1:
+        return None, None
+    name = next(iter(names))[0]
+    return (decoder, name) if decoder.take(name) else (None, None)
