@@ -1,5 +1,6 @@
 """The chat's own process: holds one base and its adapters, speaks JSON lines over pipes, answers in turn."""
 
+import ctypes
 import json
 import os
 import queue
@@ -55,6 +56,7 @@ class Resident:
                 decode.pack(loaded.model)
             self.model, self.tokenizer, self.key = loaded.model, loaded.tokenizer, self._key(subject)
             self.decoder = decode.build(self.model, own=True)
+            give_back()
         if not tuned:
             return None
         folder = Path(subject["adapter_dir"])
@@ -88,6 +90,15 @@ class Resident:
         else:
             self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(name)
+
+
+def give_back() -> None:
+    """Return what loading has left over to the system: the C library would keep it for later."""
+    models.free()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # another C library than glibc
+        pass
 
 
 def choices(subject: dict) -> dict:

@@ -7,6 +7,7 @@ not known here is not guessed at: `build` gives None, and the caller takes the m
 """
 
 import ctypes
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -216,9 +217,10 @@ class _Thin:
                 self._add(y[:, start:end], part, scale)
 
     def _add(self, y: torch.Tensor, part: torch.Tensor, scale: float) -> None:
-        if scale != 1:
+        if math.frexp(scale)[0] != 0.5:  # else it is a power of two, before and after rounding the same
             part.mul_(scale)
-        y.add_(part.to(y.dtype) if self.rounds_first else part)
+            scale = 1.0
+        y.add_(part.to(y.dtype) if self.rounds_first else part, alpha=scale)
 
 
 class _Product:
@@ -307,6 +309,7 @@ class Decoder:
         self.gemma = type(model).__name__.startswith("Gemma3")
         self.act = F.silu if type(inner.layers[0].mlp.act_fn) is nn.SiLU else inner.layers[0].mlp.act_fn
         self.blocks = [self._block(layer, index, config, own) for index, layer in enumerate(inner.layers)]
+        self.windows = {its.window for its in self.blocks}
         self.norm = self._weight(inner.norm)
         self.head = _Product([(model, "lm_head")], own=False)
         if own:
@@ -400,22 +403,22 @@ class Decoder:
         for cache, length in zip(caches, lengths):
             cache.make_room(length, self)
         self._turned(max(cache.length + length for cache, length in zip(caches, lengths)))
-        spans = _spans(adapters, lengths)
-        ends = [end - 1 for end in accumulate(lengths)]
         places = [cache.length + step for cache, length in zip(caches, lengths) for step in range(length)]
-        turns = self._turns(places)
+        turns, spans = self._turns(places), _spans(adapters, lengths)
+        ends = list(accumulate(lengths))
+        fed = [_Row(cache, end - length, length, self) for cache, length, end in zip(caches, lengths, ends)]
         x = self.inner.embed_tokens(torch.tensor([token for its in rows for token in its]))
         for index, block in enumerate(self.blocks):
             before, after, before_mlp, after_mlp = block.norms
-            y = block.out(self._attend(index, block, self._normed(x, before), turns, caches, lengths, spans), spans)
-            x = x + (y if after is None else self._normed(y, after))
+            y = block.out(self._attend(index, block, self._normed(x, before), turns, fed, spans), spans)
+            x += y if after is None else self._normed(y, after)
             gate, up = block.gate_up(self._normed(x, before_mlp), spans).chunk(2, -1)
             y = block.down(self.act(gate).mul_(up), spans)
-            x = x + (y if after_mlp is None else self._normed(y, after_mlp))
+            x += y if after_mlp is None else self._normed(y, after_mlp)
         for cache, length in zip(caches, lengths):
             cache.length += length
         if len(ends) < len(x):
-            x = x[ends]
+            x = x[[end - 1 for end in ends]]
             spans = _spans(adapters, [1] * len(rows))
         return self.head(self._normed(x, self.norm), spans)
 
@@ -426,42 +429,64 @@ class Decoder:
             return {name: (cos[first : first + count], sin[first : first + count]) for name, (cos, sin) in self.angles.items()}
         return {name: (cos[places], sin[places]) for name, (cos, sin) in self.angles.items()}
 
-    def _attend(self, index: int, block: _Block, x, turns, caches, lengths, spans) -> torch.Tensor:
+    def _attend(self, index: int, block: _Block, x: torch.Tensor, turns: dict, rows: list["_Row"], spans: list) -> torch.Tensor:
         """(tokens, D) -> (tokens, heads x head size); keys and values go into the caches."""
         mixed = block.qkv(x, spans).view(len(x), -1, self.head_size)
         turned = mixed[:, : self.heads + self.key_heads]
-        if block.head_norm is not None:
-            turned = self._normed(turned, block.head_norm)
+        normed = turned if block.head_norm is None else self._normed(turned, block.head_norm)
         if block.rope is not None:
             cos, sin = turns[block.rope]
             half = self.head_size // 2
-            other = torch.cat((turned[..., half:], turned[..., :half]), -1).mul_(sin)
-            turned = (turned * cos).add_(other)
-        keys, values = turned[:, self.heads :], mixed[:, self.heads + self.key_heads :]
-        heads, out, start = self.heads, [], 0
-        for cache, length in zip(caches, lengths):
-            kept, end = cache.store[index], cache.length + length
-            if length == 1:
-                kept[0, :, end - 1] = keys[start]
-                kept[1, :, end - 1] = values[start]
-                from_ = max(0, end - block.window) if block.window else 0
+            other = torch.cat((normed[..., half:], normed[..., :half]), -1).mul_(sin)
+            torch.add(normed * cos, other, out=turned)
+        elif normed is not turned:
+            turned.copy_(normed)
+        out = []
+        for row in rows:
+            keys, values, mask = row.seen[block.window]
+            if row.length == 1:
+                row.spots[index].copy_(mixed[row.start, self.heads :].view(2, self.key_heads, self.head_size))
                 # A key head and the queries that share it as a batch of their own: no key is repeated, and each query is
                 # computed alone, as `generate` computes it. All of a key head's queries in one product would take a
                 # quarter of the time at 200 tokens, but round otherwise, and one answer in two would part from `generate`'s.
-                query = turned[start, :heads].view(self.key_heads, -1, 1, self.head_size)
-                past = kept[:, :, None, from_:end].expand(-1, -1, query.shape[1], -1, -1)
-                out.append(F.scaled_dot_product_attention(query, past[0], past[1], scale=self.scale).view(1, -1))
+                query = mixed[row.start, : self.heads].view(self.key_heads, -1, 1, self.head_size)
+                out.append(F.scaled_dot_product_attention(query, keys[index], values[index], scale=self.scale).view(1, -1))
             else:
-                span = slice(start, start + length)
-                kept[0, :, cache.length : end] = keys[span].transpose(0, 1)
-                kept[1, :, cache.length : end] = values[span].transpose(0, 1)
-                mask = _mask(cache.length, length, block.window)
-                query = turned[span, :heads].transpose(0, 1)[None]
-                key, value = kept[0, None, :, :end], kept[1, None, :, :end]
-                got = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=True)
-                out.append(got[0].transpose(0, 1).reshape(length, -1))
-            start += length
+                its = mixed[row.start : row.start + row.length]
+                row.spots[index].copy_(its[:, self.heads :].view(row.length, 2, self.key_heads, self.head_size).permute(1, 2, 0, 3))
+                query = its[:, : self.heads].transpose(0, 1)[None]
+                got = F.scaled_dot_product_attention(
+                    query, keys[index], values[index], attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=True
+                )
+                out.append(got[0].transpose(0, 1).reshape(row.length, -1))
         return out[0] if len(out) == 1 else torch.cat(out)
+
+
+class _Row:
+    """The new tokens of one answer in one pass, and views of its cache for every block, taken once for all of them.
+
+    Args:
+        spots: each block's place for the new keys and values.
+        seen: window -> each block's keys, its values, and which of them each token sees (None: all that came before it).
+    """
+
+    __slots__ = ("start", "length", "spots", "seen")
+
+    def __init__(self, cache: Cache, start: int, length: int, decoder: Decoder):
+        self.start, self.length = start, length
+        past, end = cache.length, cache.length + length
+        new = slice(past, end) if length > 1 else past
+        self.spots = cache.store[:, :, :, new].unbind(0)
+        self.seen = {}
+        for window in decoder.windows:
+            first = max(0, end - window) if window and length == 1 else 0
+            kept = cache.store[:, :, :, first:end]
+            if length == 1:
+                kept = kept[:, :, :, None].expand(-1, -1, -1, decoder.heads // decoder.key_heads, -1, -1)
+            else:
+                kept = kept[:, :, None]
+            mask = None if length == 1 else _mask(past, length, window)
+            self.seen[window] = kept[:, 0].unbind(0), kept[:, 1].unbind(0), mask
 
 
 def _spans(adapters: list[str | None], lengths: list[int]) -> list[tuple[str, int, int]]:
