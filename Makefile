@@ -1,5 +1,5 @@
 # make app: serve the page. make test: the whole suite. make demo: the main job without a page.
-# make bench-data: what large datasets cost (about a quarter of an hour).
+# make bench-data: what large datasets cost (about a quarter of an hour). make bench-chat: what an answer costs (minutes).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: app demo test lint bench-data clean
+.PHONY: app demo test lint bench-data bench-chat clean
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
@@ -25,6 +25,9 @@ lint: $(VENV)/.dev
 
 bench-data: $(VENV)/.dev
 	@$(PY) -m tests.bench.data
+
+bench-chat: $(VENV)/.dev
+	@$(PY) -m tests.bench.chat
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Tuner needs Python 3.11 or 3.12; neither was found. Install one, or name it: make app PYTHON=/path/to/python"; exit 1; }

@@ -1,5 +1,6 @@
 """The lean forward pass is the model's own: the same logits to the last bit where the products are the same."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -298,3 +299,20 @@ def test_a_long_prompt_is_read_in_parts(base, monkeypatch):
     assert [making.reads, making.step(), making.step()] == [True, "", ""] and making.ids == []
     making.step()
     assert not making.reads and len(making.ids) == 1 and making.ids[0] == int(own(model, PROMPTS[2], [])[0].argmax())
+
+
+# The benchmark ----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_s_table_has_every_way(base, tmp_path, capsys):
+    from tests.bench import chat as bench
+
+    found = bench.bench(base, "test/small", tmp_path, tokens=4, rounds=1, prompts=4, worker=False)
+    table = capsys.readouterr().out
+    assert len(found) == 7
+    for line in (
+        "generate, fp32 ", "generate, bf16 ", "generate with the adapter, the same ", "llama.cpp, .* not installed",
+        "decode, ours base / fastest generate: ", "decode, ours tuned / fastest generate", "equal to generate's, base +4 of 4",
+        "equal to generate's, tuned +4 of 4", "equal to generate's, base in bf16 +1 of 1",
+    ):
+        assert re.search(line, table), line

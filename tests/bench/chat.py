@@ -48,9 +48,9 @@ def load(base_dir: Path, quantisation: str, precision: str) -> models.Loaded:
     return loaded
 
 
-def make_adapter(base_dir: Path, folder: Path) -> Path:
+def make_adapter(base_dir: Path, base_id: str, folder: Path) -> Path:
     """An adapter of rank 16 on all linear layers whose B is random: small enough that answers stay answers."""
-    model = models.attach_lora(load(base_dir, "none", "bfloat16").model, Recipe(lora_rank=16), STARTER_MODEL)
+    model = models.attach_lora(load(base_dir, "none", "bfloat16").model, Recipe(lora_rank=16), base_id)
     random = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -112,7 +112,7 @@ def rate(way: Way, ids: list[int], tokens: int) -> float:
         return time.perf_counter() - began
 
     first = min(took(1), took(1))
-    return (tokens - 1) / (took(tokens) - first)
+    return (tokens - 1) / max(took(tokens) - first, 1e-9)
 
 
 def rates(ways: dict[str, Way | None], ids: list[int], tokens: int, rounds: int) -> dict[str, float]:
@@ -227,7 +227,7 @@ def cpu_name() -> str:
 
 def bench(base_dir: Path, base_id: str, folder: Path, tokens: int, rounds: int, prompts: int, worker: bool) -> dict[str, float]:
     """Print the table; the decode rates by name."""
-    adapter = make_adapter(base_dir, folder / "adapter")
+    adapter = make_adapter(base_dir, base_id, folder / "adapter")
     quantised = "nf4" if decode.can_pack() else "none"
     full, half = load(base_dir, "none", "float32"), load(base_dir, "none", "bfloat16")
     packed, mine = load(base_dir, quantised, "bfloat16"), load(base_dir, quantised, "bfloat16")
@@ -262,11 +262,15 @@ def bench(base_dir: Path, base_id: str, folder: Path, tokens: int, rounds: int, 
     print(f"decode, ours tuned / fastest generate (which has no adapter): {found['ours, tuned'] / plain[fastest]:.2f}")
     print(f"decode, ours tuned / generate with the adapter: {found['ours, tuned'] / found[names[3]]:.2f}\n")
 
-    same = lambda these, those, count: f"{equal_answers(ways[these], ways[those], chats[:count], 64 if worker else tokens)} of {len(chats[:count])}"  # noqa: E731
-    print(_LINE.format("greedy answers of 64 tokens equal to generate's, base", same("ours, base", names[2], prompts)))
-    print(_LINE.format("tuned", same("ours, tuned", names[3], prompts)))
-    print(_LINE.format("base in bf16", same("ours, base, bf16", "generate, bf16", prompts // 4)))
-    del full, half, packed, with_adapter, tuned, dense, ways
+    length = 64 if worker else tokens
+    for name, these, those, count in (
+        ("base", "ours, base", names[2], prompts), ("tuned", "ours, tuned", names[3], prompts),
+        ("base in bf16", "ours, base, bf16", "generate, bf16", max(1, prompts // 4)),
+    ):
+        equal = equal_answers(ways[these], ways[those], chats[:count], length)
+        print(_LINE.format(f"greedy answers of {length} tokens equal to generate's, {name}", f"{equal} of {count}"))
+    ways.clear()  # the models in them
+    del full, half, packed, with_adapter, tuned, dense
     models.free()
     if worker:
         base = {"id": base_id, "revision": "", "dir": str(base_dir), "what": "the starter"}
