@@ -69,13 +69,13 @@ class _Packed:
         self.bias = _stacked([its.bias for its in layers])
         if self.bias is not None:
             self.bias = self.bias.to(torch.bfloat16)
-        self._at = self.weight.data_ptr(), self.scales.data_ptr()
+        self._weight_at, self._scales_at = self.weight.data_ptr(), self.scales.data_ptr()
         self._kernel = _kernel()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.empty(len(x), self.rows, dtype=torch.bfloat16)
-        weight, scales = self._at
-        self._kernel(len(x), self.rows, self.width, x.data_ptr(), weight, scales, y.data_ptr(), self.block, self.width, self.rows)
+        tokens, rows, width = x.shape[0], self.rows, self.width
+        y = torch.empty(tokens, rows, dtype=torch.bfloat16)
+        self._kernel(tokens, rows, width, x.data_ptr(), self._weight_at, self._scales_at, y.data_ptr(), self.block, width, rows)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -254,15 +254,15 @@ class _Product:
             self.thin[name] = _Thin(found, name, self.sizes, self.own)
         return {its for its in found if its is not None}
 
-    def __call__(self, x: torch.Tensor, adapters: list[tuple[str, int, int]]) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, adapters: list[tuple[str, slice | None]]) -> torch.Tensor:
         """(tokens, inputs) -> (tokens, outputs), with each adapter on its rows."""
         y = self.base(x)
-        for name, start, end in adapters:
+        for name, rows in adapters:
             if thin := self.thin.get(name):
-                if end - start == len(x):
+                if rows is None:
                     thin(x, y)
                 else:
-                    thin(x[start:end], y[start:end])
+                    thin(x[rows], y[rows])
         return y
 
 
@@ -345,8 +345,8 @@ class Decoder:
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """torch's fused norm rounds as transformers' steps do, if the weight is kept out of it."""
         if self.gemma:
-            return (F.rms_norm(x.float(), (x.shape[-1],), None, self.eps) * weight).to(self.dtype)
-        return F.rms_norm(x, (x.shape[-1],), None, self.eps).mul_(weight)
+            return (torch.rms_norm(x.float(), weight.shape[-1:], None, self.eps) * weight).to(self.dtype)
+        return torch.rms_norm(x, weight.shape[-1:], None, self.eps).mul_(weight)
 
     def _turned(self, length: int) -> None:
         """Make the tables of cosines and signed sines reach so far.
@@ -417,7 +417,7 @@ class Decoder:
             x += y if after_mlp is None else self._normed(y, after_mlp)
         for cache, length in zip(caches, lengths):
             cache.length += length
-        if len(ends) < len(x):
+        if len(ends) < x.shape[0]:
             x = x[[end - 1 for end in ends]]
             spans = _spans(adapters, [1] * len(rows))
         return self.head(self._normed(x, self.norm), spans)
@@ -431,7 +431,7 @@ class Decoder:
 
     def _attend(self, index: int, block: _Block, x: torch.Tensor, turns: dict, rows: list["_Row"], spans: list) -> torch.Tensor:
         """(tokens, D) -> (tokens, heads x head size); keys and values go into the caches."""
-        mixed = block.qkv(x, spans).view(len(x), -1, self.head_size)
+        mixed = block.qkv(x, spans).view(x.shape[0], -1, self.head_size)
         turned = mixed[:, : self.heads + self.key_heads]
         normed = turned if block.head_norm is None else self._normed(turned, block.head_norm)
         if block.rope is not None:
@@ -489,17 +489,17 @@ class _Row:
             self.seen[window] = kept[:, 0].unbind(0), kept[:, 1].unbind(0), mask
 
 
-def _spans(adapters: list[str | None], lengths: list[int]) -> list[tuple[str, int, int]]:
-    """(name, first token, behind the last) for each stretch of tokens of one adapter."""
-    spans: list[tuple[str, int, int]] = []
+def _spans(adapters: list[str | None], lengths: list[int]) -> list[tuple[str, slice | None]]:
+    """The stretches of tokens of one adapter: its name, and where they are; None for all tokens there are."""
+    spans: list[tuple[str, slice | None]] = []
     for name, length, end in zip(adapters, lengths, accumulate(lengths)):
         if name is None:
             continue
-        if spans and spans[-1][0] == name and spans[-1][2] == end - length:
-            spans[-1] = name, spans[-1][1], end
+        if spans and spans[-1][0] == name and spans[-1][1].stop == end - length:
+            spans[-1] = name, slice(spans[-1][1].start, end)
         else:
-            spans.append((name, end - length, end))
-    return spans
+            spans.append((name, slice(end - length, end)))
+    return [(name, None if (its.start, its.stop) == (0, sum(lengths)) else its) for name, its in spans]
 
 
 def _mask(past: int, length: int, window: int | None) -> torch.Tensor | None:
