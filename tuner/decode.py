@@ -203,9 +203,17 @@ class _Thin:
         # The columns of the product that each is added to; all at once where none is missing and none differs.
         self.columns = [(end - size, end) for its, size, end in zip(found, sizes, accumulate(sizes)) if its is not None]
         self.whole = len(have) == len(found) and len(set(self.scales)) == 1
+        # For one token at a time: places to write to, cut up once.
+        self._thin, self._added = torch.empty(sum(self.ranks)), torch.empty(sum(map(len, self.ups)))
+        self._steps = list(zip(self.ups, self._thin.split(self.ranks), self._added.split([len(its) for its in self.ups])))
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to y (tokens, outputs), in place."""
+        if self.whole and x.shape[0] == 1:
+            torch.mv(self.down, x[0].float(), out=self._thin)
+            for up, thin, added in self._steps:
+                torch.mv(up, thin, out=added)
+            return self._add(y[0], self._added, self.scales[0])
         thin = F.linear(x.float(), self.down)
         thins = (thin,) if len(self.ups) == 1 else thin.split(self.ranks, -1)
         added = [F.linear(its, up) for its, up in zip(thins, self.ups)]
