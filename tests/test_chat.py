@@ -18,7 +18,7 @@ import torch
 from tests.small import base_entry, small_base
 from tests.test_models import FAMILIES, changed
 from tests.test_train import spoil
-from tuner import answer, chat, chat_worker, decode, encode, models
+from tuner import answer, chat, chat_worker, decode, encode, lease, models
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import Recipe
@@ -299,6 +299,51 @@ def test_runs_that_compute_otherwise_on_one_base_do_not_disturb_each_other(subje
     alone = {its["id"]: served(monkeypatch, capsys, [its])[its["id"]] for its in asked}
     assert alone[1] != alone[2] and alone[3] != alone[4]
     assert served(monkeypatch, capsys, asked) == alone
+
+
+def test_an_answer_that_fails_does_not_end_those_made_with_it(subject, monkeypatch, capsys):
+    """Their tokens come out of one forward pass; when that fails, each is tried alone."""
+    asked = [request(subject, number=1), request(subject, number=2, tuned=False), request(subject, OTHER, number=3)]
+    alone = {its["id"]: served(monkeypatch, capsys, [its])[its["id"]] for its in asked}
+    forward = decode.Decoder.forward
+
+    def failing(self, rows, caches, adapters):
+        if None in adapters and len(rows[0]) == 1 and caches[0].length > 10:  # past the few tokens by which a decoder is tried
+            raise MemoryError
+        return forward(self, rows, caches, adapters)
+
+    monkeypatch.setattr(decode.Decoder, "forward", failing)
+    found = served(monkeypatch, capsys, asked)
+    assert found.pop(2).endswith("There is not enough memory for this answer. Shorten the conversation, or wait for a run to end.")
+    assert found == {1: alone[1], 3: alone[3]}
+
+
+def test_a_base_that_the_decoder_does_not_know_is_answered_by_its_own_forward(subject, wanted, monkeypatch, capsys):
+    monkeypatch.setattr(decode, "KNOWN", set())
+    monkeypatch.setattr(decode.Decoder, "forward", None)
+    asked = {1: (ASK, True), 2: (ASK, False), 3: (OTHER, True), 4: (OTHER, False)}
+    found = served(monkeypatch, capsys, [request(subject, messages, tuned, number) for number, (messages, tuned) in asked.items()])
+    assert found == {number: wanted[messages[0]["content"], tuned] for number, (messages, tuned) in asked.items()}
+
+
+def test_runs_on_one_base_share_it_whatever_they_chose_for_training(subject):
+    resident = chat_worker.Resident()
+    ask(resident, subject)
+    model = resident.model
+    ask(resident, replace(subject, plan={**subject.plan, "attention": "eager", "dequantised": not subject.plan["dequantised"]}))
+    assert resident.model is model
+
+
+def test_half_the_cores_while_a_run_trains(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    try:
+        for runs_, threads in (([], 6), (["a-run"], 3), ([], 6)):
+            monkeypatch.setattr(lease, "waiting", lambda runs_=runs_: runs_)
+            chat_worker.use_cores()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 # The process ------------------------------------------------------------------------------------------------------

@@ -54,8 +54,9 @@ class Resident:
             loaded = models.load_base(Path(subject["base"]["dir"]), recipe, how_to_load(subject))
             if models.linears_4bit(loaded.model) and loaded.plan["precision"] == "bfloat16" and decode.can_pack():
                 decode.pack(loaded.model)
-            self.model, self.tokenizer, self.key = loaded.model, loaded.tokenizer, self._key(subject)
+            self.model, self.tokenizer = loaded.model, loaded.tokenizer
             self.decoder = decode.build(self.model, own=True)
+            self.key = self._key(subject)  # last: a base that could not be had whole is not held
             give_back()
         if not tuned:
             return None
