@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tuner import check, data, reading, run
+from tuner import check, data, reading, run, scan
 from tuner.errors import UserError
 from tuner.reading import Broken
 from tuner.recipe import Recipe
@@ -224,13 +224,13 @@ def test_a_kept_dataset_comes_back_as_it_was(home):
     kept = keep()
     found = data.find("alice", kept.id)
     assert found == kept
-    assert [json.loads(text) for text in kept.records.column().to_pylist()] == RECORDS
+    assert [json.loads(text) for text in data.Texts(kept.folder / "records.arrow").column().to_pylist()] == RECORDS
     assert found.head() == RECORDS and found.count == 3 and found.ready
     assert kept.folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_records_are_not_offered_before_all_are_read(home):
-    """The head can be shown while the rest is still coming; whoever wants all is told to wait."""
+def test_the_head_can_be_shown_before_all_is_read(home):
+    """And until then nothing says that all is there."""
     dataset = data.create("alice", "x", {"kind": "file"})
     seen = []
 
@@ -238,8 +238,6 @@ def test_records_are_not_offered_before_all_are_read(home):
         for number in range(data.HEAD + 5):
             yield {"text": str(number)}
         seen.append((len(dataset.head()), dataset.ready))
-        with pytest.raises(UserError, match="x is still being read"):
-            dataset.records  # noqa: B018
 
     data.take(dataset, records(), ["a note"], lambda: seen.append("head"))
     assert seen == ["head", (data.HEAD, False)] and dataset.count == data.HEAD + 5 and dataset.notes == ["a note"]
@@ -489,3 +487,63 @@ def test_a_real_text_file():
     mapping, rows, raw = real("c4_demo.jsonl")
     assert mapping.format == "text" and len(rows) == len(raw) == 300
     assert [row["text"] for row in rows[:10]] == [item["text"] for item in raw[:10]]
+
+
+# The same files again ----------------------------------------------------------------------------------------------
+
+
+def uploaded(folder: Path, owner: str = "alice", content: str = "", name: str = "mine.jsonl") -> data.Dataset:
+    """A dataset as an upload makes it, its records read where that is still to be done."""
+    path = folder / "upload"
+    path.write_text(content or "".join(json.dumps(record) + "\n" for record in RECORDS))
+    dataset = data.create(owner, name, {"kind": "file", "file": name}, [(path, name)])
+    assert not path.exists()
+    if not dataset.ready:
+        data.read_files(dataset)
+    return data.settle(dataset)
+
+
+def test_the_same_files_are_read_and_checked_once(home, tmp_path, monkeypatch):
+    first = uploaded(tmp_path)
+    check.work(first, None)
+    scanned = []
+    monkeypatch.setattr(scan, "do_block", lambda *args: scanned.append(args))
+    monkeypatch.setattr(data, "read_files", lambda *args: scanned.append(args))
+    again = uploaded(tmp_path)
+    assert again.id != first.id and check.is_done(again, None) and again.head() == RECORDS
+    rows = check.work(again, None)
+    assert [rows.row(index)["n"] for index in range(len(rows))] == [1, 2, 3] and not scanned
+
+
+def test_only_the_very_same_files_are_taken_for_the_same(home, tmp_path):
+    """Not another owner's, not another name, not one byte changed at the same length."""
+    uploaded(tmp_path)
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    path = tmp_path / "upload"
+    for owner, name, content in (("bob", "mine.jsonl", lines), ("alice", "other.jsonl", lines), ("alice", "mine.jsonl", lines.replace("Paris", "Pariz"))):
+        path.write_text(content)
+        dataset = data.create(owner, name, {"kind": "file"}, [(path, name)])
+        assert not dataset.ready, (owner, name)
+
+
+def test_what_is_done_to_one_is_not_done_to_the_other(home, tmp_path):
+    """They share what is on the disk; fixes, mappings and deletion are each one's own."""
+    twice = "".join(json.dumps(record) + "\n" for record in RECORDS * 2)
+    first, again = uploaded(tmp_path, content=twice), uploaded(tmp_path, content=twice)
+    check.fix(first, "duplicate", "deduplicate", Recipe(), "")
+    assert len(check.work(first, None)) == 3
+    assert data.find("alice", again.id).steps == [] and len(check.work(again, None)) == 6
+    shutil.rmtree(first.folder)
+    check.fix(again, "duplicate", "deduplicate", Recipe(), "")
+    assert len(check.work(again, None)) == 3
+
+
+def test_of_what_commands_read_only_the_newest_is_kept(home, tmp_path):
+    for number in range(data.PASSING_KEPT + 3):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps({"text": str(number)}) + "\n")
+        data.from_recipe("alice", Recipe(dataset=path.name), tmp_path)
+        assert path.exists()
+    mine = keep()
+    kept = {its.name for its in data.datasets_dir("alice").iterdir()}
+    assert len(kept) == data.PASSING_KEPT + 1 and mine.id in kept

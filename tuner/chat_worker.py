@@ -1,6 +1,5 @@
 """The chat's own process: holds one base and its adapters, speaks JSON lines over pipes, answers in turn."""
 
-import ctypes
 import json
 import os
 import queue
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tuner import answer, bases, decode, encode, lease, models
+from tuner import answer, bases, decode, encode, lease, models, packed
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 
@@ -57,7 +56,7 @@ class Resident:
             self.model, self.tokenizer = loaded.model, loaded.tokenizer
             self.decoder = decode.build(self.model, own=True)
             self.key = self._key(subject)  # last: a base that could not be had whole is not held
-            give_back()
+            packed.give_back()
         if not tuned:
             return None
         folder = Path(subject["adapter_dir"])
@@ -91,15 +90,6 @@ class Resident:
         else:
             self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(name)
-
-
-def give_back() -> None:
-    """Return what loading has left over to the system: the C library would keep it for later."""
-    models.free()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # another C library than glibc
-        pass
 
 
 def choices(subject: dict) -> dict:

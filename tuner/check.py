@@ -205,9 +205,8 @@ def _find_like_rows(rows: Rows, part_of, within, whole: bool, folder: Path, repo
         )
     finally:
         hidden.unlink(missing_ok=True)
-    np.save(folder / "same.npy", same)
-    np.save(folder / ".near.npy", found)
-    os.replace(folder / ".near.npy", folder / "near.npy")  # last: its presence means that both are whole
+    scan.save(folder / "same.npy", same)
+    scan.save(folder / "near.npy", found)  # last: its presence means that both are whole
 
 
 # Whoever asks -----------------------------------------------------------------------------------------------------
@@ -431,6 +430,8 @@ def wait_for_head(dataset: data.Dataset, seconds: float = 60.0) -> None:
     Raises:
         UserError: the files cannot be read; the dataset is deleted.
     """
+    if dataset.ready:  # the same files were read before
+        return
     begin(dataset, None)
     deadline = time.monotonic() + seconds
     try:

@@ -18,6 +18,9 @@ _SEEN = (
 # How long a thread spins for its fellows before it sleeps. libgomp's own 300,000 lets two busy processes on two cores
 # slow each other tenfold; 3,000 costs one alone nothing that could be measured (tests/bench/DIARY.md).
 SPIN = "3000"
+# How far a child that computes for minutes steps back from what somebody waits for: the page, and the chat. Alone on the
+# machine it is as fast as before; beside it a poll is answered sooner (tests/bench/DIARY.md).
+NICE = 5
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,17 +30,21 @@ def environment() -> dict[str, str]:
     return {
         **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "GOMP_SPINCOUNT": SPIN, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes asks for torch.compile when it is imported, which takes half a second
         "TUNER_CHILD": "1", "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
     }
 
 
 def spawn(module: str, *arguments: str, folder: Path, log: Path) -> subprocess.Popen:
-    """Start `python -m module arguments` in a session of its own; what it prints goes to the log."""
+    """Start `python -m module arguments` in a session of its own, behind the page; what it prints goes to the log."""
     with open(log, "ab") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, env=environment(), start_new_session=True,
         )
+    # Its threads begin later and inherit it. Counted from this process's own, which it may not undercut.
+    os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    return process
 
 
 def limit_memory(size_bytes: int) -> None:

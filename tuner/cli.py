@@ -1,10 +1,8 @@
 """The same engine from a terminal: train, chat, check, quote, report, push, runs."""
 
 import argparse
-import atexit
 import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -138,7 +136,6 @@ def _train(asked) -> int:
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, hub.own_token())
         going = run.create(LOCAL_OWNER, recipe, dataset)
         _say(f"Run {going.id}: {dataset.count:,} rows, base {recipe.base_model}")
-        shutil.rmtree(dataset.folder, ignore_errors=True)  # the run has its rows
     if os.environ.get("TUNER_CHILD") != "1":  # the page claims a run before it starts its child
         run.claim(going)
         going.log("status", state="waiting", message="Getting the base model ready")
@@ -270,7 +267,6 @@ def _checked(recipe, beside: Path, steps: list[tuple[str, str]] = ()):
     report = _bar("Reading the rows")
     try:
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token, lambda share: report("Reading the rows", share))
-        atexit.register(shutil.rmtree, dataset.folder, ignore_errors=True)  # nobody at a terminal would look for it again
         folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
         look = scan.Look.of(recipe, folder)
         for finding, fix in steps:

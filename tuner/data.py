@@ -25,6 +25,10 @@ HEAD = 200
 _HEAD_SIZE = 8 * 2**20
 # Hub datasets are streamed; this many rows are taken unless more are asked for.
 HUB_ROWS = 10_000
+# Part of what tells whether files were read before: raise it whenever reading would give other records.
+VERSION = 1
+# Datasets of commands that are kept, so that `check` and then `train` read a file once.
+PASSING_KEPT = 3
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "validation": "test", "valid": "test",
                 "val": "test", "dev": "test", "eval": "test", "held_out": "test", "held out": "test"}
 # Before a record that could not be read, in place of its JSON.
@@ -53,6 +57,7 @@ class Dataset:
     Args:
         steps: the fixes applied, in order; see `fixes`. The records themselves never change.
         files: (stored name, name as the person calls it) while the records are not read yet.
+        passing: made by a command at a terminal, where nobody looks for it again; only the newest few are kept.
     """
 
     owner: str
@@ -63,6 +68,7 @@ class Dataset:
     task: str = "chat"
     steps: list[dict] = field(default_factory=list)
     files: list[list[str]] = field(default_factory=list)
+    passing: bool = False
 
     @property
     def folder(self) -> Path:
@@ -91,17 +97,6 @@ class Dataset:
     def head(self) -> list[dict]:
         """The first records, as soon as they are read, without those that could not be."""
         return [json.loads(text) for text in read_head(self.folder / "head.json") if not text.startswith(_BROKEN)]
-
-    @property
-    def records(self) -> "Texts":
-        """All records, each as JSON text.
-
-        Raises:
-            UserError: they are not all read yet.
-        """
-        if not self.ready:
-            raise UserError(f"{shorten(self.name, 40)} is still being read. Wait for the end, then try again.")
-        return Texts(self.folder / "records.arrow")
 
     def save(self) -> None:
         """Keep the mapping and the steps."""
@@ -254,11 +249,14 @@ def no_rows(left_out: list[dict], count: int) -> UserError:
 # Bringing ---------------------------------------------------------------------------------------------------------
 
 
-def create(owner: str, name: str, source: dict, files: list[tuple[Path, str]] = (), mapping: Mapping | None = None) -> Dataset:
-    """A new dataset of this owner, its records not yet read.
+def create(
+    owner: str, name: str, source: dict, files: list[tuple[Path, str]] = (), mapping: Mapping | None = None, passing: bool = False
+) -> Dataset:
+    """A new dataset of this owner: its records are not yet read, unless the same files were read before.
 
     Args:
-        files: (path, the name a person calls it). They are moved into the dataset's folder and deleted once read.
+        files: (path, the name a person calls it). They are moved into the dataset's folder and deleted once read; of a
+            passing dataset they are a person's own, and stay where they are.
 
     Raises:
         UserError: no file, too large together, or the disk is full.
@@ -270,20 +268,78 @@ def create(owner: str, name: str, source: dict, files: list[tuple[Path, str]] = 
             "Bring a part of it."
         )
     require_free(2 * size + 50 * 2**20, "The dataset")
-    dataset = Dataset(owner, secrets.token_hex(8), reading.safe_title(name), source, mapping)
+    dataset = Dataset(owner, secrets.token_hex(8), reading.safe_title(name), source, mapping, passing=passing)
     private_dir(dataset.folder)
-    for number, (path, title) in enumerate(files):
-        shutil.move(path, dataset.folder / f"original-{number}")
-        dataset.files.append([f"original-{number}", title])
+    known = files and _adopt(dataset, files)
+    for number, (path, title) in enumerate(files if not passing else ()):
+        if known:
+            Path(path).unlink()
+        else:
+            shutil.move(path, dataset.folder / f"original-{number}")
+            dataset.files.append([f"original-{number}", title])
     dataset.save()
+    if passing:
+        _drop_passing(owner)
     return dataset
 
 
-def take(dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], on_head: Callable[[], None] | None = None) -> None:
+def _identity(files: list[tuple[Path, str]]) -> dict:
+    """What tells the same files from others: their names and sizes, and a hash of all their bytes."""
+    digest = hashlib.sha256()
+    for path, _ in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return {"version": VERSION, "named": _named(files), "sha256": digest.hexdigest()}
+
+
+def _named(files: list[tuple[Path, str]]) -> list[list]:
+    return [[title, Path(path).stat().st_size] for path, title in files]
+
+
+def _adopt(dataset: Dataset, files: list[tuple[Path, str]]) -> bool:
+    """Take over what is known of the same files from another dataset of this owner, by links: nothing is done twice.
+
+    Fixes stay with the other one; what they brought about is known again where they are made again.
+    """
+    identity = None
+    for other in datasets_dir(dataset.owner).iterdir():
+        known = read_json(other / "read.json", {})
+        if known.get("version") != VERSION or known.get("named") != _named(files):
+            continue
+        identity = identity or _identity(files)  # a gigabyte takes most of a second, so only where names and sizes agree
+        if known.get("sha256") != identity["sha256"]:
+            continue
+        try:
+            shutil.copytree(other, dataset.folder, copy_function=os.link, dirs_exist_ok=True, ignore=_not_adopted)
+            return dataset.ready
+        except (OSError, shutil.Error):  # it was being worked on, or deleted
+            shutil.rmtree(dataset.folder)
+            private_dir(dataset.folder)
+    return False
+
+
+def _not_adopted(folder: str, names: list[str]) -> set[str]:
+    """What is one dataset's own: its choices, and the work that is going on."""
+    own = {"source.json", "todo.json", "process.json", "progress.json", "refused.json", "ended", "log.txt", "check.lock"}
+    return {name for name in names if name in own or name.startswith((".", "original-"))}
+
+
+def _drop_passing(owner: str) -> None:
+    """Delete all but the newest few datasets that commands made."""
+    made = [path.parent for path in datasets_dir(owner).glob("*/source.json") if read_json(path, {}).get("passing")]
+    for old in sorted(made, key=lambda folder: folder.stat().st_mtime)[:-PASSING_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def take(
+    dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], on_head: Callable[[], None] | None = None,
+    files: list[tuple[Path, str]] = (),
+) -> None:
     """Write the records of a dataset: the head first, then all; whoever reads meets either whole.
 
     Args:
         on_head: called once the head can be read.
+        files: what the records are read from, so that the same files are known again.
 
     Raises:
         UserError: as the records' reader raises it.
@@ -324,12 +380,12 @@ def take(dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], o
         raise disk_error(error, folder / "records.arrow") from error
     if first is not None:
         keep_head()
-    write_json(folder / "read.json", {**counts, "notes": notes})
+    write_json(folder / "read.json", {**counts, "notes": notes, **(_identity(files) if files else {})})
     for stored, _ in dataset.files:
         (folder / stored).unlink(missing_ok=True)
 
 
-def read_files(dataset: Dataset, on_head=None, on_progress=None) -> None:
+def read_files(dataset: Dataset, on_progress: Callable[[float], None] | None = None) -> None:
     """Read the files that a dataset was created with.
 
     Raises:
@@ -341,7 +397,7 @@ def read_files(dataset: Dataset, on_head=None, on_progress=None) -> None:
         records = reading.read_pasted(files[0][0].read_text("utf-8"), notes)
     else:
         records = reading.read(files, notes, dataset.folder, on_progress)
-    take(dataset, records, notes, on_head)
+    take(dataset, records, notes, files=files)
 
 
 def read_hub(
@@ -476,19 +532,21 @@ def from_recipe(owner: str, recipe, beside: Path, token: str | None = None, on_p
     path = beside / recipe.dataset
     mapping = Mapping(recipe.dataset_format, dict(recipe.columns), "from the recipe") if recipe.dataset_format else None
     if path.is_file():
-        dataset = create(owner, path.name, {"kind": "file", "file": path.name}, mapping=mapping)
-        notes: list[str] = []
-        records = reading.read([(path, path.name)], notes, dataset.folder, on_progress)
+        files, notes = [(path, path.name)], []
+        dataset = create(owner, path.name, {"kind": "file", "file": path.name}, files, mapping, passing=True)
+        records = reading.read(files, notes, dataset.folder, on_progress)
     elif HUB_ID.fullmatch(recipe.dataset):
         records, notes = read_hub(
             recipe.dataset, recipe.dataset_config, recipe.dataset_split, recipe.dataset_revision, token
         )
         source = {"kind": "hub", "hub_id": recipe.dataset, "revision": recipe.dataset_revision}
-        dataset = create(owner, recipe.dataset, source, mapping=mapping)
+        files = []
+        dataset = create(owner, recipe.dataset, source, mapping=mapping, passing=True)
     else:
         raise UserError(f"There is no file {shorten(recipe.dataset)} beside the recipe. Check the path.")
     try:
-        take(dataset, records, notes)
+        if not dataset.ready:
+            take(dataset, records, notes, files=files)
         return settle(dataset)
     except UserError:
         shutil.rmtree(dataset.folder, ignore_errors=True)

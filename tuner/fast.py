@@ -1,17 +1,238 @@
-"""The speed: LoRA arithmetic, the loss where something is learned, batches of like length."""
+"""The speed: recognised decoders run over rows laid end to end, part by part; everything else takes the plain path.
 
-import math
-import random
+Everything that makes a run fast can be turned off here, in `Fast`; each run writes what it used to its plan.
+"""
+
 import types
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from tuner.encode import IGNORE
+from tuner import attention, batching, blocks, loss
 
-# Labelled tokens per slice of the loss: a slice's logits (256 x 49k in fp32: 48 MiB) stay near the cache.
-LOSS_CHUNK = 256
+
+@dataclass(frozen=True)
+class Fast:
+    """What is on. Each switch changes the speed and, within rounding, nothing else.
+
+    Args:
+        blocks: recognised decoders run as `blocks`, without padding; else the model's own forward, padded.
+        rows: attention by our own products (`attention._Rows`) where torch's kernel is slower: on a CPU.
+        slices: the head runs only where something is learned, in slices, its gradient taken on the way.
+        lora: without `blocks`, LoRA layers compute in the base's precision instead of fp32.
+    """
+
+    blocks: bool = True
+    rows: bool = True
+    slices: bool = True
+    lora: bool = True
+
+
+# Tokens at once are rounded up to a multiple of this. Each new shape costs oneDNN half a millisecond and half a MiB for
+# each of forty products, and leaves holes in the heap that the next one does not fit.
+TOKENS_STEP = 64
+# Decoders whose parts are known, by class: each has q, k, v, o, gate, up and down projections and RMS norms.
+RECOGNISED = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
+    "Gemma3ForCausalLM",
+)
+
+
+class Path:
+    """How one model's losses are computed.
+
+    Args:
+        plan: what an earlier start of the same run used; None decides by the model and `switches`.
+        checkpointing: keep only each layer's input and compute the layer again in the backward pass.
+    """
+
+    def __init__(self, model: nn.Module, pad_id: int, switches: Fast | dict | None = None, checkpointing: bool = False):
+        switches = Fast(**switches) if isinstance(switches, dict) else switches or Fast()
+        self.model, self.pad_id, self.checkpointing = model, pad_id, checkpointing
+        self.decoder, self.why_plain = None, "turned off"
+        if switches.blocks:
+            self.decoder, self.why_plain = recognise(model, switches.rows)
+        self.slices = switches.slices and can_split_head(model)
+        if self.decoder is None and switches.lora:
+            speed_up_lora(model)
+        # What is used, not what was asked for: a resumed run must compute the same.
+        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora))
+
+    def losses(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each learned token, with gradients.
+
+        Args:
+            batch: rows as `batching.collate` lays them.
+
+        Returns:
+            losses: (n,) fp32, in the order of rows, then positions.
+            rows: (n,) the row that each loss belongs to.
+        """
+        places, targets, rows = batching.learned(batch)
+        # The parts below choose their precision themselves; the Trainer's autocast (fp16 on old cards) would undo it.
+        with torch.autocast(batch["input_ids"].device.type, enabled=False):
+            if self.decoder is None:
+                return self._plain(batch, places, targets), rows
+            hidden = self.decoder.hidden(batch, self.checkpointing and torch.is_grad_enabled())[places]
+            hidden = blocks.norm_rows(hidden, self.decoder.norm)
+            if self.slices:
+                return loss.cross_entropy(hidden, self.decoder.head, targets), rows
+            return F.cross_entropy(self.decoder.head.base(hidden).float(), targets, reduction="none"), rows
+
+    def _plain(self, batch: dict, places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The model's own forward on padded rows."""
+        ids, mask, labels = batching.pad(batch, self.pad_id)
+        chosen = labels[:, 1:] != batching.IGNORE  # rows, then positions: the order of `places`
+        if not self.slices:
+            logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1][chosen]
+            return F.cross_entropy(logits.float(), targets, reduction="none")
+        plain = plain_model(self.model)
+        hidden = plain.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return loss.cross_entropy(hidden[:, :-1][chosen], blocks.Linear(plain.lm_head), targets)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PeftModel, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def can_split_head(model: nn.Module) -> bool:
+    """Whether decoder and head can be run apart with nothing in between: no soft-capping, no scaling of logits."""
+    plain = plain_model(model)
+    config = plain.config.get_text_config() if hasattr(plain.config, "get_text_config") else plain.config
+    odd = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_scale")
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in odd):
+        return False
+    head = getattr(plain, "lm_head", None)
+    return type(head) is nn.Linear and head.bias is None and hasattr(plain, "model")
+
+
+# Recognised decoders ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Layer:
+    """One decoder layer's parts. `after_attention` and `after_mlp` are Gemma's norms of what is added."""
+
+    before_attention: blocks.Norm
+    q: blocks.Linear
+    k: blocks.Linear
+    v: blocks.Linear
+    o: blocks.Linear
+    q_norm: blocks.Norm | None
+    k_norm: blocks.Norm | None
+    after_attention: blocks.Norm | None
+    before_mlp: blocks.Norm
+    gate: blocks.Linear
+    up: blocks.Linear
+    down: blocks.Linear
+    after_mlp: blocks.Norm | None
+    act: str
+    kind: attention.Kind
+    turns: str | None  # which rotary table; None turns nothing
+
+    def linears(self) -> list[blocks.Linear]:
+        return [self.q, self.k, self.v, self.o, self.gate, self.up, self.down]
+
+    def forward(self, x: torch.Tensor, laid: list, tables: dict) -> torch.Tensor:
+        """(N, D) -> (N, D), rows laid end to end."""
+        q, k, v = blocks.norm_project(x, self.before_attention, [self.q, self.k, self.v])
+        if self.q_norm is not None:
+            q, k = (blocks.norm_rows(its.reshape(-1, norm.weight.shape[0]), norm).view(its.shape) for its, norm in ((q, self.q_norm), (k, self.k_norm)))
+        told = attention.attend(q, k, v, laid, tables.get(self.turns), self.kind)
+        if self.after_attention is None:
+            x = blocks.project_add(told, x, self.o)
+            return blocks.mlp(x, self.before_mlp, self.gate, self.up, self.down, self.act, add=True)
+        x = x + blocks.norm_rows(blocks.project(told, [self.o])[0], self.after_attention)
+        return x + blocks.norm_rows(blocks.mlp(x, self.before_mlp, self.gate, self.up, self.down, self.act, add=False), self.after_mlp)
+
+
+@dataclass
+class Decoder:
+    """A recognised model's parts in order."""
+
+    plain: nn.Module
+    layers: list[Layer]
+    norm: blocks.Norm
+    head: blocks.Linear
+
+    def hidden(self, batch: dict, checkpointing: bool) -> torch.Tensor:
+        """(N or a few more, D): what the last layer gives, before the last norm."""
+        device = batch["input_ids"].device
+        laid = attention.lay_out(batch["lengths"], device)
+        ids = batch["input_ids"]
+        # A few tokens that belong to no row: they see nothing, nothing sees them, and no loss is taken on them.
+        ids = torch.cat([ids, ids[-1:].expand(-len(ids) % TOKENS_STEP)])
+        x = self.plain.model.embed_tokens(ids)
+        tables = self._tables(x, max(block.length for block in laid))
+        for layer in self.layers:
+            x = checkpoint(layer.forward, x, laid, tables, use_reentrant=False) if checkpointing else layer.forward(x, laid, tables)
+        return x
+
+    def _tables(self, x: torch.Tensor, longest: int) -> dict:
+        """cos and sin by kind of layer, (T, D) each, from the model's own rotary module."""
+        places = torch.arange(longest, device=x.device).unsqueeze(0)
+        tables = {}
+        for name in {layer.turns for layer in self.layers} - {None}:
+            cos, sin = self.plain.model.rotary_emb(x, places, *([name] if name else []))
+            tables[name] = cos[0], sin[0]
+        return tables
+
+
+def recognise(model: nn.Module, rows: bool = True) -> tuple[Decoder | None, str]:
+    """The model's parts; or None, and why not."""
+    plain = plain_model(model)
+    name = type(plain).__name__
+    if name not in RECOGNISED:
+        return None, f"{name} is not among the models whose parts are known"
+    config = plain.config
+    head = plain.lm_head
+    odd = [key for key in ("attn_logit_softcapping", "use_bidirectional_attention", "attention_dropout") if getattr(config, key, None)]
+    if odd:
+        return None, f"its config sets {', '.join(odd)}"
+    if type(head) is not nn.Linear or head.bias is not None or not can_split_head(model):
+        return None, "its head is not a plain one"
+    layers = []
+    for index, its in enumerate(plain.model.layers):
+        layer = _read_layer(its, index, config, rows)
+        if layer.act not in blocks.ACTS:
+            return None, f"its activation {layer.act!r} is not known"
+        for linear in layer.linears():
+            if why := linear.unusual():
+                return None, f"a layer of it is {why}" if why != "dropout" else "LoRA dropout is on"
+        layers.append(layer)
+    return Decoder(plain, layers, _read_norm(plain.model.norm, config), blocks.Linear(head)), ""
+
+
+def _read_norm(norm: nn.Module, config) -> blocks.Norm:
+    return blocks.Norm(norm.weight, getattr(norm, "variance_epsilon", None) or norm.eps, config.model_type.startswith("gemma"))
+
+
+def _read_layer(layer: nn.Module, index: int, config, rows: bool) -> Layer:
+    """The layer's parts under one set of names."""
+    its, mlp = layer.self_attn, layer.mlp
+    gemma = config.model_type.startswith("gemma")
+    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else getattr(its, "sliding_window", None)
+    kind = attention.Kind(
+        config.num_attention_heads, config.num_key_value_heads, its.scaling, window or 0,
+        "rows" if rows and layer.input_layernorm.weight.device.type == "cpu" else "sdpa",
+    )
+    norm = lambda name: _read_norm(getattr(layer, name), config)  # noqa: E731
+    inner = lambda name: _read_norm(getattr(its, name), config) if hasattr(its, name) else None  # noqa: E731
+    linear = blocks.Linear
+    return Layer(
+        norm("input_layernorm"), linear(its.q_proj), linear(its.k_proj), linear(its.v_proj), linear(its.o_proj), inner("q_norm"), inner("k_norm"),
+        norm("post_attention_layernorm") if gemma else None, norm("pre_feedforward_layernorm" if gemma else "post_attention_layernorm"),
+        linear(mlp.gate_proj), linear(mlp.up_proj), linear(mlp.down_proj), norm("post_feedforward_layernorm") if gemma else None,
+        getattr(config, "hidden_activation", None) or config.hidden_act, kind,
+        None if not getattr(its, "use_rope", True) else config.layer_types[index] if gemma else "",
+    )
+
+
+# The plain path's LoRA ----------------------------------------------------------------------------------------------
 
 
 def speed_up_lora(model: nn.Module) -> int:
@@ -65,104 +286,3 @@ def _lora_forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     return result + F.linear(thin * self.scaling[name], up)
 
 
-def can_split_head(model: nn.Module) -> bool:
-    """Whether decoder and head can be run apart with nothing in between: no soft-capping, no scaling of logits."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = plain.config.get_text_config() if hasattr(plain.config, "get_text_config") else plain.config
-    odd = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_scale")
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in odd):
-        return False
-    return getattr(plain, "lm_head", None) is not None and hasattr(plain, "model") and type(plain.lm_head) is nn.Linear
-
-
-def token_losses(model: nn.Module, input_ids, attention_mask, labels, split_head: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each learned token, with gradients.
-
-    Args:
-        input_ids, attention_mask, labels: (B, T); labels are not shifted.
-        split_head: run the head only where something is learned (see `can_split_head`). Exact either way.
-
-    Returns:
-        losses: (n,) fp32, in the order of rows, then positions.
-        rows: (n,) the row that each loss belongs to.
-    """
-    targets = labels[:, 1:]
-    learned = targets != IGNORE
-    rows = learned.nonzero()[:, 0]
-    wanted = targets[learned]
-    if not split_head:
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1][learned]
-        return F.cross_entropy(logits.float(), wanted, reduction="none"), rows
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = plain.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    hidden = hidden[:, :-1][learned]
-    parts = [
-        F.cross_entropy(plain.lm_head(hidden[start : start + LOSS_CHUNK]).float(), wanted[start : start + LOSS_CHUNK], reduction="none")
-        for start in range(0, len(wanted), LOSS_CHUNK)
-    ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32), rows
-
-
-def collate(rows: list, pad_id: int) -> dict[str, torch.Tensor]:
-    """Encoded rows as (B, T) tensors, padded on the right to the longest."""
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id)
-    labels = torch.full((len(rows), longest), IGNORE)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        labels[index, : len(row.ids)] = torch.tensor(row.labels)
-        mask[index, : len(row.ids)] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-class LengthBatches(torch.utils.data.Sampler):
-    """Micro-batches of like length in an order that stays random: the same for the same seed and epoch.
-
-    Rows are shuffled, taken in pools of POOL optimiser batches, sorted by length inside each pool and cut into
-    optimiser batches, which are shuffled again; each is then cut into micro-batches. A short last batch comes last,
-    so that gradient accumulation always counts whole optimiser batches.
-    """
-
-    POOL = 8
-
-    def __init__(self, lengths: list[int], batch_size: int, micro_batch: int, seed: int):
-        self.lengths, self.batch_size, self.micro_batch, self.seed = lengths, batch_size, micro_batch, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches in a full optimiser batch."""
-        return math.ceil(min(self.batch_size, len(self.lengths)) / self.micro_batch)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def batches(self) -> list[list[int]]:
-        """This epoch's optimiser batches, as row indices."""
-        order = list(range(len(self.lengths)))
-        # A generator of its own: the order must not depend on, nor disturb, any other random state.
-        shuffle = random.Random(f"{self.seed}/{self.epoch}").shuffle
-        shuffle(order)
-        whole = len(order) // self.batch_size * self.batch_size
-        order, rest = order[:whole], order[whole:]
-        cut: list[list[int]] = []
-        size = self.POOL * self.batch_size
-        for start in range(0, whole, size):
-            pool = sorted(order[start : start + size], key=self.lengths.__getitem__)
-            cut += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
-        shuffle(cut)
-        return cut + ([sorted(rest, key=self.lengths.__getitem__)] if rest else [])
-
-    def __iter__(self):
-        for batch in self.batches():
-            for start in range(0, len(batch), self.micro_batch):
-                yield batch[start : start + self.micro_batch]
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole * math.ceil(self.batch_size / self.micro_batch) + math.ceil(rest / self.micro_batch)

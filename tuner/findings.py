@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -194,12 +195,23 @@ class Rows:
 
     def held_out(self, share: float, seed: int) -> tuple[np.ndarray, str]:
         """(N,) which rows are held out, and how that came about; see `split.hold_out`."""
-        known = self.__dict__.setdefault("_held", {})
-        if (share, seed) not in known:
-            if len(known) > 8:
-                known.clear()
-            known[share, seed] = split.hold_out(self.own, self.together, self.seen["same"], share, seed)
-        return known[share, seed]
+        return self.once(
+            ("held out", share, seed), lambda: split.hold_out(self.own, self.together, self.seen["same"], share, seed)
+        )
+
+    @property
+    def own_split(self) -> bool:
+        """Whether the source, or a fix, says which rows are held out, so that no share chooses them."""
+        return 0 < np.count_nonzero(self.own == split.TEST) < len(self)
+
+    def once(self, key: tuple, make: Callable):
+        """What `make` gives, made once for the last few keys: a page asks the same of a million rows at every click."""
+        known = self.__dict__.setdefault("_made", {})
+        if key not in known:
+            while len(known) >= 16:
+                known.pop(next(iter(known)))
+            known[key] = make()
+        return known[key]
 
     # Tokens ---------------------------------------------------------------------------------------------------
 
@@ -340,6 +352,11 @@ class Rows:
 
 def find(rows: Rows, recipe: Recipe) -> list[Finding]:
     """Everything that is wrong with the rows under this recipe, worst first."""
+    asked = ("findings", recipe.max_tokens, recipe.keep_control_tokens, recipe.held_out_share, recipe.seed)
+    return rows.once(asked, lambda: _find(rows, recipe))
+
+
+def _find(rows: Rows, recipe: Recipe) -> list[Finding]:
     faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
     found = []
     for name, fault in faults.items():
@@ -414,7 +431,7 @@ def choose(rows: Rows, show: str, search: str, recipe: Recipe) -> np.ndarray:
     else:
         chosen = rows.mask(show, recipe)
     if search:
-        chosen = chosen & _holding(rows, search)
+        chosen = chosen & rows.once(("search", search), lambda: _holding(rows, search))
     return np.flatnonzero(chosen)
 
 

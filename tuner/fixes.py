@@ -42,8 +42,8 @@ class State:
 
     def save(self, folder: Path) -> None:
         private_dir(folder)
-        np.save(folder / "places.npy", self.places)
-        np.save(folder / "own.npy", self.own)
+        scan.save(folder / "places.npy", self.places)
+        scan.save(folder / "own.npy", self.own)
         write_json(folder / "state.json", {"parts": [part.path.name for part in self.parts[1:]], "steps": self.steps})
 
     @classmethod
@@ -147,7 +147,7 @@ def _edit(rows: Rows, hit: np.ndarray, its: dict, recipe: Recipe, folder: Path, 
                 yield json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode()
 
     data.write_texts(path, texts())
-    np.save(path.with_suffix(".origins.npy"), np.array(from_, np.int64))
+    scan.save(path.with_suffix(".origins.npy"), np.array(from_, np.int64))
     parts = [*rows.parts, scan.Part(path, None, rows.task)]
     places, own = np.repeat(rows.places, counts), np.repeat(rows.own, counts)
     changed = np.repeat(hit, counts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tuner import encode, tasks
+from tuner import encode, packed, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, read_json
 
@@ -87,21 +87,32 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         plan["attention"] = "eager"
     plan.setdefault("attention", "sdpa")
     plan.setdefault("kept_16bit", kept)
-    quantised = {}
-    if recipe.quantisation == "nf4":
-        quantised["quantization_config"] = BitsAndBytesConfig(
+    wanted = {}
+    lies = packed.folder_of(base_dir, model_class.__name__, plan["kept_16bit"], plan["precision"]) if recipe.quantisation == "nf4" else None
+    source = lies if lies and packed.is_ready(lies) else base_dir
+    if lies and source is base_dir:
+        wanted["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=sorted({"lm_head", *plan["kept_16bit"]}),
         )
-    try:
+
+    def read(source: Path, **wanted):
         # attn_implementation by name: never what the repository's config asks for, which may be code.
         model, found = model_class.from_pretrained(
-            base_dir, output_loading_info=True, dtype=dtype, attn_implementation=plan["attention"], use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **quantised,
+            source, output_loading_info=True, dtype=dtype, attn_implementation=plan["attention"], use_safetensors=True, local_files_only=True,
+            trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **wanted,
         )
         # transformers fills what is missing with random values and only logs it.
         if missing := sorted(found["missing_keys"]):
             raise ValueError(f"{len(missing)} are missing, {missing[0]} among them")
+        return model
+
+    try:
+        model = read(source, **wanted)
+        if wanted and packed.keep(model, lies):
+            del model
+            packed.give_back()
+            model = read(lies)  # the same bits, without what quantising left in memory
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -117,6 +128,7 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
     else:
         plan.setdefault("dequantised", False)
     model.eval()
+    packed.give_back()
     return Loaded(model, encode.load_tokenizer(str(base_dir)), plan)
 
 
@@ -189,6 +201,9 @@ def dequantise(model: nn.Module) -> None:
         if layer.bias is not None:
             dense.bias = nn.Parameter(layer.bias.data.to(layer.compute_dtype), requires_grad=False)
         setattr(parent, name, dense)
+    for parameter in model.parameters():  # what lies in the mapped file would keep all of it in memory
+        if parameter.device.type == "cpu" and parameter.dtype == model.dtype:
+            parameter.data = parameter.data.clone()
     # PEFT and the Trainer would otherwise still take the model for a quantised one.
     model.is_loaded_in_4bit = model.is_quantized = False
     model.hf_quantizer = None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tuner import answer, bases, encode, fast, models, survey, tasks
+from tuner import answer, bases, batching, encode, fast, models, survey, tasks
 from tuner.errors import UserError
 from tuner.home import write_json
 
@@ -19,7 +19,7 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def measure(model, rows: list, tokenizer, split_head: bool, tokens_at_once: int = 4096) -> dict:
+def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048) -> dict:
     """The mean loss over all learned tokens of the rows, and each row's own.
 
     Returns:
@@ -27,20 +27,17 @@ def measure(model, rows: list, tokenizer, split_head: bool, tokens_at_once: int 
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    device = next(model.parameters()).device
+    device = next(path.model.parameters()).device
     start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and len(rows[order[end]].ids) * (end + 1 - start) <= tokens_at_once:
-            end += 1
-        chosen = order[start:end]
-        batch = fast.collate([rows[index] for index in chosen], tokenizer.pad_token_id)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        losses, owners = fast.token_losses(model, **batch, split_head=split_head)
-        for place, index in enumerate(chosen):
-            its = losses[owners == place].double().cpu()
-            sums[index], counts[index] = its.sum(), len(its)
-        start = end
+    for lengths in batching.cut([len(rows[index].ids) for index in order], tokens_at_once):
+        chosen = order[start : start + len(lengths)]
+        start += len(lengths)
+        batch = batching.collate([rows[index] for index in chosen])
+        batch = {name: its.to(device) if torch.is_tensor(its) else its for name, its in batch.items()}
+        losses, owners = path.losses(batch)
+        where = torch.tensor(chosen)[owners.cpu()]
+        sums.index_add_(0, where, losses.double().cpu())
+        counts.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
     return {
         "loss": float(sums.sum() / counts.sum()),
         "tokens": int(counts.sum()),
@@ -55,14 +52,15 @@ def make(run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int)
         UserError: the adapter changed nothing.
     """
     recipe = run.recipe
-    tuned = measure(model, held_set.encoded, tokenizer, plan["split_head"])
+    path = fast.Path(model, tokenizer.pad_token_id, plan["fast"])
+    tuned = measure(path, held_set.encoded)
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     task = tasks.get(recipe.task)
     questions = task.questions(held_rows[:ANSWERS], recipe)
     prompts = [task.prompt_ids(question, tokenizer, recipe) for question in questions]
     told = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
     with model.disable_adapter():
-        base = measure(model, held_set.encoded, tokenizer, plan["split_head"])
+        base = measure(path, held_set.encoded)
         said = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
     spoken = [
         {
@@ -101,7 +99,7 @@ def load_tuned(run):
     bases.require_same(base, plan["base_sha256"])
     loaded = models.load_base(Path(base["dir"]), run.recipe, plan)
     model = models.load_adapter(loaded.model, run.adapter_dir, base["id"])
-    fast.speed_up_lora(model)
+    fast.speed_up_lora(model)  # for its answers
     return model, loaded.tokenizer, plan
 
 

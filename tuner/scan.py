@@ -17,7 +17,7 @@ from tuner.tasks import NoRow
 
 # Part of every name under which a pass is kept: raise it whenever a pass would give other arrays.
 VERSION = 2
-# From this many rows on a second process helps more than its start costs (tests/bench/DIARY.md).
+# From this many rows on a second process helps more than its start costs (tests/bench/RESULTS.md).
 ROWS_FOR_HELP = 8_000
 _BLOCK = 512
 
@@ -100,6 +100,13 @@ class Part:
     def texts(self):
         """All records as one Arrow array."""
         return data.Texts(self.path).column()
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Keep an array so that a reader meets the old one or the new, also where the file is linked from another dataset."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # numpy wants the ending
+    np.save(temporary, array)
+    os.replace(temporary, path)
 
 
 def short_hash(what) -> str:
@@ -353,7 +360,7 @@ def _without(its: Part, texts: data.Texts) -> np.ndarray:
             break
     found = near.common(said)
     if its.mapping is not None:
-        np.save(kept, found)
+        save(kept, found)
     return found
 
 

@@ -47,17 +47,11 @@ class Survey:
         return said
 
 
-def of(rows: list[dict], tokenizer, recipe, on_progress=None) -> Survey:
-    """Encode all rows as the trainer will, and count what happens to them.
-
-    Args:
-        on_progress: called with (rows done, rows in all) now and then.
-    """
+def of(rows: list[dict], tokenizer, recipe) -> Survey:
+    """Encode all rows as the trainer will, and count what happens to them."""
     found = Survey()
     encode_row = tasks.get(recipe.task).encode_row
-    for index, row in enumerate(rows):
-        if on_progress and index % 200 == 0:
-            on_progress(index, len(rows))
+    for row in rows:
         try:
             sequences = encode_row(row, tokenizer, recipe)
         except UserError as error:

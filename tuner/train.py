@@ -14,7 +14,7 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, checkpoints, encode, fast, lease, models, quote, report, survey, tasks
+from tuner import answer, bases, batching, checkpoints, encode, fast, lease, models, quote, report, survey, tasks
 from tuner.errors import UserError
 from tuner.home import read_json, write_json, write_whole
 from tuner.run import Run
@@ -65,14 +65,18 @@ def _train_with_the_machine(run: Run) -> dict:
     weights = bases.weights_hash(Path(base["dir"]))
     loaded = models.load_base(Path(base["dir"]), recipe, plan or {"attention": choose_attention(train_set)})
     model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"])
+    path = fast.Path(model, tokenizer.pad_token_id, plan and plan["fast"])
     if not plan:
-        plan = make_plan(recipe, loaded.plan, model, train_set, held_set, weights)
+        plan = make_plan(recipe, loaded.plan, path, train_set, held_set, weights)
         write_json(run.folder / "plan.json", plan)
-    fast.speed_up_lora(model)
+    path.checkpointing = plan["gradient_checkpointing"]
+    fast.speed_up_lora(model)  # for the answers; a path through the model's own forward has done it
+    if path.decoder is None:
+        run.log("note", message=f"The plain path is taken, slower and just as right: {path.why_plain}.")
     if plan["kept_16bit"] and recipe.quantisation == "nf4":
         run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
 
-    trainer = Tuning(run, plan, model, tokenizer, train_set, held_set, began)
+    trainer = Tuning(run, plan, path, tokenizer, train_set, held_set, began)
     checkpoint = checkpoints.newest(
         run.folder / "checkpoints",
         lambda step: run.log("note", message=f"The checkpoint of step {step} is damaged; an older one is used."),
@@ -89,28 +93,28 @@ def choose_attention(train_set) -> str:
     return "eager" if models.device_name() == "cpu" and longest <= 384 else "sdpa"
 
 
-def make_plan(recipe, decided: dict, model, train_set, held_set, weights: str) -> dict:
+# Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
+
+
+def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weights: str) -> dict:
     """Every choice made by measuring that alters arithmetic, decided once at the first start."""
     lengths = sorted(len(row.ids) for row in train_set.encoded)
     device = decided["device"]
-    # Enough tokens at once to keep the products wide, few enough that activations stay modest.
-    room = 16_384 if device == "cuda" else 2_048
-    micro = recipe.micro_batch or max(1, min(recipe.batch_size, room // lengths[int(0.95 * (len(lengths) - 1))]))
-    micro = min(micro, recipe.batch_size)
-    batches = fast.LengthBatches(lengths, recipe.batch_size, micro, recipe.seed)
-    steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * batches.steps_per_epoch))
-    need = quote.activation_gib(model.config, micro * lengths[-1])
+    at_once = TOKENS_AT_ONCE[device]
+    per_epoch = len(batching.LengthBatches(lengths, recipe.batch_size, recipe.seed))
+    steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * per_epoch))
+    need = quote.activation_gib(path.model.config, max(sum(lengths[-recipe.micro_batch :]) if recipe.micro_batch else at_once, lengths[-1]))
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     checkpointing = recipe.gradient_checkpointing == "on" or (
         recipe.gradient_checkpointing == "auto" and need * 2**30 > 0.6 * free
     )
     evaluate_at, sampled = plan_evaluations(
-        steps, train_set.tokens * steps / batches.steps_per_epoch, [len(row.ids) for row in held_set.encoded],
-        recipe.evaluations, recipe.seed,
+        steps, train_set.tokens * steps / per_epoch, [len(row.ids) for row in held_set.encoded], recipe.evaluations, recipe.seed,
     )
     return {
-        **decided, "base_sha256": weights, "micro_batch": micro, "steps": steps, "gradient_checkpointing": checkpointing,
-        "evaluate_at": evaluate_at, "evaluated_rows": sampled, "split_head": fast.can_split_head(model),
+        **decided, "base_sha256": weights, "tokens_at_once": at_once, "micro_batch": recipe.micro_batch, "steps": steps,
+        "gradient_checkpointing": checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled, "fast": path.plan,
     }
 
 
@@ -133,12 +137,10 @@ def plan_evaluations(steps: int, tokens: float, lengths: list[int], wanted: int,
 class Tuning(Trainer):
     """The HF Trainer with our batches, loss, evaluation and checkpoints."""
 
-    def __init__(self, run: Run, plan: dict, model, tokenizer, train_set, held_set, began: float):
-        recipe = run.recipe
-        self.run, self.plan, self.recipe, self.tokenizer = run, plan, recipe, tokenizer
-        self.batches = fast.LengthBatches(
-            [len(row.ids) for row in train_set.encoded], recipe.batch_size, plan["micro_batch"], recipe.seed
-        )
+    def __init__(self, run: Run, plan: dict, path: fast.Path, tokenizer, train_set, held_set, began: float):
+        recipe, model = run.recipe, path.model
+        self.run, self.plan, self.path, self.recipe, self.tokenizer = run, plan, path, recipe, tokenizer
+        self.batches = batching.LengthBatches([len(row.ids) for row in train_set.encoded], recipe.batch_size, recipe.seed)
         self.rows = train_set.encoded
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
         self.meter = _Meter(run, plan["steps"], began)
@@ -151,8 +153,7 @@ class Tuning(Trainer):
         self.measured_at: int | None = None
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
-            per_device_train_batch_size=plan["micro_batch"],
-            gradient_accumulation_steps=self.batches.accumulate,
+            per_device_train_batch_size=recipe.batch_size,  # cut into what fits at once in `training_step`
             max_steps=plan["steps"],
             learning_rate=recipe.learning_rate,
             lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
@@ -171,40 +172,38 @@ class Tuning(Trainer):
             fp16=plan["precision"] == "float16",
             dataloader_num_workers=0,  # two cores: a worker would take a third of the arithmetic
             dataloader_pin_memory=plan["device"] != "cpu",
-            activation_checkpointing=plan["gradient_checkpointing"],  # transformers 5's name for it
+            # transformers 5's name for it; the fast path does its own
+            activation_checkpointing=plan["gradient_checkpointing"] and path.decoder is None,
             remove_unused_columns=False,
             label_names=["labels"],
         )
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
-        # The loss below is a sum over learned tokens divided by their number in the whole optimiser batch.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
         self.add_callback(_Obey(run, plan["evaluate_at"]))
 
     # Data -----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self):
         """Our batches through `accelerator.prepare`, without which a resume in the second epoch differs silently."""
-        loader = torch.utils.data.DataLoader(
-            self.rows, batch_sampler=self.batches, collate_fn=lambda rows: fast.collate(rows, self.tokenizer.pad_token_id)
-        )
+        loader = torch.utils.data.DataLoader(self.rows, batch_sampler=self.batches, collate_fn=batching.collate)
         return self.accelerator.prepare(loader)
 
     # Steps ----------------------------------------------------------------------------------------------------
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mean cross-entropy over the learned tokens of the optimiser batch, this micro-batch's part of it."""
-        losses, _ = fast.token_losses(
-            self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], self.plan["split_head"]
-        )
-        return losses.sum() / num_items_in_batch
-
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.meter.add(float(loss), int(inputs["attention_mask"].sum()), int((inputs["labels"] != encode.IGNORE).sum()))
+        """Gradients of the mean cross-entropy over the learned tokens of one optimiser batch, taken part by part."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        total = torch.zeros((), device=inputs["input_ids"].device)
+        for part in batching.micro_batches(inputs, self.plan["tokens_at_once"], self.plan["micro_batch"]):
+            losses, _ = self.path.losses(part)
+            loss = losses.sum() / num_items_in_batch
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
         if not math.isfinite(self.meter.loss):
             self._refuse("The loss")
-        return loss
+        return total
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
@@ -238,7 +237,7 @@ class Tuning(Trainer):
             self.measured_at = step
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
-                measured = report.measure(self.model, self.held, self.tokenizer, self.plan["split_head"])
+                measured = report.measure(self.path, self.held)
                 text, ended = answer.answer(
                     self.model, self.tokenizer, self.sample_ids, self.stops, answer.Sampling(SAMPLE_TOKENS)
                 )

@@ -10,7 +10,6 @@ after the first: what the prompt costs is the row "first token".
 
 import argparse
 import gc
-import platform
 import shutil
 import statistics
 import sys
@@ -18,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
 
+from tests.bench import machine
 from tuner import answer, chat, decode, encode, models, starter
 from tuner.recipe import STARTER_MODEL, Recipe
 
@@ -218,13 +217,6 @@ def through_the_worker(subject: chat.Subject, tokenizer, tokens: int, rounds: in
 # The table --------------------------------------------------------------------------------------------------------
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
-
-
 def bench(base_dir: Path, base_id: str, folder: Path, tokens: int, rounds: int, prompts: int, worker: bool) -> dict[str, float]:
     """Print the table; the decode rates by name."""
     adapter = make_adapter(base_dir, base_id, folder / "adapter")
@@ -288,14 +280,18 @@ def main(arguments: list[str] | None = None) -> int:
     cores = psutil.cpu_count()
     torch.set_num_threads(cores)
     base_dir = starter.prepare()
-    print(f"{cpu_name()}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB; Python {platform.python_version()}, "
-          + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")))
+    quiet = machine.Quiet()
+    quiet.look()
+    print(machine.describe(("torch", "transformers", "peft", "bitsandbytes")))
     print(f"{chosen.tokens} tokens, medians of {chosen.rounds} rounds; SmolLM2-135M-Instruct, adapter of rank 16 on all linear layers")
     folder = Path(tempfile.mkdtemp(prefix="bench-chat-"))
     try:
         bench(base_dir, STARTER_MODEL, folder, chosen.tokens, chosen.rounds, chosen.prompts, worker=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    quiet.look()
+    if said := quiet.warning():
+        print(f"\n{said}")
     print(f"\n{time.monotonic() - began:.0f} s in all")
     return 0
 

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 
-from tuner import check, data, encode, findings, fixes, hub, reading, receipt, scan, tasks
+from tuner import check, data, findings, fixes, hub, reading, receipt, scan, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, safe_name, tuner_home
 from tuner.recipe import Recipe
-from tuner.ui import drawing
+from tuner.ui import drawing, row_view
 
 SOURCES = ["Demo", "File", "Hub", "Paste"]
+_SHARE_HELP = "More rows held out measure more surely; fewer are left to learn from."
 VIEWS = [("Exact text", "tokens"), ("Conversation", "turns"), ("Table", "table")]
-PAGE = 12
 
 # Buttons inside our own HTML speak through their data-do.
 _LISTEN = "element.addEventListener('click', event => { const its = event.target.closest('[data-do]'); if (its && !its.disabled) trigger('click', {do: its.dataset.do}); });"
@@ -55,7 +55,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
             its.about = gr.HTML(drawing.empty("Reading the demo …"), elem_id="dataset-about")
             its.share = gr.Slider(
                 0.005, 0.5, value=Recipe().held_out_share, step=0.005, label="Held out, share of the rows", elem_id="held-out-share",
-                info="More rows held out measure more surely; fewer are left to learn from.",
+                info=_SHARE_HELP,
             )
             with gr.Accordion("Change which column is which", open=False, elem_id="mapping"):
                 its.format = gr.Dropdown([(words, name) for name, (words, _, _) in formats.items()], label="Format", elem_id="format")
@@ -113,7 +113,8 @@ def wire(its, train, tabs) -> None:
 
     page, roles = its.page, list(its.roles)
     role_boxes = [its.roles[role] for role in roles]
-    found = [its.row, its.at, its.number, its.progress, its.findings, its.survey, its.receipt, its.show, its.timer, its.known]
+    one = [its.row, its.at, its.number]
+    found = [*one, its.progress, its.findings, its.survey, its.receipt, its.show, its.share, its.timer, its.known]
     mapped = [its.about, its.format, *role_boxes, its.template]
     whole = [its.dataset_id, its.search, *mapped, *found]
     quiet = dict(show_progress="hidden", api_visibility="private")
@@ -127,7 +128,7 @@ def wire(its, train, tabs) -> None:
         list_of = findings.find(rows, recipe)
         if show not in ("all", "training", "held out") and show not in {one.name for one in list_of}:
             show = "all"
-        shown, at, number = draw_row(rows, recipe, look, view, show, search, at)
+        shown, at, number = row_view.draw_row(rows, recipe, look, view, show, search, at)
         if blind:
             shown = drawing.notice(blind, "error") + shown
         examples = {one.name: findings.examples(rows, one.name, recipe) for one in list_of}
@@ -138,10 +139,16 @@ def wire(its, train, tabs) -> None:
         return [
             shown, at, number, drawing.checking(going.phase, going.share, going.left_s) if going else "",
             drawing.findings(list_of, examples, fixes.FIXES, show, bool(going)),
-            "" if stops or look is None else draw_survey(rows, recipe, going is not None, dataset),
-            drawing.receipt(made, rows.steps), gr.update(choices=choices, value=show), gr.Timer(active=going is not None),
+            "" if stops or look is None else row_view.draw_figures(rows, recipe, going is not None),
+            drawing.receipt(made, rows.steps), gr.update(choices=choices, value=show), share_of(rows), gr.Timer(active=going is not None),
             f"{dataset.id}/{len(rows)}/{going is None}/{len(dataset.steps)}",
         ]
+
+    def share_of(rows) -> dict:
+        """The slider, at rest where the dataset says by itself what is held out."""
+        if rows.own_split:
+            return gr.update(interactive=False, info="This dataset says by itself which rows are held out.")
+        return gr.update(interactive=True, info=_SHARE_HELP)
 
     def everything(visitor, dataset, recipe: Recipe) -> list:
         return [
@@ -214,7 +221,8 @@ def wire(its, train, tabs) -> None:
         columns = {role: chosen[role] for role in (*needed, *optional) if chosen.get(role)}
         if "prompt" in needed and (template or "").strip():
             columns["prompt"] = template
-        check.stop(dataset) if dataset.ready else None
+        if dataset.ready:
+            check.stop(dataset)
         data.remap(dataset, format, columns)
         return everything(visitor, dataset, train.lenient(rest[len(roles) :]))
 
@@ -227,7 +235,7 @@ def wire(its, train, tabs) -> None:
             shown = tasks.get(dataset.task).filled(dataset.head()[0], template, tasks.get(dataset.task).columns_of(dataset.head()))
         except UserError as error:
             return drawing.notice(str(error), "warning")
-        return f'<p class="quiet small">Row 1 would ask:</p><p class="preview-line">{drawing.text(shorten_tail(shown))}</p>'
+        return f'<p class="quiet small">Row 1 would ask:</p><p class="preview-line">{drawing.text(shown if len(shown) <= 400 else shown[:400] + " …")}</p>'
 
     @in_words
     def show_roles(format):
@@ -239,12 +247,12 @@ def wire(its, train, tabs) -> None:
         recipe = train.lenient(form)
         look, _ = eyes(recipe, visitor.token)
         rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
-        return draw_row(rows, recipe, look, view, show, search, at)
+        return row_view.draw_row(rows, recipe, look, view, show, search, at)
 
     def turn(by: int):
         @in_words
         def turned(view, show, search, at, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
-            step = by * PAGE if view == "table" else by
+            step = by * row_view.PAGE if view == "table" else by
             return row_only(dataset_id, browser_id, token, form, view, show, search, (at or 0) + step)
 
         return turned
@@ -257,8 +265,8 @@ def wire(its, train, tabs) -> None:
         look, _ = eyes(recipe, visitor.token)
         rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
         chosen = findings.choose(rows, show, search or "", recipe)
-        at = int(np.searchsorted(numbers_of(rows, chosen), wanted))
-        return draw_row(rows, recipe, look, view, show, search, min(at, max(0, len(chosen) - 1)))
+        at = int(np.searchsorted(row_view.numbers_of(rows, chosen), wanted))
+        return row_view.draw_row(rows, recipe, look, view, show, search, min(at, max(0, len(chosen) - 1)))
 
     @in_words
     def choose_rows(view, show, search, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
@@ -284,11 +292,12 @@ def wire(its, train, tabs) -> None:
             if not dataset.ready:  # reading failed behind the head
                 shutil.rmtree(dataset.folder, ignore_errors=True)
                 return [
-                    drawing.notice(str(error), "error"), 0, 1, "", "", "", "", gr.skip(), gr.Timer(active=False), f"{dataset.id}/failed",
+                    drawing.notice(str(error), "error"), 0, 1, "", "", "", "", gr.skip(), gr.skip(), gr.Timer(active=False), f"{dataset.id}/failed",
                 ]
             raise
         if going is not None:
-            return [*[gr.skip()] * 3, drawing.checking(going.phase, going.share, going.left_s), *[gr.skip()] * 6]
+            bar = drawing.checking(going.phase, going.share, going.left_s)
+            return [bar if box is its.progress else gr.skip() for box in found]
         return paint(dataset, train.lenient(form), visitor.token, view, show, search or "", at or 0)
 
     @in_words
@@ -309,10 +318,11 @@ def wire(its, train, tabs) -> None:
         if verb == "undo" and what.isdigit():
             check.undo(dataset, int(what))
             return [gr.skip(), *paint(dataset, recipe, visitor.token, view, "all", search or "", 0), gr.skip()]
-        if verb == "page" and what in ("1", "-1"):
-            return [gr.skip(), *paint(dataset, recipe, visitor.token, view, show, search or "", (at or 0) + int(what) * PAGE), gr.skip()]
-        if verb == "open" and what.isdigit():
-            return ["tokens", *paint(dataset, recipe, visitor.token, "tokens", show, search or "", int(what)), gr.skip()]
+        if verb in ("page", "open") and what.lstrip("-").isdigit():
+            view = view if verb == "page" else "tokens"
+            at = int(what) if verb == "open" else (at or 0) + int(what) * row_view.PAGE
+            rest = [gr.skip()] * (len(found) - len(one) + 1)
+            return [view, *row_only(dataset_id, browser_id, token, form, view, show, search, at), *rest]
         raise UserError(f"There is nothing to do for {shorten(verb, 20)!r}. Reload the page.")
 
     def choose_source(source):
@@ -331,11 +341,11 @@ def wire(its, train, tabs) -> None:
     its.format.change(show_roles, [its.format], [*role_boxes, its.template], **quiet)
     its.template.change(show_template, [its.template, its.dataset_id, *who], [its.template_shown], trigger_mode="always_last", **quiet)
     its.map_button.click(use_columns, [its.dataset_id, *who, its.format, its.template, *role_boxes, *form], whole, **busy)
-    one, around = [its.row, its.at, its.number], [its.dataset_id, *who, *form]
+    around = [its.dataset_id, *who, *form]
     its.previous.click(turn(-1), [*choice, *around], one, **quiet)
     its.next.click(turn(+1), [*choice, *around], one, **quiet)
     its.number.submit(jump, [its.number, its.view, its.show, its.search, *around], one, **quiet)
-    its.view.change(again, [*choice, *around], found, **quiet)
+    its.view.change(turn(0), [*choice, *around], one, **quiet)
     its.show.input(choose_rows, [its.view, its.show, its.search, *around], one, **quiet)
     its.search.submit(choose_rows, [its.view, its.show, its.search, *around], one, **quiet)
     for box in (its.findings, its.receipt, its.row):
@@ -348,10 +358,6 @@ def wire(its, train, tabs) -> None:
     share.change(lambda value: value, [share], [its.share], queue=False, **quiet)
     its.go.click(lambda: gr.Tabs(selected="train"), None, [tabs], queue=False, **quiet)
     its.start.click(**train.start_run).success(lambda: gr.Tabs(selected="train"), None, [tabs], queue=False, **quiet).then(**train.follow_up)
-
-
-def shorten_tail(text: str, most: int = 400) -> str:
-    return text if len(text) <= most else text[:most] + " …"
 
 
 def _role_updates(dataset: data.Dataset, roles: list[str]) -> list:
@@ -382,81 +388,3 @@ def _about(dataset: data.Dataset) -> str:
     ]
     lines += [f'<p class="quiet">{drawing.text(note)}</p>' for note in dataset.notes]
     return f'<div class="about">{"".join(lines)}</div>'
-
-
-def numbers_of(rows: findings.Rows, chosen: np.ndarray) -> np.ndarray:
-    """The numbers in the source of the rows chosen; see `findings.choose`."""
-    if len(chosen) and chosen[0] < 0:
-        return -chosen
-    return rows.origins[chosen] + 1
-
-
-def draw_row(rows: findings.Rows, recipe: Recipe, look, view: str, show: str, search: str | None, at: int) -> list:
-    """The row, or the page of rows, that is shown; where it is among those chosen; its number in the source."""
-    chosen = findings.choose(rows, show, search or "", recipe)
-    if len(chosen) == 0:
-        words = f"No row holds “{shorten(search, 40)}”." if search else "No row is left here."
-        return [drawing.empty(words, "Show all rows, or search for something else."), 0, 1]
-    numbers = numbers_of(rows, chosen)
-    at = at % len(chosen) if view != "table" else min(max(0, at), len(chosen) - 1)
-    number = int(numbers[at])
-    many = f"{at + 1:,} of {len(chosen):,}" + (" found" if search else "")
-    task, index = tasks.get(rows.task), int(chosen[at])
-    if index < 0:
-        head = drawing.row_head(f"Row {number:,}", "left out", many)
-        return [drawing.left_out_record(number, rows.why_left_out(-1 - index), rows.parts[0].text(-1 - index).removeprefix("!"), head), at, number]
-    try:
-        held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
-    except UserError:
-        held = np.zeros(len(rows), bool)
-    if view == "table":
-        at -= at % PAGE
-        lines = []
-        for place in range(at, min(at + PAGE, len(chosen))):
-            its = int(chosen[place])
-            row = rows.row(its)
-            tokens = f"{int(rows.lengths[its]):,}" if rows.tokens is not None else "—"
-            lines.append({
-                "index": place, "number": int(numbers[place]), "where": "held out" if held[its] else "training", "tokens": tokens,
-                "asked": task.describe(row), "answered": shorten(task.answer(row)[0], 100),
-            })
-        head = drawing.row_head(f"Rows {lines[0]['number']:,} to {lines[-1]['number']:,}", show if show in ("training", "held out") else "table", f"{at + 1:,}–{at + len(lines):,} of {len(chosen):,}")
-        return [drawing.rows_table(lines, head, at + PAGE < len(chosen), at > 0), at, int(numbers[at])]
-    row = rows.row(index)
-    where = "held out" if held[index] else "training"
-    if look is None:
-        head = drawing.row_head(f"Row {number:,}", where, many)
-        return [drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
-    try:
-        tokenizer = encode.load_tokenizer(look.tokenizer_dir)
-        sequences = task.encode_row(row, tokenizer, recipe)
-        counts = task.turn_tokens(row, tokenizer, recipe) if view == "turns" and "messages" in row else [len(sequences[0].offsets)]
-    except UserError as error:
-        head = drawing.row_head(f"Row {number:,}", where, many)
-        return [drawing.notice(str(error), "error") + drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
-    head = drawing.row_head(f"Row {number:,}", where, f"{many} · {drawing.token_counts(sequences)}")
-    if view == "turns":
-        return [drawing.conversation(_turns_of(row), counts, row.get("tools"), head), at, number]
-    return [drawing.row(sequences, encode.control_tokens(tokenizer), head), at, number]
-
-
-def _turns_of(row: dict) -> list[dict]:
-    return row["messages"] if "messages" in row else [{"role": "text", "content": row["text"]}]
-
-
-def draw_survey(rows: findings.Rows, recipe: Recipe, partial: bool, dataset: data.Dataset) -> str:
-    """The figures of all rows, and how long they are."""
-    its = rows.figures(recipe)
-    tiles = drawing.stats([
-        (f"{its.train_rows:,}", "rows to learn from", "Training rows"),
-        (f"{its.held_out_rows:,}", "held out", its.split),
-        (f"{its.tokens:,}", "tokens", "In the training rows, after any cut"),
-        (f"{its.learned / max(1, its.tokens):.0%}", "learned", "Share of the tokens on which the loss is taken"),
-        (f"{int(its.uncut.max(initial=0)):,}", "longest row", "Tokens, before any cut"),
-    ])
-    said = [f"The figures are of the first {len(rows):,} rows; the rest is being checked."] if partial else []
-    if rows.tokens is not None and np.any(rows.tokens.flags & 4):
-        whole = int(np.count_nonzero(rows.tokens.flags & 4))
-        said.append(f"{whole:,} rows are learned whole, prompts too: this model's chat template does not show where an answer begins.")
-    notes = "".join(drawing.notice(words, "note") for words in said)
-    return f"{tiles}{notes}{drawing.histogram(its.uncut, recipe.max_tokens)}"

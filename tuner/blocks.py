@@ -1,0 +1,308 @@
+"""The parts of a decoder layer as autograd functions that keep little and compute in the base's own precision.
+
+What is frozen gets no gradient. What is cheap is made again in the backward pass instead of being kept: norms and the
+product of the gate. LoRA's thin products are added into the wide ones' results, and its fp32 weights are cast once, so
+that they stay fp32 masters for the optimiser.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class Norm:
+    """An RMS norm with a frozen weight.
+
+    Args:
+        one_more: Gemma's kind, x * (1 + w) in fp32; else Llama's, x in the base's precision times w.
+    """
+
+    weight: torch.Tensor
+    eps: float
+    one_more: bool
+
+    def __post_init__(self):
+        self.scale = self.weight.float() + 1 if self.one_more else self.weight.float()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) -> the normed rows in x's dtype, and each row's 1 / rms as (N, 1) fp32."""
+        wide = x.float() if x.dtype != torch.float32 else x.clone()
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return self.again(x, inverse, wide), inverse
+
+    def again(self, x: torch.Tensor, inverse: torch.Tensor, wide: torch.Tensor | None = None) -> torch.Tensor:
+        """The normed rows, from the 1 / rms that is already known."""
+        wide = (x.float() if x.dtype != torch.float32 else x.clone()) if wide is None else wide
+        wide.mul_(inverse)
+        if not self.one_more and x.dtype != torch.float32:
+            wide = wide.to(x.dtype).float()  # transformers rounds here; two casts of 0.04 ms keep to it
+        return wide.mul_(self.scale).to(x.dtype)
+
+    def backward(self, d_normed: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        """The gradient of x in fp32, (N, D)."""
+        hat = (x.float() if x.dtype != torch.float32 else x.clone()).mul_(inverse)
+        d_hat = (d_normed.float() if d_normed.dtype != torch.float32 else d_normed.clone()).mul_(self.scale)
+        shared = (d_hat * hat).mean(-1, keepdim=True)
+        return d_hat.addcmul_(hat, shared, value=-1).mul_(inverse)
+
+
+class Linear:
+    """A frozen linear layer, 4-bit or dense, and the LoRA on it, if any."""
+
+    def __init__(self, module: nn.Module):
+        from peft.tuners.lora.layer import LoraLayer
+
+        self.module = module
+        self.base = module.base_layer if isinstance(module, LoraLayer) else module
+        self.is_tuned = isinstance(module, LoraLayer)
+        self.is_4bit = hasattr(self.base.weight, "quant_state")
+        self.bias = self.base.bias
+
+    def rows_through(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T + b: (N, D_in) -> (N, D_out)."""
+        return F.linear(x, self.weight(), self.bias)
+
+    def rows_added(self, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        """to + x W^T + b."""
+        out = torch.addmm(to, x, self.weight().t())
+        return out if self.bias is None else out.add_(self.bias)
+
+    def back(self, d_out: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:
+        """d_out W: (N, D_out) -> (N, D_in); added to `to` in place, where there is one."""
+        return d_out @ self.weight() if to is None else to.addmm_(d_out, self.weight())
+
+    def weight(self) -> torch.Tensor:
+        """(D_out, D_in) in the precision that is computed in; a 4-bit one is unpacked anew each time."""
+        weight = self.base.weight
+        if not self.is_4bit:
+            return weight
+        state = weight.quant_state
+        absmax = state.absmax
+        if state.nested:
+            absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+                absmax, state.state2.absmax, state.state2.code, state.state2.blocksize, torch.float32
+            ) + state.offset
+        return torch.ops.bitsandbytes.dequantize_4bit(
+            weight.data, absmax, state.blocksize, state.quant_type, state.shape, self.base.compute_dtype
+        )
+
+    def lora(self) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+        """A (R, D_in), B (D_out, R) and the scale of the adapter in use; None without one."""
+        if not self.is_tuned or self.module.disable_adapters:
+            return None
+        name = self.module.active_adapters[0]
+        if name not in self.module.lora_A:
+            return None
+        return self.module.lora_A[name].weight, self.module.lora_B[name].weight, self.module.scaling[name]
+
+    def unusual(self) -> str:
+        """Why this layer cannot be computed here; "" if it can."""
+        if not isinstance(self.base, nn.Linear):
+            return f"a {type(self.base).__name__}"
+        if not self.is_tuned:
+            return ""
+        its = self.module
+        if getattr(its, "merged", False) or len(its.active_adapters) != 1:
+            return "several adapters, or a merged one"
+        if any(getattr(its, "use_dora", {}).values()) or any(getattr(its, "lora_bias", {}).values()) or its.fan_in_fan_out:
+            return "an adapter that is not plain LoRA"
+        if any(not isinstance(drop, nn.Identity) for drop in its.lora_dropout.values()):
+            return "dropout"
+        return ""
+
+
+def project(x: torch.Tensor, into: list[Linear]) -> list[torch.Tensor]:
+    """x W^T + b + s (x A^T) B^T for each layer, (N, D_in) -> (N, D_out); x is not normed here."""
+    return list(_Project.apply(x, None, into, *_weights(into)))
+
+
+def norm_project(x: torch.Tensor, norm: Norm, into: list[Linear]) -> list[torch.Tensor]:
+    """`project` of the normed rows; only x itself and each row's 1 / rms are kept."""
+    return list(_Project.apply(x, norm, into, *_weights(into)))
+
+
+def project_add(x: torch.Tensor, residual: torch.Tensor, into: Linear) -> torch.Tensor:
+    """residual + `project`, without a pass of its own for the sum."""
+    return _ProjectAdd.apply(x, residual, into, *_weights([into]))
+
+
+def mlp(x: torch.Tensor, norm: Norm, gate: Linear, up: Linear, down: Linear, act: str, add: bool) -> torch.Tensor:
+    """down(act(gate(n)) * up(n)) of the normed rows n, plus x itself if `add`; (N, D) -> (N, D)."""
+    return _Mlp.apply(x, norm, (gate, up, down), act, add, *_weights([gate, up, down]))
+
+
+def norm_rows(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """The norm alone, over the last dimension of (N, D)."""
+    return _NormRows.apply(x, norm)
+
+
+def _weights(layers: list[Linear]) -> list[torch.Tensor]:
+    """A and B of the layers that have LoRA, as autograd must see them: as arguments."""
+    found = []
+    for layer in layers:
+        its = layer.lora()
+        if its is not None:
+            found += its[:2]
+    return found
+
+
+class _Thin:
+    """The LoRA side of several layers that read the same rows: one product for all A, one for each B."""
+
+    def __init__(self, layers: list[Linear], dtype: torch.dtype):
+        self.loras = [layer.lora() for layer in layers]
+        with_lora = [its for its in self.loras if its is not None]
+        self.down = torch.cat([a for a, _, _ in with_lora]).to(dtype) if with_lora else None  # (sum R, D_in)
+        self.slices, place = [], 0
+        for its in self.loras:
+            rank = 0 if its is None else its[0].shape[0]
+            self.slices.append(slice(place, place + rank))
+            place += rank
+        # The scale rides on B: products of rank width, not passes over the wide result.
+        self.ups = [None if its is None else (its[1] * its[2]).to(dtype) for its in self.loras]
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor | None:
+        """(N, D_in) -> (N, sum R)."""
+        return None if self.down is None else x @ self.down.t()
+
+    def add(self, out: torch.Tensor, thin: torch.Tensor | None, index: int) -> torch.Tensor:
+        """Add layer `index`'s share to its result, in place."""
+        if self.ups[index] is not None:
+            out.addmm_(thin[:, self.slices[index]], self.ups[index].t())
+        return out
+
+    def backward(self, d_outs: list[torch.Tensor], thin: torch.Tensor, x: torch.Tensor, d_x: torch.Tensor | None) -> list[torch.Tensor]:
+        """Gradients of A and B, layer by layer; x's own is added into d_x, in place.
+
+        Args:
+            d_outs: each layer's (N, D_out).
+            x: the rows that the layers read.
+        """
+        if self.down is None:
+            return []
+        d_thin = torch.empty_like(thin)
+        d_ups = []
+        for index, (d_out, its) in enumerate(zip(d_outs, self.loras)):
+            if its is None:
+                d_ups.append(None)
+                continue
+            where = self.slices[index]
+            d_thin[:, where] = d_out @ self.ups[index]
+            d_ups.append((d_out.t() @ thin[:, where]).to(its[1].dtype).mul_(its[2]))
+        if d_x is not None:
+            d_x.addmm_(d_thin, self.down)
+        d_down = d_thin.t() @ x
+        found = []
+        for index, its in enumerate(self.loras):
+            if its is not None:
+                found += [d_down[self.slices[index]].to(its[0].dtype), d_ups[index]]
+        return found
+
+
+def _d_wide(d_outs: list[torch.Tensor], layers: list[Linear]) -> torch.Tensor:
+    """The gradient of the rows that several layers read, through their frozen weights."""
+    d_x = None
+    for d_out, layer in zip(d_outs, layers):
+        d_x = layer.back(d_out, d_x)
+    return d_x
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm, layers, *weights):
+        thin_side = _Thin(layers, x.dtype)
+        rows, inverse = (x, None) if norm is None else norm.forward(x)
+        thin = thin_side.rows(rows)
+        outs = [thin_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate(layers)]
+        ctx.save_for_backward(x, inverse, thin)
+        ctx.norm, ctx.layers, ctx.thin_side = norm, layers, thin_side
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx, *d_outs):
+        x, inverse, thin = ctx.saved_tensors
+        rows = x if ctx.norm is None else ctx.norm.again(x, inverse)
+        d_rows = _d_wide(d_outs, ctx.layers) if ctx.needs_input_grad[0] else None
+        d_weights = ctx.thin_side.backward(d_outs, thin, rows, d_rows)
+        if d_rows is not None and ctx.norm is not None:
+            d_rows = ctx.norm.backward(d_rows, x, inverse).to(x.dtype)
+        return d_rows, None, None, *d_weights
+
+
+class _ProjectAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, layer, *weights):
+        thin_side = _Thin([layer], x.dtype)
+        thin = thin_side.rows(x)
+        out = layer.rows_added(x, residual)
+        ctx.save_for_backward(x, thin)
+        ctx.layer, ctx.thin_side = layer, thin_side
+        return thin_side.add(out, thin, 0)
+
+    @staticmethod
+    def backward(ctx, d_out):
+        x, thin = ctx.saved_tensors
+        d_x = ctx.layer.back(d_out)
+        d_weights = ctx.thin_side.backward([d_out], thin, x, d_x)
+        return d_x, d_out, None, *d_weights
+
+
+_ACT = {"silu": F.silu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")}
+_D_ACT = {
+    "silu": lambda d_out, x: torch.ops.aten.silu_backward.grad_input(d_out, x, grad_input=d_out),
+    "gelu_pytorch_tanh": lambda d_out, x: torch.ops.aten.gelu_backward.grad_input(d_out, x, approximate="tanh", grad_input=d_out),
+}
+ACTS = tuple(_ACT)
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm, layers, act, add, *weights):
+        gate, up, down = layers
+        wide_side, thin_side = _Thin([gate, up], x.dtype), _Thin([down], x.dtype)
+        rows, inverse = norm.forward(x)
+        thin = wide_side.rows(rows)
+        gated, upper = (wide_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate((gate, up)))
+        middle = _ACT[act](gated).mul_(upper)
+        down_thin = thin_side.rows(middle)
+        out = down.rows_added(middle, x) if add else down.rows_through(middle)
+        ctx.save_for_backward(x, inverse, thin, gated, upper, down_thin)
+        ctx.norm, ctx.layers, ctx.act, ctx.add, ctx.sides = norm, layers, act, add, (wide_side, thin_side)
+        return thin_side.add(out, down_thin, 0)
+
+    @staticmethod
+    def backward(ctx, d_out):
+        x, inverse, thin, gated, upper, down_thin = ctx.saved_tensors
+        gate, up, down = ctx.layers
+        wide_side, thin_side = ctx.sides
+        d_middle = down.back(d_out)
+        d_upper = _ACT[ctx.act](gated)
+        middle = d_upper * upper if thin_side.down is not None else None
+        d_down = thin_side.backward([d_out], down_thin, middle, d_middle)
+        del middle
+        d_upper.mul_(d_middle)
+        d_gated = _D_ACT[ctx.act](d_middle.mul_(upper), gated)
+        rows = ctx.norm.again(x, inverse) if wide_side.down is not None else None
+        d_rows = _d_wide([d_gated, d_upper], [gate, up])
+        d_wide = wide_side.backward([d_gated, d_upper], thin, rows, d_rows)
+        d_x = ctx.norm.backward(d_rows, x, inverse)
+        if ctx.add:
+            d_x += d_out
+        return d_x.to(x.dtype), None, None, None, None, *d_wide, *d_down
+
+
+class _NormRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm):
+        rows, inverse = norm.forward(x)
+        ctx.save_for_backward(x, inverse)
+        ctx.norm = norm
+        return rows
+
+    @staticmethod
+    def backward(ctx, d_rows):
+        x, inverse = ctx.saved_tensors
+        return ctx.norm.backward(d_rows, x, inverse).to(x.dtype), None

@@ -1,0 +1,72 @@
+"""Cross-entropy where something is learned, in slices, with the gradient taken in the forward pass."""
+
+import torch
+from torch.nn import functional as F
+
+from tuner import blocks
+
+# A slice's logits in 16 bits: small enough for the cache, large enough for a fast product.
+SLICE_BYTES = 24 * 2**20
+# The last slice is rounded up to a multiple of this.
+STEP = 64
+
+
+def slice_rows(vocab: int, itemsize: int) -> int:
+    """Tokens whose logits are made at once: a power of two between 64 and 256."""
+    rows = 256
+    while rows > STEP and rows * vocab * itemsize > SLICE_BYTES * 1.1:
+        rows //= 2
+    return rows
+
+
+def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor) -> torch.Tensor:
+    """-log softmax(hidden head^T)[target] of each token; the head is frozen.
+
+    Args:
+        hidden: (N, D), normed.
+        head: (D) -> (V) without a bias.
+        targets: (N,).
+
+    Returns:
+        (N,) in fp32. Where a gradient is wanted it is made here, slice by slice, so that no logits are kept.
+    """
+    if hidden.requires_grad and torch.is_grad_enabled():
+        return _CrossEntropy.apply(hidden, head, targets)
+    rows = slice_rows(head.base.out_features, 4)
+    parts = [
+        F.cross_entropy(head.rows_through(hidden[start : start + rows]).float(), targets[start : start + rows], reduction="none")
+        for start in range(0, len(targets), rows)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, head, targets):
+        count, rows = len(targets), slice_rows(head.base.out_features, hidden.element_size())
+        losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        # Of each token's own loss, not of a sum: what the caller does with the losses comes later, as a factor.
+        d_hidden = torch.empty_like(hidden)
+        for start in range(0, count, rows):
+            wanted = targets[start : start + rows].unsqueeze(1)
+            rest = -len(wanted) % STEP  # few shapes instead of many: see fast.TOKENS_STEP
+            its = F.pad(hidden[start : start + rows], (0, 0, 0, rest))
+            logits = head.rows_through(its)
+            shares = torch.softmax(logits, 1)
+            wanted = F.pad(wanted, (0, 0, 0, rest))
+            # In fp16 small probabilities vanish, so the losses are made from the logits; in bf16 and fp32 they are kept,
+            # and one of 0 is below 1e-38: its loss is told as 87, its gradient is right.
+            if logits.dtype == torch.float16:
+                its = torch.logsumexp(logits.float(), 1, keepdim=True) - logits.gather(1, wanted).float()
+            else:
+                its = shares.gather(1, wanted).float().clamp_(min=1e-38).log_().neg_()
+            losses[start : start + rows] = its[: len(shares) - rest, 0]
+            shares[torch.arange(len(wanted), device=wanted.device), wanted[:, 0]] -= 1  # scatter_add_ takes as long as the softmax
+            d_hidden[start : start + rows] = head.back(shares)[: len(shares) - rest]
+        ctx.save_for_backward(d_hidden)
+        return losses
+
+    @staticmethod
+    def backward(ctx, d_losses):
+        (d_hidden,) = ctx.saved_tensors
+        return (d_hidden * d_losses.unsqueeze(1)).to(d_hidden.dtype), None, None
