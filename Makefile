@@ -1,5 +1,6 @@
 # make app: serve the page. make test: the whole suite. make demo: the main job without a page.
-# make bench-data: what large datasets cost (about a quarter of an hour).
+# make bench: speed, memory and loss of training against TRL and the plain Trainer (under half an hour).
+# make bench-page: how quick the page stays beside a training. make bench-data: what large datasets cost (a quarter of an hour).
 # make bench-quote: what runs were said to need, and what they took (about twenty minutes).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: app demo test lint bench-data bench-quote clean
+.PHONY: app demo test lint bench bench-page bench-data bench-quote clean
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
@@ -23,6 +24,12 @@ test: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
+
+bench: $(VENV)/.dev
+	@$(PY) -m tests.bench.training
+
+bench-page: $(VENV)/.dev
+	@$(PY) -m tests.bench.page
 
 bench-data: $(VENV)/.dev
 	@$(PY) -m tests.bench.data

@@ -92,6 +92,15 @@ def test_a_process_that_is_a_zombie_is_not_alive(home):
     assert not lease.is_alive(None) and not lease.is_alive({})
 
 
+def test_a_child_that_computes_for_minutes_gives_way_to_the_page(home):
+    process = child.spawn("timeit", "-n1", "-r1", "import time; time.sleep(60)", folder=home, log=home / "log.txt")
+    try:
+        assert psutil.Process(process.pid).nice() == min(19, psutil.Process().nice() + child.NICE)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_half_a_line_waits_for_its_end(home):
     run = new_run()
     run.log("note", message="Schöne Grüße")

@@ -18,7 +18,7 @@ PAGE = [ROOT / "app.py", *sorted((ROOT / "tuner" / "ui").rglob("*.py"))]
 ENGINE = [path for path in sorted((ROOT / "tuner").rglob("*.py")) if path not in PAGE]
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 LIGHT = (
-    "recipe data encode findings fixes check scan split near personal damage receipt turns child reading quote run lease chat hub card starter home errors bases "
+    "recipe data encode findings fixes check scan split near personal damage receipt turns child reading quote run events lease chat hub card starter home errors bases "
     "cli gate tasks tasks.chat"
 ).split()
 # What the Space's builder adds to requirements.txt, see reference/ecosystem.md fact 3.

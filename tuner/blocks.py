@@ -61,6 +61,19 @@ class Linear:
         self.is_4bit = hasattr(self.base.weight, "quant_state")
         self.bias = self.base.bias
 
+    def rows_through(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T + b: (N, D_in) -> (N, D_out)."""
+        return F.linear(x, self.weight(), self.bias)
+
+    def rows_added(self, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        """to + x W^T + b."""
+        out = torch.addmm(to, x, self.weight().t())
+        return out if self.bias is None else out.add_(self.bias)
+
+    def back(self, d_out: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:
+        """d_out W: (N, D_out) -> (N, D_in); added to `to` in place, where there is one."""
+        return d_out @ self.weight() if to is None else to.addmm_(d_out, self.weight())
+
     def weight(self) -> torch.Tensor:
         """(D_out, D_in) in the precision that is computed in; a 4-bit one is unpacked anew each time."""
         weight = self.base.weight
@@ -189,16 +202,11 @@ class _Thin:
         return found
 
 
-def _wide(x: torch.Tensor, layer: Linear) -> torch.Tensor:
-    return F.linear(x, layer.weight(), layer.bias)
-
-
 def _d_wide(d_outs: list[torch.Tensor], layers: list[Linear]) -> torch.Tensor:
     """The gradient of the rows that several layers read, through their frozen weights."""
     d_x = None
     for d_out, layer in zip(d_outs, layers):
-        weight = layer.weight()
-        d_x = d_out @ weight if d_x is None else d_x.addmm_(d_out, weight)
+        d_x = layer.back(d_out, d_x)
     return d_x
 
 
@@ -208,7 +216,7 @@ class _Project(torch.autograd.Function):
         thin_side = _Thin(layers, x.dtype)
         rows, inverse = (x, None) if norm is None else norm.forward(x)
         thin = thin_side.rows(rows)
-        outs = [thin_side.add(_wide(rows, layer), thin, index) for index, layer in enumerate(layers)]
+        outs = [thin_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate(layers)]
         ctx.save_for_backward(x, inverse, thin)
         ctx.norm, ctx.layers, ctx.thin_side = norm, layers, thin_side
         return tuple(outs)
@@ -229,9 +237,7 @@ class _ProjectAdd(torch.autograd.Function):
     def forward(ctx, x, residual, layer, *weights):
         thin_side = _Thin([layer], x.dtype)
         thin = thin_side.rows(x)
-        out = torch.addmm(residual, x, layer.weight().t())
-        if layer.bias is not None:
-            out += layer.bias
+        out = layer.rows_added(x, residual)
         ctx.save_for_backward(x, thin)
         ctx.layer, ctx.thin_side = layer, thin_side
         return thin_side.add(out, thin, 0)
@@ -239,7 +245,7 @@ class _ProjectAdd(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out):
         x, thin = ctx.saved_tensors
-        d_x = d_out @ ctx.layer.weight()
+        d_x = ctx.layer.back(d_out)
         d_weights = ctx.thin_side.backward([d_out], thin, x, d_x)
         return d_x, d_out, None, *d_weights
 
@@ -259,15 +265,10 @@ class _Mlp(torch.autograd.Function):
         wide_side, thin_side = _Thin([gate, up], x.dtype), _Thin([down], x.dtype)
         rows, inverse = norm.forward(x)
         thin = wide_side.rows(rows)
-        gated, upper = (wide_side.add(_wide(rows, layer), thin, index) for index, layer in enumerate((gate, up)))
+        gated, upper = (wide_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate((gate, up)))
         middle = _ACT[act](gated).mul_(upper)
         down_thin = thin_side.rows(middle)
-        if add:
-            out = torch.addmm(x, middle, down.weight().t())
-            if down.bias is not None:
-                out += down.bias
-        else:
-            out = _wide(middle, down)
+        out = down.rows_added(middle, x) if add else down.rows_through(middle)
         ctx.save_for_backward(x, inverse, thin, gated, upper, down_thin)
         ctx.norm, ctx.layers, ctx.act, ctx.add, ctx.sides = norm, layers, act, add, (wide_side, thin_side)
         return thin_side.add(out, down_thin, 0)
@@ -277,7 +278,7 @@ class _Mlp(torch.autograd.Function):
         x, inverse, thin, gated, upper, down_thin = ctx.saved_tensors
         gate, up, down = ctx.layers
         wide_side, thin_side = ctx.sides
-        d_middle = d_out @ down.weight()
+        d_middle = down.back(d_out)
         d_upper = _ACT[ctx.act](gated)
         middle = d_upper * upper if thin_side.down is not None else None
         d_down = thin_side.backward([d_out], down_thin, middle, d_middle)

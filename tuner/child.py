@@ -14,14 +14,17 @@ from tuner.home import tuner_home
 # What a child may see of this process's environment: nothing that could hold a secret.
 _SEEN = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TUNER_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM", "HOARD",
 )
 # How long a thread spins for its fellows before it sleeps. libgomp's own 300,000 lets two busy processes on two cores
 # slow each other tenfold; 3,000 costs one alone nothing that could be measured (tests/bench/DIARY.md).
 SPIN = "3000"
 # oneDNN keeps what it made for the last 1,024 shapes of a product, and rows of any length make new shapes at every step:
 # 0.1 to 0.2 GiB after twenty steps, and more with each (tests/bench/DIARY.md). Sixty-four cost no speed that could be measured.
-PRODUCTS_KEPT = "64"
+PRODUCTS_KEPT = os.environ.get("PK","64")
+# How far a child that computes for minutes steps back from what somebody waits for: the page, and the chat. Alone on the
+# machine it is as fast as before; beside it a poll is answered sooner (tests/bench/DIARY.md).
+NICE = 5
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,17 +34,21 @@ def environment() -> dict[str, str]:
     return {
         **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "GOMP_SPINCOUNT": SPIN, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRODUCTS_KEPT, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes asks for torch.compile when it is imported, which takes half a second
         "TUNER_CHILD": "1", "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
     }
 
 
 def spawn(module: str, *arguments: str, folder: Path, log: Path) -> subprocess.Popen:
-    """Start `python -m module arguments` in a session of its own; what it prints goes to the log."""
+    """Start `python -m module arguments` in a session of its own, behind the page; what it prints goes to the log."""
     with open(log, "ab") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, env=environment(), start_new_session=True,
         )
+    # Its threads begin later and inherit it. Counted from this process's own, which it may not undercut.
+    os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    return process
 
 
 def offer_to_the_kernel(pid: int) -> None:

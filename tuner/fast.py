@@ -79,8 +79,8 @@ class Path:
             hidden = self.decoder.hidden(batch, self.checkpointing and torch.is_grad_enabled())[places]
             hidden = blocks.norm_rows(hidden, self.decoder.norm)
             if self.slices:
-                return loss.cross_entropy(hidden, self.decoder.head.weight, targets), rows
-            return F.cross_entropy(self.decoder.head(hidden).float(), targets, reduction="none"), rows
+                return loss.cross_entropy(hidden, self.decoder.head, targets), rows
+            return F.cross_entropy(self.decoder.head.base(hidden).float(), targets, reduction="none"), rows
 
     def _plain(self, batch: dict, places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The model's own forward on padded rows."""
@@ -91,7 +91,7 @@ class Path:
             return F.cross_entropy(logits.float(), targets, reduction="none")
         plain = plain_model(self.model)
         hidden = plain.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return loss.cross_entropy(hidden[:, :-1][chosen], plain.lm_head.weight, targets)
+        return loss.cross_entropy(hidden[:, :-1][chosen], blocks.Linear(plain.lm_head), targets)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -157,7 +157,7 @@ class Decoder:
     plain: nn.Module
     layers: list[Layer]
     norm: blocks.Norm
-    head: nn.Linear
+    head: blocks.Linear
 
     def hidden(self, batch: dict, checkpointing: bool) -> torch.Tensor:
         """(N or a few more, D): what the last layer gives, before the last norm."""
@@ -204,7 +204,7 @@ def recognise(model: nn.Module, rows: bool = True) -> tuple[Decoder | None, str]
             if why := linear.unusual():
                 return None, f"a layer of it is {why}" if why != "dropout" else "LoRA dropout is on"
         layers.append(layer)
-    return Decoder(plain, layers, _read_norm(plain.model.norm, config), head), ""
+    return Decoder(plain, layers, _read_norm(plain.model.norm, config), blocks.Linear(head)), ""
 
 
 def _read_norm(norm: nn.Module, config) -> blocks.Norm:

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from tuner import blocks
+
 # A slice's logits in 16 bits: small enough for the cache, large enough for a fast product.
 SLICE_BYTES = 24 * 2**20
 # The last slice is rounded up to a multiple of this.
@@ -17,12 +19,12 @@ def slice_rows(vocab: int, itemsize: int) -> int:
     return rows
 
 
-def cross_entropy(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor) -> torch.Tensor:
     """-log softmax(hidden head^T)[target] of each token; the head is frozen.
 
     Args:
         hidden: (N, D), normed.
-        head: (V, D).
+        head: (D) -> (V) without a bias.
         targets: (N,).
 
     Returns:
@@ -30,9 +32,9 @@ def cross_entropy(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tenso
     """
     if hidden.requires_grad and torch.is_grad_enabled():
         return _CrossEntropy.apply(hidden, head, targets)
-    rows = slice_rows(head.shape[0], 4)
+    rows = slice_rows(head.base.out_features, 4)
     parts = [
-        F.cross_entropy(F.linear(hidden[start : start + rows], head).float(), targets[start : start + rows], reduction="none")
+        F.cross_entropy(head.rows_through(hidden[start : start + rows]).float(), targets[start : start + rows], reduction="none")
         for start in range(0, len(targets), rows)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
@@ -41,7 +43,7 @@ def cross_entropy(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tenso
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head, targets):
-        count, rows = len(targets), slice_rows(head.shape[0], hidden.element_size())
+        count, rows = len(targets), slice_rows(head.base.out_features, hidden.element_size())
         losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
         # Of each token's own loss, not of a sum: what the caller does with the losses comes later, as a factor.
         d_hidden = torch.empty_like(hidden)
@@ -49,7 +51,7 @@ class _CrossEntropy(torch.autograd.Function):
             wanted = targets[start : start + rows].unsqueeze(1)
             rest = -len(wanted) % STEP  # few shapes instead of many: see fast.TOKENS_STEP
             its = F.pad(hidden[start : start + rows], (0, 0, 0, rest))
-            logits = F.linear(its, head)
+            logits = head.rows_through(its)
             shares = torch.softmax(logits, 1)
             wanted = F.pad(wanted, (0, 0, 0, rest))
             # In fp16 small probabilities vanish, so the losses are made from the logits; in bf16 and fp32 they are kept,
@@ -60,7 +62,7 @@ class _CrossEntropy(torch.autograd.Function):
                 its = shares.gather(1, wanted).float().clamp_(min=1e-38).log_().neg_()
             losses[start : start + rows] = its[: len(shares) - rest, 0]
             shares[torch.arange(len(wanted), device=wanted.device), wanted[:, 0]] -= 1  # scatter_add_ takes as long as the softmax
-            d_hidden[start : start + rows] = (shares @ head)[: len(shares) - rest]
+            d_hidden[start : start + rows] = head.back(shares)[: len(shares) - rest]
         ctx.save_for_backward(d_hidden)
         return losses
 

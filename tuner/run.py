@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, lease, machine, proposals, receipt
+from tuner import check, child, data, events, lease, machine, proposals, receipt
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
@@ -62,26 +62,12 @@ class Run:
 
     def log(self, kind: str, **fields) -> None:
         """Append one event. `t` is in seconds since 1970."""
-        line = json.dumps({"t": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False) + "\n"
-        with open(self.folder / "events.jsonl", "ab") as file:  # one write call: lines never interleave
-            file.write(line.encode())
+        events.append(self.folder / "events.jsonl", {"t": round(time.time(), 3), "kind": kind, **fields})
 
-    def events(self, start: int = 0) -> tuple[list[dict], int]:
-        """Events from a byte offset on, and the offset to go on from. A half-written last line waits for its end."""
-        try:
-            with open(self.folder / "events.jsonl", "rb") as file:
-                file.seek(start)
-                block = file.read()
-        except FileNotFoundError:
-            return [], start
-        whole = block.rfind(b"\n") + 1
-        found = []
-        for line in block[:whole].splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # a line that a crash cut, perhaps inside a letter
-                continue
-        return found, start + whole
+    def events(self, start: int = 0, kind: str = "") -> tuple[list[dict], int]:
+        """Events from a byte offset on, perhaps of one kind only, and the offset to go on from; see `events.read`."""
+        path = self.folder / "events.jsonl"
+        return events.read(path, start, kind) if start or kind else events.read_all(path)
 
     # State ----------------------------------------------------------------------------------------------------
 
@@ -96,7 +82,7 @@ class Run:
             return "new"
         if not lease.is_alive(process):
             return "interrupted"
-        status = [event for event in self.events()[0] if event["kind"] == "status"]
+        status, _ = self.events(kind="status")
         return status[-1]["state"] if status else "waiting"
 
     def error(self) -> str:
@@ -132,8 +118,7 @@ class Run:
 
     def summary(self) -> dict:
         """What a list shows: title, state, when, dataset, losses, steps."""
-        events, _ = self.events()
-        evals = [event for event in events if event["kind"] == "eval"]
+        evals, _ = self.events(kind="eval")
         best = next((event for event in reversed(evals) if event.get("best")), None)
         receipt = self.read("data/receipt", {})
         return {
