@@ -236,13 +236,8 @@ class Rows:
             UserError: fewer than two different rows.
         """
         held, words = self.held_out(recipe.held_out_share, recipe.seed)
-        key = (recipe.held_out_share, recipe.seed, recipe.max_tokens)
-        known = self.__dict__.setdefault("_figures", {})
-        if key not in known:
-            while len(known) >= 8:
-                known.pop(next(iter(known)))
-            known[key] = self._figures_of(held, words, recipe.max_tokens)
-        return known[key]
+        key = ("figures", recipe.held_out_share, recipe.seed, recipe.max_tokens)
+        return self.once(key, lambda: self._figures_of(held, words, recipe.max_tokens))
 
     def _figures_of(self, held: np.ndarray, words: str, most: int) -> "Figures":
         teaches = self._first_learned < most
