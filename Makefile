@@ -1,13 +1,8 @@
 # make app: serve the page. make test: the whole suite. make demo: the main job without a page.
 # make bench: speed, memory and loss of training against TRL and the plain Trainer (under half an hour).
-<<<<<<< HEAD
 # make bench-chat: what an answer costs (minutes). make bench-page: how quick the page stays beside a training.
 # make bench-quote: what runs were said to need, and what they took (about twenty minutes).
 # make bench-data: what large datasets cost (a quarter of an hour).
-=======
-# make bench-page: how quick the page stays beside a training. make bench-data: what large datasets cost (a quarter of an hour).
-# make bench-quote: what runs were said to need, and what they took (about twenty minutes).
->>>>>>> quote
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -16,11 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-<<<<<<< HEAD
 .PHONY: app demo test lint bench bench-chat bench-page bench-quote bench-data clean
-=======
-.PHONY: app demo test lint bench bench-page bench-data bench-quote clean
->>>>>>> quote
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
