@@ -21,7 +21,7 @@ STEPS = 2
 # How far the formula may be off: a run that seems to need this much less than it says is still tried.
 TRUST = 0.85
 # Resident memory above what was rehearsed from which the allocator is asked for what it hoards (20 ms).
-HOARD = float(__import__("os").environ.get("HOARD","1.05"))
+HOARD = 1.05
 
 
 def quote_run(run, train_set, held_set, base_dir: Path) -> Quote:
