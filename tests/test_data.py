@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tuner import check, data, scan, reading, run
+from tuner import check, data, reading, run, scan
 from tuner.errors import UserError
 from tuner.reading import Broken
 from tuner.recipe import Recipe

@@ -14,14 +14,11 @@ from tuner.home import tuner_home
 # What a child may see of this process's environment: nothing that could hold a secret.
 _SEEN = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TUNER_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM", "HOARD",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM",
 )
 # How long a thread spins for its fellows before it sleeps. libgomp's own 300,000 lets two busy processes on two cores
 # slow each other tenfold; 3,000 costs one alone nothing that could be measured (tests/bench/DIARY.md).
 SPIN = "3000"
-# oneDNN keeps what it made for the last 1,024 shapes of a product, and rows of any length make new shapes at every step:
-# 0.1 to 0.2 GiB after twenty steps, and more with each (tests/bench/DIARY.md). Sixty-four cost no speed that could be measured.
-PRODUCTS_KEPT = os.environ.get("PK","64")
 # How far a child that computes for minutes steps back from what somebody waits for: the page, and the chat. Alone on the
 # machine it is as fast as before; beside it a poll is answered sooner (tests/bench/DIARY.md).
 NICE = 5
@@ -33,7 +30,7 @@ def environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _SEEN if name in os.environ}
     return {
         **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GOMP_SPINCOUNT": SPIN, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRODUCTS_KEPT, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
+        "GOMP_SPINCOUNT": SPIN, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
         "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes asks for torch.compile when it is imported, which takes half a second
         "TUNER_CHILD": "1", "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
     }
