@@ -33,8 +33,7 @@ def environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _SEEN if name in os.environ}
     return {
         **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GOMP_SPINCOUNT": SPIN, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRODUCTS_KEPT, "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
+        "GOMP_SPINCOUNT": SPIN, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
         "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes asks for torch.compile when it is imported, which takes half a second
         "TUNER_CHILD": "1", "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
     }

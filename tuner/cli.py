@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from tuner import recipe as recipes
-from tuner.child import PRODUCTS_KEPT, SPIN
+from tuner.child import SPIN
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT, safe_name, write_whole
 
@@ -24,7 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported, which has not happened yet
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries talking to one another
     parser = _parser()
     asked, more = parser.parse_known_args(argv)

@@ -64,25 +64,65 @@ def measure(base_dir: Path, out: Path, part: str) -> None:
             labels = [encode.IGNORE] * (length - learned) + ids[length - learned :]
             rows.append(type("Row", (), {"ids": ids, "labels": labels})())
         batch = batching.collate(rows)
-        taken, peaks = [], []
-        for _ in range(5):
+        taken, peaks, own = [], [], []
+        for _ in range(4):
             model.train()
             rehearsal._forget_peak()
             held = _rss_gib()
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             if shape.forward:
                 with torch.no_grad():
                     path.losses(batch)[0].sum()
             else:
                 path.losses(batch)[0].sum().backward()
             taken.append(time.perf_counter() - began)
+            own.append((time.process_time() - used) / taken[-1] / torch.get_num_threads())
             peaks.append((held, rehearsal.process_peak_gib()))
         model.zero_grad(set_to_none=True)
-        line = {"shape": asdict(shape), "seconds": sorted(taken[1:])[1], "all": taken, "held": [h for h, _ in peaks], "peak": [p for _, p in peaks], "base": base_dir.name, "family": its.__dict__}
+        line = {"shape": asdict(shape), "seconds": sorted(taken[1:])[1], "all": taken, "own": own, "held": [h for h, _ in peaks], "peak": [p for _, p in peaks], "base": base_dir.name, "family": its.__dict__}
         with open(out, "a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"{shape.lengths[0]:>5} x {len(shape.lengths):<3} learned {shape.learned} rank {shape.rank} {shape.target_modules[:4]} ckpt {shape.checkpointing:d} deq {shape.dequantised:d} fwd {shape.forward:d}: "
-              f"{line['seconds'] * 1000:8.1f} ms ({' '.join(f'{t * 1000:.0f}' for t in taken)}), held {peaks[-1][0]:.3f} peak {peaks[-1][1]:.3f}")
+              f"{line['seconds'] * 1000:8.1f} ms ({' '.join(f'{t * 1000:.0f}' for t in taken)}), held {peaks[-1][0]:.3f} peak {peaks[-1][1]:.3f} own {min(own):.2f}")
+
+
+def fit(paths: list[Path]) -> None:
+    """Print the constants that fit the measurements best, in relative terms, and by how much each shape is off."""
+    import numpy as np
+
+    from tuner import cost, machine, sizes
+    from tuner.recipe import Recipe
+
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    reach = machine.reach()
+    names, rows, seconds, kept = list(cost.TRAIN["fast"]), [], [], []
+    for line in lines:
+        shape, its = Shape(**{**line["shape"], "lengths": tuple(line["shape"]["lengths"])}), sizes.Sizes(**line["family"])
+        if shape.forward or shape.checkpointing:
+            continue
+        work = cost.Work.of(shape.lengths, sum(max(1, round(shape.learned * length)) for length in shape.lengths), 1, 0)
+        recipe = Recipe(lora_rank=shape.rank, target_modules=shape.target_modules)
+        found = cost._features(its, work, shape.rank, its.adapter(recipe), not shape.dequantised, reach)
+        rows.append([found[name] for name in names])
+        seconds.append(line["seconds"])
+        kept.append((shape, line))
+    matrix, wanted = np.array(rows), np.array(seconds)
+    scaled = matrix / wanted[:, None]
+    weights = np.ones(len(names))
+    gram, target = scaled.T @ scaled + 1e-9 * np.eye(len(names)), scaled.sum(0)
+    for _ in range(20_000):  # coordinate descent for least squares that are not negative
+        for place in range(len(names)):
+            rest = target[place] - gram[place] @ weights + gram[place, place] * weights[place]
+            weights[place] = max(0.0, rest / gram[place, place])
+    print({name: round(float(weight), 3) for name, weight in zip(names, weights)})
+    for (shape, line), quoted in zip(kept, matrix @ weights):
+        print(f"{quoted / line['seconds'] - 1:+6.1%}  {line['seconds'] * 1000:7.0f} ms  {shape.lengths[0]} x {len(shape.lengths)} learned {shape.learned} rank {shape.rank} {shape.target_modules} unpacked {shape.dequantised}")
+    off = np.abs(matrix @ weights / wanted - 1)
+    print(f"off by at most {off.max():.1%}, median {np.median(off):.1%}")
+    by_shape = {json.dumps({**line["shape"], "forward": False, "checkpointing": False}): line["seconds"] for line in lines if not line["shape"]["forward"] and not line["shape"]["checkpointing"]}
+    for what in ("forward", "checkpointing"):
+        shares = [line["seconds"] / by_shape[key] for line in lines if line["shape"][what] and (key := json.dumps({**line["shape"], "forward": False, "checkpointing": False})) in by_shape]
+        print(what, [round(share, 3) for share in shares])
 
 
 def _rss_gib() -> float:
@@ -92,4 +132,7 @@ def _rss_gib() -> float:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--fit":
+        fit([Path(name) for name in sys.argv[2:]])
+        sys.exit()
     measure(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "0/1")

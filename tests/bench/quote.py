@@ -78,7 +78,8 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     look = scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, "", None))
     rows = check.work(dataset, look)
     its = hub.sizes_of(recipe.base_model, "", None)
-    made = quote.here(recipe, its, quote.Rows.of(rows.figures(recipe)))
+    figures = rows.figures(recipe)
+    made = quote.here(recipe, its, quote.Rows.of(figures))
     run = runs.create(owner, recipe, dataset)
     runs.fetch_base(run)
     bases.weights_hash(Path(run.read("base")["dir"]))
@@ -108,6 +109,10 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
         "plan": noted["plan"], "passes_s": noted["rehearsed"]["passes_s"], "ratios": _taught(noted["kind"]), "others": other.send(usage.ru_utime + usage.ru_stime),
     }
     result["phases"] = _phases(run, began, began + taken_s)
+    # Enough to ask other constants about the same run later.
+    result["rows"] = {"lengths": figures.lengths.tolist(), "learned": figures.learned, "held_lengths": figures.held_lengths.tolist()}
+    result["settings"], result["free_gib"] = case.settings, made.free_gib
+    result["resident"] = _resident(run)
     shutil.rmtree(run.folder)
     assert child.PROJECT_ROOT == ROOT
     return result
@@ -138,6 +143,12 @@ def _phases(run, began: float, ended: float) -> dict:
             marks.append((event["message"].split(":")[0].split(";")[0][:24], event["t"]))
     marks.append(("end", ended))
     return {f"{index} {name}": round(after - at, 2) for index, ((name, at), (_, after)) in enumerate(zip(marks, marks[1:]))}
+
+
+def _resident(run) -> dict:
+    """The most that the process held at the ends of steps, and at the first and last of them."""
+    held = [event["memory_gib"] for event in run.events()[0] if event["kind"] == "step"]
+    return {"first": held[0], "last": held[-1], "most": max(held)}
 
 
 def results_path() -> Path:
