@@ -22,9 +22,6 @@ SPIN = "3000"
 # How far a child that computes for minutes steps back from what somebody waits for: the page, and the chat. Alone on the
 # machine it is as fast as before; beside it a poll is answered sooner (tests/bench/DIARY.md).
 NICE = 5
-# oneDNN keeps what it made for the last 1,024 shapes of a product, and rows of any length make new shapes at every step:
-# 0.1 to 0.2 GiB after twenty steps, and more with each (tests/bench/DIARY.md). Sixty-four cost no speed that could be measured.
-PRODUCTS_KEPT = "64"
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
