@@ -1,7 +1,8 @@
 # make app: serve the page. make test: the whole suite. make demo: the main job without a page.
 # make bench: speed, memory and loss of training against TRL and the plain Trainer (under half an hour).
-# make bench-page: how quick the page stays beside a training. make bench-data: what large datasets cost (a quarter of an hour).
+# make bench-chat: what an answer costs (minutes). make bench-page: how quick the page stays beside a training.
 # make bench-quote: what runs were said to need, and what they took (about twenty minutes).
+# make bench-data: what large datasets cost (a quarter of an hour).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: app demo test lint bench bench-page bench-data bench-quote clean
+.PHONY: app demo test lint bench bench-chat bench-page bench-quote bench-data clean
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
@@ -36,6 +37,9 @@ bench-data: $(VENV)/.dev
 
 bench-quote: $(VENV)/.dev
 	@$(PY) -m tests.bench.quote
+
+bench-chat: $(VENV)/.dev
+	@$(PY) -m tests.bench.chat
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Tuner needs Python 3.11 or 3.12; neither was found. Install one, or name it: make app PYTHON=/path/to/python"; exit 1; }

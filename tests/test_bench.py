@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.bench import arithmetic, contenders, machine, page, reference, training
+from tests.bench import arithmetic, contenders, gpu, machine, page, reference, training
 from tests.bench.arithmetic import Shape
 from tests.bench.contenders import Job, Outcome
 from tests.small import base_entry
@@ -185,3 +185,39 @@ def test_a_visitor_without_a_browser_opens_the_page_and_polls(home):
     finally:
         app.stop()
     assert page.percentile([3.0, 1.0, 2.0], 0.95) == 3.0 and page.percentile(list(range(100)), 0.95) == 95
+
+
+def test_the_gpu_benchmark_runs_on_a_tiny_shape(home, quick, one_thread, tmp_path):
+    """All of its code but Unsloth's, in this process: the base is made, loaded and trained on by the same paths."""
+    lines = gpu.measure(gpu.TINY, "cpu", tmp_path, 5, train=trained_here, train_other=contenders.train)
+    found = [its for its in lines if its.startswith("| Tuner | ") or its.startswith("| TRL SFTTrainer, ")]
+    assert len(found) == 2 and all(its.count("%") == 2 for its in found) and "nan" not in "".join(lines)
+    assert any(its.startswith("tokens per second, ours / TRL SFTTrainer: ") for its in lines)
+    assert any("of the useful arithmetic a second lost against long rows" in its for its in lines)
+
+
+def test_the_gpu_benchmark_says_when_there_is_no_gpu(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with pytest.raises(SystemExit, match="No CUDA GPU here"):
+        gpu.main()
+
+
+def test_the_eight_billion_shape_has_as_many_parameters_as_llama_3_1():
+    assert gpu.parameters(gpu.LLAMA_8B) == 8_030_261_248
+    speed = training.Speed(12_473, 12_473, 1.0, 1.0, 0.0, 0.0)
+    assert " 40.5% |" in gpu.line("NeMo on an H100", speed, 0.0, gpu.parameters(gpu.LLAMA_8B), 989)
+
+
+def test_long_rows_of_the_gpu_benchmark_are_full(home, quick, tmp_path):
+    from tuner import encode, survey
+
+    size, recipe = gpu.TINY, Recipe(**training.settings(4, max_tokens=gpu.TINY.tokens))
+    base = gpu.make_base(tmp_path / "base", size, "cpu")
+    run = training.new_run(gpu.long_records(size, 8), 4, recipe)
+    rows = survey.of(run.rows("train"), encode.load_tokenizer(str(base)), recipe).encoded
+    assert {len(row.ids) for row in rows} == {size.tokens}
+    brief = [len(its["output"].split()) for its in gpu.short_records(gpu.LLAMA_8B, 500)]
+    assert min(brief) < 8 and max(brief) > 100 and 20 < sum(brief) / 500 < 45

@@ -210,7 +210,9 @@ def test_check_is_strict_where_it_is_asked_to_be(tuner, place):
 def test_quote_says_what_a_recipe_needs(tuner):
     code, out, _ = tuner("quote", "animals.toml", "--json")
     told = json.loads(out)
-    assert code == 0 and told["steps"] == 8 and told["memory_gib"] > 0 and told["minutes"] > 0 and told["hardware"]
+    assert code == 0 and told["steps"] == 8 and told["memory_gib"] == pytest.approx(sum(told["memory"].values())) and told["memory_gib"] > 0.1
+    assert told["seconds"] == pytest.approx(sum(told["time"].values())) and told["seconds"] > 1 and told["fits"] and told["dollars"] == 0
+    assert {"cpu-basic", "l4x1", "a100-large"} <= {its["flavour"] for its in told["hardware"]} and told["proposals"] == []
     code, out, _ = tuner("quote", "animals.toml", "epochs=4")
     assert code == 0 and out.startswith("16 steps,")
 

@@ -160,7 +160,7 @@ def test_the_main_job(app, hub, browser):
     page.click("#next-row")
     page.wait_for_function("document.querySelector('#row h3').innerText.trim() === 'Row 2'")
     assert page.locator("#survey .chart").first.is_visible()
-    assert "on this machine" in page.inner_text("#quote-line")
+    page.wait_for_function("document.querySelector('#quote-line').innerText.includes('on this machine')")
     picture(page, "dataset-light")
 
     # A short run: the curve moves, the answer to the fixed prompt comes.

@@ -311,7 +311,7 @@ def test_a_real_child_is_killed_and_resumed(base, home, monkeypatch):
     assert 0 < before < 3000
 
     thread = runs.start(run)
-    wait_until(lambda: "Going on from the checkpoint of step" in notes(run) and run.state() == "training")
+    wait_until(lambda: "Going on from the checkpoint of step" in notes(run) and run.state() == "training" and len(losses(run)) > before)
     run.ask_stop()
     thread.join(60)
     assert run.state() == "stopped" and run.error() == ""

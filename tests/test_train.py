@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.conftest import make_quick
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
-from tuner import checkpoints, fast, hub, models, rehearsal, report, train
+from tuner import blocks, checkpoints, fast, hub, models, rehearsal, report, train
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
@@ -200,7 +199,10 @@ REACHES = {
     "batch_size": (2, lambda new, old: (new.steps, new.rows_at_once) == (9, 2)),  # 23 rows, 5 of them held out
     "micro_batch": (1, lambda new, old: (new.rows_at_once, old.rows_at_once) == (1, 4) and new.steps == old.steps),
     "lora_alpha": (64.0, lambda new, old: same_start(new, old) and new.config["lora_alpha"] == 64),
-    "lora_dropout": (0.5, lambda new, old: new.losses[0] == old.losses[0] and new.norms[0] != old.norms[0]),
+    "lora_dropout": (  # it takes the plain path, whose roundings differ
+        0.5, lambda new, old: not new.plan["fast"]["blocks"] and new.losses[0] == pytest.approx(old.losses[0], rel=1e-2)
+        and abs(new.norms[0] / old.norms[0] - 1) > 0.05
+    ),
     "rslora": (True, lambda new, old: same_start(new, old) and new.config["use_rslora"]),
     "target_modules": ("attention", lambda new, old: len(new.adapter) == 16 and all("self_attn" in name for name in new.adapter)),
     "quantisation": ("none", lambda new, old: new.losses[0] != old.losses[0] and not new.plan["dequantised"]),
@@ -223,16 +225,16 @@ REACHES = {
 
 def seen(base, quick, **settings) -> Seen:
     at_once, passes = [], []
-    token_losses, forward = fast.token_losses, LlamaMLP.forward
+    losses_of, mlp = fast.Path.losses, blocks.mlp
 
-    def count_rows(model, input_ids, *rest, **more):
+    def count_rows(path, batch):
         if torch.is_grad_enabled():
-            at_once.append(len(input_ids))
-        return token_losses(model, input_ids, *rest, **more)
+            at_once.append(len(batch["lengths"]))
+        return losses_of(path, batch)
 
     with quick.context() as here:
-        here.setattr(fast, "token_losses", count_rows)
-        here.setattr(LlamaMLP, "forward", lambda *args: (passes.append(torch.is_grad_enabled()), forward(*args))[1])
+        here.setattr(fast.Path, "losses", count_rows)
+        here.setattr(blocks, "mlp", lambda *args, **kw: (passes.append(torch.is_grad_enabled()), mlp(*args, **kw))[1])
         run = small_run(base, records=MARKED, **{"epochs": 1.0, **settings})
         train.train(run)
     return Seen(run, max(at_once), sum(passes))
@@ -486,14 +488,14 @@ def test_a_gradient_that_is_not_a_number_ends_the_run_before_the_weights_are_tou
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(base, home, quick):
-    token_losses, calls = fast.token_losses, []
+    losses_of, calls = fast.Path.losses, []
 
-    def spoiled_losses(*args, **kw):
-        found, owners = token_losses(*args, **kw)
+    def spoiled_losses(*args):
+        found, owners = losses_of(*args)
         calls.append(torch.is_grad_enabled())
         return (found * float("nan"), owners) if sum(calls) == 4 + rehearsal.STEPS else (found, owners)
 
-    quick.setattr(fast, "token_losses", spoiled_losses)
+    quick.setattr(fast.Path, "losses", spoiled_losses)
     run = small_run(base)
     assert train.main(run) == 1
     assert run.error().startswith("The loss stopped being a number at step 4.") and not run.adapter_dir.exists()

@@ -5,29 +5,32 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
 
-from tuner import answer, bases, encode, fast, models
+from tuner import answer, bases, decode, encode, lease, models, packed
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 
 MOST_ADAPTERS = 4
+LOOK_S = 1.0  # how often it is looked whether a run trains
 
 
 class Resident:
-    """The base in memory and the adapters on it."""
+    """The base in memory, once, and the adapters on it."""
 
     def __init__(self):
         self.key = None
         self.model = self.tokenizer = None
+        self.decoder: decode.Decoder | None = None
         self.adapters: OrderedDict[tuple, str] = OrderedDict()  # folder and time of its weights -> PEFT's name for it
 
     @staticmethod
     def _key(subject: dict) -> tuple:
-        return subject["base"]["dir"], subject["quantisation"], json.dumps(subject["plan"], sort_keys=True)
+        return subject["base"]["dir"], subject["quantisation"], json.dumps(choices(subject), sort_keys=True)
 
     def holds(self, subject: dict) -> bool:
         """Whether the base in memory is this subject's; one without a plan of its own takes any."""
@@ -47,8 +50,13 @@ class Resident:
             self.__init__()
             models.free()
             recipe = Recipe(quantisation=subject["quantisation"])
-            loaded = models.load_base(Path(subject["base"]["dir"]), recipe, subject["plan"] or None)
-            self.model, self.tokenizer, self.key = loaded.model, loaded.tokenizer, self._key(subject)
+            loaded = models.load_base(Path(subject["base"]["dir"]), recipe, how_to_load(subject))
+            if models.linears_4bit(loaded.model) and loaded.plan["precision"] == "bfloat16" and decode.can_pack():
+                decode.pack(loaded.model)
+            self.model, self.tokenizer = loaded.model, loaded.tokenizer
+            self.decoder = decode.build(self.model, own=True)
+            self.key = self._key(subject)  # last: a base that could not be had whole is not held
+            packed.give_back()
         if not tuned:
             return None
         folder = Path(subject["adapter_dir"])
@@ -61,10 +69,14 @@ class Resident:
             on_status("Loading the adapter")
             idle = [its for its, name in self.adapters.items() if name not in in_use]
             if len(self.adapters) >= MOST_ADAPTERS and idle:
-                self.model.delete_adapter(self.adapters.pop(idle[0]))
+                name = self.adapters.pop(idle[0])
+                self.model.delete_adapter(name)
+                if self.decoder:
+                    self.decoder.drop(name)
             name = f"adapter{max((int(its[7:]) for its in self.adapters.values()), default=-1) + 1}"
             self.model = models.load_adapter(self.model, folder, subject["base"]["id"], name)
-            fast.speed_up_lora(self.model)
+            if self.decoder:
+                self.decoder.take(name)
             self.adapters[key] = name
         self.adapters.move_to_end(key)
         return self.adapters[key]
@@ -78,6 +90,29 @@ class Resident:
         else:
             self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(name)
+
+
+def choices(subject: dict) -> dict:
+    """What of a run's plan its chat follows.
+
+    On a CPU: the precision and which layers stayed in 16 bits. Not the attention routine, nor whether 4-bit weights were
+    unpacked for training: those are choices for speed in training, and here packed weights are faster and four times
+    smaller. So the runs on one base share it.
+    """
+    if models.device_name() != "cpu":
+        return subject["plan"]
+    return {name: subject["plan"][name] for name in ("precision", "kept_16bit") if name in subject["plan"]}
+
+
+def how_to_load(subject: dict) -> dict:
+    """The plan for `models.load_base`."""
+    plan = dict(choices(subject))
+    if models.device_name() == "cpu":
+        plan["attention"] = "sdpa"
+        plan.setdefault("precision", models.choose_precision("cpu"))
+        if subject["quantisation"] == "nf4" and plan["precision"] == "bfloat16" and decode.can_pack():
+            plan["dequantised"] = False
+    return plan
 
 
 def say(number: int, **reply) -> None:
@@ -101,7 +136,8 @@ def begin(resident: Resident, request: dict, in_use: set = frozenset()) -> tuple
     sampling = answer.Sampling(
         min(request["max_new_tokens"], limit - len(prompt)), request["temperature"], request["top_p"], request["seed"]
     )
-    return answer.Answer(resident.model, tokenizer, prompt, stops, sampling), name
+    decoder = resident.decoder if resident.decoder and (name is None or resident.decoder.adapters.get(name)) else None
+    return answer.Answer(resident.model, tokenizer, prompt, stops, sampling, decoder, name), name
 
 
 def serve(idle_s: float) -> None:
@@ -117,6 +153,7 @@ def serve(idle_s: float) -> None:
     resident = Resident()
     going: dict[int, tuple[answer.Answer, str | None]] = {}
     waiting: list[dict] = []
+    look_again = 0.0
     while True:
         try:
             request = inbox.get(timeout=idle_s if not going and not waiting else None) if not going and not waiting else inbox.get_nowait()
@@ -138,20 +175,43 @@ def serve(idle_s: float) -> None:
             waiting.remove(its)
             in_use = {name for _, name in going.values()}
             guarded(its["id"], going, lambda its=its, in_use=in_use: going.__setitem__(its["id"], begin(resident, its, in_use)))
-        for number in list(going):
-            guarded(number, going, lambda number=number: advance(resident, going, number))
+        if going and time.monotonic() > look_again:
+            use_cores()
+            look_again = time.monotonic() + LOOK_S
+        advance(resident, going)
 
 
-def advance(resident: Resident, going: dict, number: int) -> None:
-    """One token of one answer."""
-    making, name = going[number]
-    resident.use(name)
-    piece = making.step()
-    if piece:
-        say(number, piece=piece)
-    if making.finished:
-        del going[number]
-        say(number, end=making.finished, tokens=len(making.ids))
+def use_cores() -> None:
+    """All cores; half of them while a run trains: its threads and these would wait for one another."""
+    cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    wanted = max(1, cores // 2) if lease.waiting() else cores
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
+
+
+def advance(resident: Resident, going: dict) -> None:
+    """One token of every answer; of one that is at its prompt, the next part of that."""
+    together = [number for number, (making, _) in going.items() if making.decoder and not making.reads]
+    alone = [number for number in going if number not in together]
+    try:
+        step(resident, going, together)
+    except (RuntimeError, MemoryError, ValueError, IndexError):
+        alone = together + alone  # one by one: whoever it was that failed, the others go on
+    for number in alone:
+        guarded(number, going, lambda number=number: step(resident, going, [number]))
+
+
+def step(resident: Resident, going: dict, numbers: list[int]) -> None:
+    """One token of these answers: several over the decoder, or one over the model's own forward."""
+    makings = [going[number][0] for number in numbers]
+    if makings and not makings[0].decoder:
+        resident.use(going[numbers[0]][1])
+    for number, making, piece in zip(numbers, makings, answer.advance(makings)):
+        if piece:
+            say(number, piece=piece)
+        if making.finished:
+            del going[number]
+            say(number, end=making.finished, tokens=len(making.ids))
 
 
 def guarded(number: int, going: dict, act) -> None:
@@ -171,6 +231,5 @@ def guarded(number: int, going: dict, act) -> None:
 
 
 if __name__ == "__main__":
-    # Half the cores: threads that wait for one another spin, and a training beside them would be slowed tenfold.
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    use_cores()
     serve(float(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The other ways to train the same adapter: TRL's SFTTrainer, the plain Trainer, and a reference in fp32; one child process each.
+"""The other ways to train the same adapter: TRL's SFTTrainer, the plain Trainer, and Unsloth; one child process each.
 
     python -m tests.bench.contenders trl JOB.json
 
@@ -211,7 +211,28 @@ def plain(job: Job) -> Outcome:
     return outcome
 
 
-CONTENDERS = {"trl": trl, "plain": plain}
+def unsloth(job: Job) -> Outcome:
+    """Unsloth as its own notebooks set it up, in TRL's trainer; it has to be imported before transformers."""
+    from unsloth import FastLanguageModel  # isort: skip
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    outcome = Outcome()
+    model, tokenizer = FastLanguageModel.from_pretrained(job.base_dir, max_seq_length=job.tokens_at_most, load_in_4bit=True)
+    model = FastLanguageModel.get_peft_model(
+        model, r=job.rank, lora_alpha=job.alpha, lora_dropout=0, bias="none", use_gradient_checkpointing="unsloth", random_state=job.seed,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )
+    trainer = SFTTrainer(
+        model=model, args=SFTConfig(max_length=job.tokens_at_most, **arguments(job)), train_dataset=Dataset.from_list(read_rows(job)),
+        processing_class=tokenizer, callbacks=[watch(outcome)],
+    )
+    trainer.data_collator = counted(trainer.data_collator, outcome, job)
+    trainer.train()
+    return outcome
+
+
+CONTENDERS = {"trl": trl, "plain": plain, "unsloth": unsloth}
 
 
 def train(name: str, job: Job) -> Outcome:

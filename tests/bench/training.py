@@ -318,9 +318,12 @@ def hold_against_reference(records: list[dict], batch: int, folder: Path, quiet:
     last = min(10, steps)
     ours, theirs = (statistics.fmean(its[-last:]) for its in (told.outcome.losses, reference["losses"]))
     worst = max(abs(a / b - 1) for a, b in zip(told.outcome.losses, reference["losses"]))
+    progress(f"apart, step by step: {' '.join(f'{a / b - 1:+.1%}' for a, b in zip(told.outcome.losses, reference['losses']))}")
     return [
         f"| loss after {steps} steps of {batch} rows of at most {LOSS_TOKENS} tokens | Tuner | fp32 reference | apart |",
         "|---|---:|---:|---:|",
+        f"| first step, before any update | {told.outcome.losses[0]:.4f} | {reference['losses'][0]:.4f} | "
+        f"{told.outcome.losses[0] / reference['losses'][0] - 1:+.2%} |",
         f"| training, mean of the last {last} steps | {ours:.4f} | {theirs:.4f} | {ours / theirs - 1:+.2%} |",
         f"| held out, {len(run.rows('held_out'))} rows | {measured['loss']:.4f} | {reference['held_out']:.4f} | {measured['loss'] / reference['held_out'] - 1:+.2%} |",
         "",
