@@ -131,10 +131,11 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * reach.ratio("rest"),
         "before and after": (cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) + cost.answer_s(its, 2 * REPORT_TOKENS, reach)) * reach.ratio("rest"),
     }
-    seconds = sum(time.values())
+    memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib)
+    if "files being read" in memory:  # only as much of them is held as there is room for
+        memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(
-        plan, steps, round(work.tokens), often, len(heaviest), cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib), time, free_gib,
-        seconds / 3600 * dollars_per_hour, reach.measured,
+        plan, steps, round(work.tokens), often, len(heaviest), memory, time, free_gib, sum(time.values()) / 3600 * dollars_per_hour, reach.measured,
     )
 
 

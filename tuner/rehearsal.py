@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import resource
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -94,10 +96,9 @@ def rehearse(trainer) -> float:
     tokens = sum(len(row.ids) for row in heaviest)
     run.log("status", state="rehearsing", message=f"Trying the longest rows first: {len(heaviest)} at once, {tokens:,} tokens")
     before = process_peak_gib()
-    _forget_peak()
     spent = []
     try:
-        with checkpoints.random_untouched():
+        with checkpoints.random_untouched(), _Peak() as seen:
             for _ in range(STEPS):
                 began = time.perf_counter()
                 trainer.gradients(batching.collate(heaviest), sum(row.learned for row in heaviest))
@@ -112,12 +113,11 @@ def rehearse(trainer) -> float:
         raise proposals.refuse(
             run, f"The rehearsal ran out of memory on the longest rows ({len(heaviest)} at once, {tokens:,} tokens). Nothing was trained yet."
         ) from None
-    peak = process_peak_gib()
     model.zero_grad(set_to_none=True)
     # The optimiser's two moments come with the first step; a resumed run has them already.
     moments = 0 if trainer.optimizer.state else 8 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 2**30
-    _correct(trainer, plan, max(before, peak + moments), before, spent, heaviest)
-    return peak + moments
+    _correct(trainer, plan, max(before, seen.gib + moments), before, spent, heaviest)
+    return seen.gib + moments
 
 
 def _correct(trainer, plan: plans.Plan, memory_gib: float, loading_gib: float, spent: list[float], heaviest: list) -> None:
@@ -149,18 +149,43 @@ def _correct(trainer, plan: plans.Plan, memory_gib: float, loading_gib: float, s
 
 
 def process_peak_gib() -> float:
-    """The most that this process held since the start, or since `_forget_peak`: on the card where there is one."""
+    """The most that this process ever held: on the card where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**30
-    try:
+    try:  # what getrusage says may be of the process that this one was started by
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**20
     except OSError:
         pass
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class _Peak:
+    """The most that is held between its beginning and its end.
+
+    The system keeps only the most there ever was, and loading may have taken more; so a thread looks, 500 times a second.
+    """
+
+    def __enter__(self) -> "_Peak":
+        self.gib, self._over = 0.0, threading.Event()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._before = process_peak_gib()
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._over.wait(0.002):
+            self.gib = max(self.gib, resident_gib())
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+        most = process_peak_gib()
+        if torch.cuda.is_available() or most > self._before:  # then it is known to the page
+            self.gib = most
 
 
 def resident_gib() -> float:
@@ -172,16 +197,6 @@ def _trim() -> None:
     """Return freed memory to the system; another C library than glibc keeps what it has."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _forget_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not allowed everywhere; then the peak of loading counts on
-        pass
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -67,17 +67,17 @@ def measure(base_dir: Path, out: Path, part: str) -> None:
         taken, peaks, own = [], [], []
         for _ in range(4):
             model.train()
-            rehearsal._forget_peak()
             held = _rss_gib()
             began, used = time.perf_counter(), time.process_time()
-            if shape.forward:
-                with torch.no_grad():
-                    path.losses(batch)[0].sum()
-            else:
-                path.losses(batch)[0].sum().backward()
+            with rehearsal._Peak() as seen:
+                if shape.forward:
+                    with torch.no_grad():
+                        path.losses(batch)[0].sum()
+                else:
+                    path.losses(batch)[0].sum().backward()
             taken.append(time.perf_counter() - began)
             own.append((time.process_time() - used) / taken[-1] / torch.get_num_threads())
-            peaks.append((held, rehearsal.process_peak_gib()))
+            peaks.append((held, seen.gib))
         model.zero_grad(set_to_none=True)
         line = {"shape": asdict(shape), "seconds": sorted(taken[1:])[1], "all": taken, "own": own, "held": [h for h, _ in peaks], "peak": [p for _, p in peaks], "base": base_dir.name, "family": its.__dict__}
         with open(out, "a") as file:

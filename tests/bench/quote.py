@@ -60,7 +60,6 @@ CASES = {
     "tool calls, cut at 512": Case(TOOLS, {"max_steps": 15, "evaluations": 3, "max_tokens": 512}),
     "plain text": Case(TEXT, {"max_steps": 15, "evaluations": 3, "max_tokens": 768, "batch_size": 4}),
 }
-SMALL = Case(HEADLINES, {"max_tokens": 64, "max_steps": 6, "evaluations": 1, "batch_size": 2})
 
 
 def home() -> Path:
@@ -69,7 +68,7 @@ def home() -> Path:
 
 def run_one(name: str, case: Case, owner: str = "local") -> dict:
     """Quote the recipe, run it, and tell both."""
-    from tuner import bases, check, child, data, hub, quote, scan
+    from tuner import check, data, hub, quote, scan
     from tuner import run as runs
     from tuner.recipe import Recipe
 
@@ -82,21 +81,12 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     made = quote.here(recipe, its, quote.Rows.of(figures))
     run = runs.create(owner, recipe, dataset)
     runs.fetch_base(run)
-    bases.weights_hash(Path(run.read("base")["dir"]))
     runs.claim(run)
     other = _others_share()
     next(other)
     began = time.time()
     process = runs.spawn(run)
-    peak_kib, ended, usage = 0, 0, None
-    while not ended:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak_kib = max(peak_kib, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
-        except (OSError, ValueError):
-            pass
-        ended, code, usage = os.wait4(process.pid, os.WNOHANG)
-        time.sleep(0.05)
+    _, code, usage = os.wait4(process.pid, 0)
     taken_s = time.time() - began
     process.returncode = os.waitstatus_to_exitcode(code)
     if process.returncode or run.state() != "done":
@@ -105,7 +95,7 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     result = {
         "name": name, "counts": case.counts, "quoted_gib": made.memory_gib, "quoted_s": made.seconds, "memory": made.memory, "time": made.time,
         "rehearsed_gib": noted["rehearsed"]["memory_gib"], "rehearsed_s": noted["rehearsed"]["seconds"], "loading_gib": noted["rehearsed"]["loading_gib"],
-        "taken_gib": max(peak_kib, usage.ru_maxrss) / 2**20, "taken_s": taken_s, "steps": made.steps, "tokens": made.tokens,
+        "taken_gib": usage.ru_maxrss / 2**20, "taken_s": taken_s, "steps": made.steps, "tokens": made.tokens,
         "plan": noted["plan"], "passes_s": noted["rehearsed"]["passes_s"], "ratios": _taught(noted["kind"]), "others": other.send(usage.ru_utime + usage.ru_stime),
     }
     result["phases"] = _phases(run, began, began + taken_s)
@@ -114,7 +104,6 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     result["settings"], result["free_gib"] = case.settings, made.free_gib
     result["resident"] = _resident(run)
     shutil.rmtree(run.folder)
-    assert child.PROJECT_ROOT == ROOT
     return result
 
 

@@ -9,7 +9,7 @@ def dollars(amount: float) -> str:
     """An amount as a person says it; &#36; since a bare one has power in Gradio's templates."""
     if amount == 0:
         return "&#36;0"
-    return "under &#36;0.01" if amount < 0.01 else f"&#36;{amount:,.2f}"
+    return "&lt; &#36;0.01" if amount < 0.01 else f"&#36;{amount:,.2f}"
 
 
 def gib(size: float) -> str:

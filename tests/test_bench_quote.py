@@ -1,0 +1,56 @@
+"""The quote's benchmark on a model of two layers: it still runs a real child, tells quoted and taken, and keeps its promises."""
+
+import copy
+import json
+
+import pytest
+
+from tests.bench import quote as bench
+from tests.small import base_entry
+from tests.small_run import RECORDS
+from tuner import hub, sizes
+
+
+def test_a_case_is_quoted_run_and_told(home, base, monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(hub, "tokenizer_dir", lambda *args: str(base))
+    monkeypatch.setattr(hub, "sizes_of", lambda *args: sizes.in_folder(base))
+    monkeypatch.setattr(hub, "fetch_base", lambda *args: base_entry(base, "HuggingFaceTB/SmolLM2-135M-Instruct"))
+    rows = tmp_path / "animals.jsonl"
+    rows.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    told = bench.run_one("small", bench.Case(rows, {"max_steps": 8, "batch_size": 2, "evaluations": 1, "max_tokens": 128}))
+    assert told["steps"] == 8 and 0.3 < told["taken_gib"] < 3 and 1 < told["taken_s"] < 120
+    assert told["quoted_gib"] == pytest.approx(sum(told["memory"].values())) and told["quoted_s"] > 0
+    assert 0.3 < told["rehearsed_gib"] <= told["taken_gib"] * 1.05 and told["rehearsed_s"] > 0
+    assert sum(told["phases"].values()) == pytest.approx(told["taken_s"], rel=0.05) and 0 <= told["others"] <= 1
+    json.dumps(told)
+
+
+GOOD = {
+    "name": "a", "counts": True, "steps": 10, "quoted_gib": 1.05, "rehearsed_gib": 1.0, "taken_gib": 1.0, "quoted_s": 95.0,
+    "rehearsed_s": 99.0, "taken_s": 100.0, "others": 0.02,
+}
+
+
+@pytest.mark.parametrize("off, good, words", [
+    ({}, True, "memory by the quote: off by at most 5%, median 5.0%, of 3 recipes"),
+    ({"quoted_gib": 1.16}, False, "off by at most 16%, median 5.0%, of 3 recipes (promised: 15%, 7%)"),
+    ({"quoted_s": 79.0}, False, "time by the quote: off by at most 21%"),
+    ({"quoted_gib": 1.4, "counts": False}, True, "| a (not counted) |"),
+    ({"rehearsed_s": 200.0}, True, "time by the rehearsal: off by at most 100%"),
+])
+def test_the_table_says_what_is_held_and_what_is_not(off, good, words):
+    lines: list[str] = []
+    assert bench.table([GOOD, copy.copy(GOOD), {**GOOD, **off}] if off.get("counts", True) else [GOOD, {**GOOD, **off}], lines.append) is good
+    assert words in "\n".join(lines)
+
+
+def test_a_median_too_far_off_is_not_held():
+    lines: list[str] = []
+    assert not bench.table([{**GOOD, "quoted_gib": 1.08}] * 3, lines.append)
+
+
+def test_at_least_twelve_different_recipes_are_held_to_account():
+    counted = [case for case in bench.CASES.values() if case.counts]
+    assert len(counted) >= 12 and len({json.dumps([str(case.dataset), case.settings], sort_keys=True) for case in counted}) == len(counted)
+    assert len({case.dataset for case in counted}) == 4
