@@ -51,7 +51,7 @@ class Cache:
 
 
 class _Packed:
-    """Several 4-bit layers in bitsandbytes' evaluation format as one product.
+    """Several 4-bit layers in bitsandbytes' evaluation format as one product; a single token's holds until the next.
 
     The kernel is called directly: the way to it through torch's dispatcher costs twice what the product itself takes.
     """
@@ -70,11 +70,12 @@ class _Packed:
         if self.bias is not None:
             self.bias = self.bias.to(torch.bfloat16)
         self._weight_at, self._scales_at = self.weight.data_ptr(), self.scales.data_ptr()
+        self.one = torch.empty(1, self.rows, dtype=torch.bfloat16)  # where the product of a single token always goes
         self._kernel = _kernel()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         tokens, rows, width = x.shape[0], self.rows, self.width
-        y = torch.empty(tokens, rows, dtype=torch.bfloat16)
+        y = self.one if tokens == 1 else torch.empty(tokens, rows, dtype=torch.bfloat16)
         self._kernel(tokens, rows, width, x.data_ptr(), self._weight_at, self._scales_at, y.data_ptr(), self.block, width, rows)
         return y if self.bias is None else y.add_(self.bias)
 
@@ -300,6 +301,7 @@ class _Block:
     head_norm: torch.Tensor | None
     rope: str | None
     window: int | None
+    views: "_Views | None" = None
 
 
 class Decoder:
@@ -439,28 +441,35 @@ class Decoder:
 
     def _attend(self, index: int, block: _Block, x: torch.Tensor, turns: dict, rows: list["_Row"], spans: list) -> torch.Tensor:
         """(tokens, D) -> (tokens, heads x head size); keys and values go into the caches."""
-        mixed = block.qkv(x, spans).view(x.shape[0], -1, self.head_size)
-        turned = mixed[:, : self.heads + self.key_heads]
-        normed = turned if block.head_norm is None else self._normed(turned, block.head_norm)
+        mixed = block.qkv(x, spans)
+        views = block.views
+        if views is None or views.mixed is not mixed:
+            views = _Views(mixed, self)
+            if x.shape[0] == 1:
+                block.views = views
+        if block.head_norm is None:
+            normed, halves = views.turned, views.halves
+        else:
+            normed = self._normed(views.turned, block.head_norm)
+            halves = normed.chunk(2, -1)
         if block.rope is not None:
             cos, sin = turns[block.rope]
-            half = self.head_size // 2
-            other = torch.cat((normed[..., half:], normed[..., :half]), -1).mul_(sin)
-            torch.add(normed * cos, other, out=turned)
-        elif normed is not turned:
-            turned.copy_(normed)
+            other = torch.cat((halves[1], halves[0]), -1).mul_(sin)
+            torch.add(normed * cos, other, out=views.turned)
+        elif normed is not views.turned:
+            views.turned.copy_(normed)
         out = []
         for row in rows:
             keys, values, mask = row.seen[block.window]
             if row.length == 1:
-                row.spots[index].copy_(mixed[row.start, self.heads :].view(2, self.key_heads, self.head_size))
+                query, new = views.first if row.start == 0 else views.at(row.start)
+                row.spots[index].copy_(new)
                 # A key head and the queries that share it as a batch of their own: no key is repeated, and each query is
                 # computed alone, as `generate` computes it. All of a key head's queries in one product would take a
                 # quarter of the time at 200 tokens, but round otherwise, and one answer in two would part from `generate`'s.
-                query = mixed[row.start, : self.heads].view(self.key_heads, -1, 1, self.head_size)
                 out.append(F.scaled_dot_product_attention(query, keys[index], values[index], scale=self.scale).view(1, -1))
             else:
-                its = mixed[row.start : row.start + row.length]
+                its = views.heads[row.start : row.start + row.length]
                 row.spots[index].copy_(its[:, self.heads :].view(row.length, 2, self.key_heads, self.head_size).permute(1, 2, 0, 3))
                 query = its[:, : self.heads].transpose(0, 1)[None]
                 got = F.scaled_dot_product_attention(
@@ -468,6 +477,24 @@ class Decoder:
                 )
                 out.append(got[0].transpose(0, 1).reshape(row.length, -1))
         return out[0] if len(out) == 1 else torch.cat(out)
+
+
+class _Views:
+    """Views of one product of queries, keys and values: taken once where a single token's always lies in one place."""
+
+    __slots__ = ("mixed", "heads", "turned", "halves", "first", "_queries", "_keys")
+
+    def __init__(self, mixed: torch.Tensor, decoder: "Decoder"):
+        self._queries, self._keys = decoder.heads, decoder.key_heads
+        self.mixed, self.heads = mixed, mixed.view(mixed.shape[0], -1, decoder.head_size)
+        self.turned = self.heads[:, : decoder.heads + decoder.key_heads]
+        self.halves = self.turned.chunk(2, -1)
+        self.first = self.at(0)
+
+    def at(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token's queries, (key heads, queries that share one, 1, head size), and its keys and values, (2, key heads, head size)."""
+        its = self.heads[place]
+        return its[: self._queries].view(self._keys, -1, 1, its.shape[-1]), its[self._queries :].view(2, self._keys, its.shape[-1])
 
 
 class _Row:
