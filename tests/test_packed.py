@@ -109,3 +109,16 @@ def test_a_copy_that_fails_leaves_nothing_half_written(home, base, monkeypatch, 
     assert not packed.keep(model, folder)
     assert not packed.is_ready(folder)
     assert not list(folder.parent.glob(".packed-*"))
+
+
+def test_a_damaged_copy_is_dropped_and_made_anew(home, base):
+    from tuner import models
+    from tuner.recipe import Recipe
+
+    plan = {"precision": "bfloat16", "dequantised": False}
+    before = unpacked(models.load_base(base, Recipe(), plan).model)
+    weights = packed.folder_of(base, *WHAT) / "model.safetensors"
+    size = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[: size // 2])
+    after = unpacked(models.load_base(base, Recipe(), plan).model)
+    assert all(torch.equal(before[name], after[name]) for name in before) and weights.stat().st_size == size

@@ -108,7 +108,13 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         return model
 
     try:
-        model = read(source, **wanted)
+        try:
+            model = read(source, **wanted)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            if source is base_dir or isinstance(error, torch.OutOfMemoryError):
+                raise
+            packed.drop(lies)  # damaged: the base itself is still there
+            return load_base(base_dir, recipe, plan)
         if wanted and packed.keep(model, lies):
             del model
             packed.give_back()

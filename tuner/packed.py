@@ -44,6 +44,11 @@ def keep(model, folder: Path) -> bool:
     return True
 
 
+def drop(folder: Path) -> None:
+    """Forget a copy that cannot be read; the base is quantised again."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def give_back() -> None:
     """Return freed memory to the system: loading leaves as much free inside the process as the model has."""
     gc.collect()
