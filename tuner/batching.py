@@ -61,11 +61,7 @@ def micro_batches(batch: dict, most_tokens: int, most_rows: int = 0) -> list[dic
 
 
 class LengthBatches(torch.utils.data.Sampler):
-    """Optimiser batches of like length in an order that stays random: the same for the same seed and epoch.
-
-    Rows are shuffled, taken in pools of POOL batches, sorted by length inside each pool and cut into batches, which are
-    shuffled again. A short last batch comes last.
-    """
+    """`plan.optimiser_batches` as a sampler: the same for the same seed and epoch."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed

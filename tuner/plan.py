@@ -50,8 +50,7 @@ def optimiser_batches(lengths, batch_size: int, seed: int, epoch: int) -> list[l
     """One epoch's optimiser batches, as row indices: of like length, in an order that stays random.
 
     Rows are shuffled, taken in pools of POOL optimiser batches, sorted by length inside each pool and cut into optimiser
-    batches, which are shuffled again. A short last batch comes last, so that gradient accumulation always counts whole
-    optimiser batches.
+    batches, which are shuffled again. A short last batch comes last.
     """
     order = list(range(len(lengths)))
     # A generator of its own: the order must not depend on, nor disturb, any other random state.

@@ -1,11 +1,9 @@
 """The rehearsal: what a run is said to need, tried on its longest rows before step 1, and learned from at its end."""
 
-import ctypes
 import gc
 import resource
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from tuner import batching, checkpoints, cost, machine, proposals, quote, sizes
+from tuner import batching, checkpoints, cost, machine, packed, proposals, quote, sizes
 from tuner import plan as plans
 from tuner.home import write_json
 from tuner.quote import Quote, Rows
@@ -70,10 +68,10 @@ class Rehearsal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Give back what the allocator hoards above what was rehearsed: it fragments with every new length of rows."""
         if self.held_gib and not torch.cuda.is_available() and resident_gib() > HOARD * self.held_gib:
-            _trim()
+            packed.trim()
 
     def on_train_end(self, args, state, control, **kwargs):
-        _trim()  # what follows is smaller, and on top of it
+        packed.trim()  # what follows is smaller, and on top of it
 
 
 def rehearse(trainer) -> float:
@@ -191,12 +189,6 @@ class _Peak:
 def resident_gib() -> float:
     """What this process holds now outside any card."""
     return psutil.Process().memory_info().rss / 2**30
-
-
-def _trim() -> None:
-    """Return freed memory to the system; another C library than glibc keeps what it has."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
