@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from tuner import native
+
 # Rows whose lengths differ by no more than this share are padded to one block, for the attention alone.
 PADDING = 0.125
 # A block's length is rounded up to a multiple of this: the same few shapes again and again, in vector widths.
@@ -44,6 +46,16 @@ class Block:
         """(B, heads, T, D) -> (end - start, heads * D) in flat order."""
         heads, width = block.shape[1], block.shape[3]
         return block.reshape(-1, width).index_select(0, self._index("_from", self.places, heads)).view(-1, heads * width)
+
+    def turned(self, turns: tuple | None) -> tuple | None:
+        """cos and sin of this block's positions in fp32; made once, used by every layer."""
+        if turns is None:
+            return None
+        known = self.__dict__.setdefault("_turned", {})
+        table = turns[0].data_ptr()  # the tables live as long as the block's batch
+        if table not in known:
+            known[table] = tuple(its[: self.length].float().contiguous() for its in turns)
+        return known[table]
 
     def _index(self, way: str, places: torch.Tensor, heads: int) -> torch.Tensor:
         """The same index with the heads unfolded; made once, used by every layer."""
@@ -95,6 +107,7 @@ class Kind:
     Args:
         window: keys that a query sees, itself among them; 0 sees all before it.
         routine: "rows" (ours) or "sdpa" (torch's, whose flash kernels a GPU wants).
+        passes: the compiled passes around our products, where they are used.
     """
 
     heads: int
@@ -102,6 +115,7 @@ class Kind:
     scaling: float
     window: int = 0
     routine: str = "rows"
+    passes: native.Native | None = None
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: list[Block], turns: tuple | None, kind: Kind) -> torch.Tensor:
@@ -165,10 +179,8 @@ class _Rows(torch.autograd.Function):
         out[blocks[-1].end :] = 0
         saved, kept = [], []
         for block in blocks:
-            its_q, its_k, its_v = block.spread(q, kind.heads), block.spread(k, kind.kv_heads), block.spread(v, kind.kv_heads)
-            if turns is not None:
-                cos, sin = turns[0][: block.length], turns[1][: block.length]
-                its_q, its_k = _turn(its_q, cos, sin), _turn(its_k, cos, sin)
+            its_q, its_k = (_spread_turned(x, block, heads, turns, kind) for x, heads in ((q, kind.heads), (k, kind.kv_heads)))
+            its_v = _spread_turned(v, block, kind.kv_heads, None, kind)
             its_k, its_v = its_k.flatten(0, 1), its_v.flatten(0, 1)
             made = torch.empty_like(its_q)
             for part in _parts(block.length, kind.window):
@@ -177,7 +189,7 @@ class _Rows(torch.autograd.Function):
                 _queries(made, part, kind).copy_(answer.view(_shape(made, part, kind)))
                 if block.length <= KEPT:
                     kept.append(p)
-            out[block.start : block.end] = block.gather(made)
+            _gather_turned(made, block, None, kind, out)
             saved += [its_q, its_k, its_v]
         ctx.save_for_backward(*saved, *kept, *(turns or ()))
         ctx.blocks, ctx.kind, ctx.turned, ctx.flat = blocks, kind, turns is not None, (q.shape, k.shape)
@@ -193,9 +205,7 @@ class _Rows(torch.autograd.Function):
             d[blocks[-1].end :] = 0
         for index, block in enumerate(blocks):
             q, k, v = tensors[3 * index : 3 * index + 3]
-            d_block = block.spread(d_out, kind.heads)
-            if block.real is not None:  # padding repeats a row's last token, whose gradient counts once
-                d_block.mul_(block.real)
+            d_block = _spread_turned(d_out, block, kind.heads, None, kind, empty=True)
             its_d_q = torch.empty_like(q)
             its_d_k = its_d_v = None
             parts = _parts(block.length, kind.window)
@@ -205,7 +215,7 @@ class _Rows(torch.autograd.Function):
                 p = next(kept) if block.length <= KEPT else _probabilities(q, k, block, part, kind)
                 d_answer = _queries(d_block, part, kind).reshape(p.shape[0], -1, q.shape[-1])
                 d_p = torch.bmm(d_answer, v[:, part.keys].transpose(1, 2))
-                d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+                d_s = _scores_back(p, d_p, part, kind)
                 turned_q = _queries(q, part, kind).reshape(d_answer.shape)
                 if its_d_k is None:
                     its_d_v = torch.bmm(p.transpose(1, 2), d_answer)
@@ -214,15 +224,34 @@ class _Rows(torch.autograd.Function):
                     its_d_v[:, part.keys] += torch.bmm(p.transpose(1, 2), d_answer)
                     its_d_k[:, part.keys] += torch.bmm(d_s.transpose(1, 2), turned_q)
                 _queries(its_d_q, part, kind).copy_(torch.bmm(d_s, k[:, part.keys]).view(_shape(q, part, kind)))
-            its_d_q.mul_(kind.scaling)
-            its_d_k = its_d_k.mul_(kind.scaling).view(block.size, kind.kv_heads, block.length, -1)
-            if turns is not None:
-                cos, sin = turns[0][: block.length], turns[1][: block.length]
-                its_d_q, its_d_k = _turn(its_d_q, cos, sin, back=True), _turn(its_d_k, cos, sin, back=True)
-            d_q[block.start : block.end] = block.gather(its_d_q)
-            d_k[block.start : block.end] = block.gather(its_d_k)
-            d_v[block.start : block.end] = block.gather(its_d_v.view(block.size, kind.kv_heads, block.length, -1))
+            _gather_turned(its_d_q, block, turns, kind, d_q)
+            _gather_turned(its_d_k.view(block.size, kind.kv_heads, block.length, -1), block, turns, kind, d_k)
+            _gather_turned(its_d_v.view(block.size, kind.kv_heads, block.length, -1), block, None, kind, d_v)
         return d_q, d_k, d_v, None, None, None
+
+
+def _spread_turned(flat: torch.Tensor, block: Block, heads: int, turns: tuple | None, kind: Kind, empty: bool = False) -> torch.Tensor:
+    """A block of the flat rows, turned to its positions.
+
+    Args:
+        empty: padding is 0, so that a row's last token, which it repeats, has its gradient counted once.
+    """
+    if kind.passes:
+        return kind.passes.spread(flat, block.rows, block.size, heads, block.turned(turns), empty)
+    picked = block.spread(flat, heads)
+    if empty and block.real is not None:
+        picked.mul_(block.real)
+    return picked if turns is None else _turn(picked, turns[0][: block.length], turns[1][: block.length])
+
+
+def _gather_turned(picked: torch.Tensor, block: Block, turns: tuple | None, kind: Kind, out: torch.Tensor) -> None:
+    """The block's rows into their places of the flat order, turned back."""
+    if kind.passes:
+        kind.passes.gather(picked.contiguous(), block.places, block.turned(turns), out[block.start : block.end])
+        return
+    if turns is not None:
+        picked = _turn(picked, turns[0][: block.length], turns[1][: block.length], back=True)
+    out[block.start : block.end] = block.gather(picked)
 
 
 @dataclass(frozen=True)
@@ -231,6 +260,11 @@ class _Part:
 
     queries: slice
     keys: slice
+
+
+    def seen(self, kind: Kind) -> tuple[int, int, int]:
+        """How many queries, how many keys stand before the first of them, and the window."""
+        return self.queries.stop - self.queries.start, self.queries.start - self.keys.start, kind.window
 
 
 def _parts(length: int, window: int) -> list[_Part]:
@@ -255,6 +289,8 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, block: Block, part: _Part, 
     asked = _queries(q, part, kind)
     asked = asked.reshape(k.shape[0], -1, k.shape[2])
     keys = k[:, part.keys].transpose(1, 2)
+    if kind.passes:
+        return kind.passes.softmax(torch.bmm(asked, keys), *part.seen(kind), kind.scaling)
     mask, before = _mask(block, part, kind, q)
     if before == 0:
         scores = torch.baddbmm(mask, asked, keys, alpha=kind.scaling)
@@ -262,6 +298,13 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, block: Block, part: _Part, 
         scores = torch.baddbmm(mask[:, :1, :1], asked, keys, beta=0, alpha=kind.scaling)
         scores[:, :, before:] += mask
     return torch.softmax(scores, -1)
+
+
+def _scores_back(p: torch.Tensor, d_p: torch.Tensor, part: _Part, kind: Kind) -> torch.Tensor:
+    """The gradient of the products of queries and keys, before their scaling."""
+    if kind.passes:
+        return kind.passes.softmax_back(p, d_p, *part.seen(kind), kind.scaling)
+    return torch._softmax_backward_data(d_p, p, -1, p.dtype).mul_(kind.scaling)
 
 
 def _mask(block: Block, part: _Part, kind: Kind, like: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tuner import native
+
 
 @dataclass
 class Norm:
@@ -18,35 +20,44 @@ class Norm:
 
     Args:
         one_more: Gemma's kind, x * (1 + w) in fp32; else Llama's, x in the base's precision times w.
+        passes: the compiled passes, where they are used; else torch's own.
     """
 
     weight: torch.Tensor
     eps: float
     one_more: bool
+    passes: native.Native | None = None
 
     def __post_init__(self):
         self.scale = self.weight.float() + 1 if self.one_more else self.weight.float()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) -> the normed rows in x's dtype, and each row's 1 / rms as (N, 1) fp32."""
+        if self.passes:
+            return self.passes.norm(x, self.scale, self.eps, not self.one_more)
         wide = x.float() if x.dtype != torch.float32 else x.clone()
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
         return self.again(x, inverse, wide), inverse
 
     def again(self, x: torch.Tensor, inverse: torch.Tensor, wide: torch.Tensor | None = None) -> torch.Tensor:
         """The normed rows, from the 1 / rms that is already known."""
+        if self.passes:
+            return self.passes.norm(x, self.scale, self.eps, not self.one_more, inverse)[0]
         wide = (x.float() if x.dtype != torch.float32 else x.clone()) if wide is None else wide
         wide.mul_(inverse)
         if not self.one_more and x.dtype != torch.float32:
             wide = wide.to(x.dtype).float()  # transformers rounds here; two casts of 0.04 ms keep to it
         return wide.mul_(self.scale).to(x.dtype)
 
-    def backward(self, d_normed: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        """The gradient of x in fp32, (N, D)."""
+    def backward(self, d_normed: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor, rest: torch.Tensor | None = None) -> torch.Tensor:
+        """The gradient of x, (N, D), plus `rest`; d_normed may be written over."""
+        if self.passes:
+            return self.passes.norm_back(d_normed, x, self.scale, inverse, rest)
         hat = (x.float() if x.dtype != torch.float32 else x.clone()).mul_(inverse)
         d_hat = (d_normed.float() if d_normed.dtype != torch.float32 else d_normed.clone()).mul_(self.scale)
         shared = (d_hat * hat).mean(-1, keepdim=True)
-        return d_hat.addcmul_(hat, shared, value=-1).mul_(inverse)
+        d_x = d_hat.addcmul_(hat, shared, value=-1).mul_(inverse)
+        return (d_x if rest is None else d_x.add_(rest)).to(x.dtype)
 
 
 class Linear:
@@ -174,12 +185,12 @@ class _Thin:
             out.addmm_(thin[:, self.slices[index]], self.ups[index].t())
         return out
 
-    def backward(self, d_outs: list[torch.Tensor], thin: torch.Tensor, x: torch.Tensor, d_x: torch.Tensor | None) -> list[torch.Tensor]:
+    def backward(self, d_outs: list[torch.Tensor], thin: torch.Tensor, d_x: torch.Tensor | None, rows) -> list[torch.Tensor]:
         """Gradients of A and B, layer by layer; x's own is added into d_x, in place.
 
         Args:
             d_outs: each layer's (N, D_out).
-            x: the rows that the layers read.
+            rows: gives the rows that the layers read; asked once d_x is whole.
         """
         if self.down is None:
             return []
@@ -194,7 +205,7 @@ class _Thin:
             d_ups.append((d_out.t() @ thin[:, where]).to(its[1].dtype).mul_(its[2]))
         if d_x is not None:
             d_x.addmm_(d_thin, self.down)
-        d_down = d_thin.t() @ x
+        d_down = d_thin.t() @ rows()
         found = []
         for index, its in enumerate(self.loras):
             if its is not None:
@@ -224,11 +235,11 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *d_outs):
         x, inverse, thin = ctx.saved_tensors
-        rows = x if ctx.norm is None else ctx.norm.again(x, inverse)
+        rows = (lambda: x) if ctx.norm is None else (lambda: ctx.norm.again(x, inverse))
         d_rows = _d_wide(d_outs, ctx.layers) if ctx.needs_input_grad[0] else None
-        d_weights = ctx.thin_side.backward(d_outs, thin, rows, d_rows)
+        d_weights = ctx.thin_side.backward(d_outs, thin, d_rows, rows)
         if d_rows is not None and ctx.norm is not None:
-            d_rows = ctx.norm.backward(d_rows, x, inverse).to(x.dtype)
+            d_rows = ctx.norm.backward(d_rows, x, inverse)
         return d_rows, None, None, *d_weights
 
 
@@ -246,7 +257,7 @@ class _ProjectAdd(torch.autograd.Function):
     def backward(ctx, d_out):
         x, thin = ctx.saved_tensors
         d_x = ctx.layer.back(d_out)
-        d_weights = ctx.thin_side.backward([d_out], thin, x, d_x)
+        d_weights = ctx.thin_side.backward([d_out], thin, d_x, lambda: x)
         return d_x, d_out, None, *d_weights
 
 
@@ -266,7 +277,7 @@ class _Mlp(torch.autograd.Function):
         rows, inverse = norm.forward(x)
         thin = wide_side.rows(rows)
         gated, upper = (wide_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate((gate, up)))
-        middle = _ACT[act](gated).mul_(upper)
+        middle = norm.passes.gate(gated, upper, act) if norm.passes else _ACT[act](gated).mul_(upper)
         down_thin = thin_side.rows(middle)
         out = down.rows_added(middle, x) if add else down.rows_through(middle)
         ctx.save_for_backward(x, inverse, thin, gated, upper, down_thin)
@@ -279,19 +290,29 @@ class _Mlp(torch.autograd.Function):
         gate, up, down = ctx.layers
         wide_side, thin_side = ctx.sides
         d_middle = down.back(d_out)
-        d_upper = _ACT[ctx.act](gated)
-        middle = d_upper * upper if thin_side.down is not None else None
-        d_down = thin_side.backward([d_out], down_thin, middle, d_middle)
-        del middle
-        d_upper.mul_(d_middle)
-        d_gated = _D_ACT[ctx.act](d_middle.mul_(upper), gated)
-        rows = ctx.norm.again(x, inverse) if wide_side.down is not None else None
-        d_rows = _d_wide([d_gated, d_upper], [gate, up])
-        d_wide = wide_side.backward([d_gated, d_upper], thin, rows, d_rows)
-        d_x = ctx.norm.backward(d_rows, x, inverse)
-        if ctx.add:
-            d_x += d_out
-        return d_x.to(x.dtype), None, None, None, None, *d_wide, *d_down
+        made: dict[str, torch.Tensor] = {}
+
+        def back_through_gate() -> torch.Tensor:
+            made["gated"], made["upper"], middle = _gate_back(d_middle, gated, upper, ctx.act, ctx.norm.passes)
+            return middle
+
+        d_down = thin_side.backward([d_out], down_thin, d_middle, back_through_gate)
+        if not made:  # no LoRA on it
+            back_through_gate()
+        d_rows = _d_wide([made["gated"], made["upper"]], [gate, up])
+        d_wide = wide_side.backward([made["gated"], made["upper"]], thin, d_rows, lambda: ctx.norm.again(x, inverse))
+        d_x = ctx.norm.backward(d_rows, x, inverse, d_out if ctx.add else None)
+        return d_x, None, None, None, None, *d_wide, *d_down
+
+
+def _gate_back(d_middle: torch.Tensor, gated: torch.Tensor, upper: torch.Tensor, act: str, passes: native.Native | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of both sides of act(gated) * upper, and that product again; d_middle is written over."""
+    if passes:
+        return passes.gate_back(d_middle, gated, upper, act)
+    d_upper = _ACT[act](gated)
+    middle = d_upper * upper
+    d_upper.mul_(d_middle)
+    return _D_ACT[act](d_middle.mul_(upper), gated), d_upper, middle
 
 
 class _NormRows(torch.autograd.Function):
@@ -305,4 +326,4 @@ class _NormRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_rows):
         x, inverse = ctx.saved_tensors
-        return ctx.norm.backward(d_rows, x, inverse).to(x.dtype), None
+        return ctx.norm.backward(d_rows.clone(), x, inverse), None

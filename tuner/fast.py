@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tuner import attention, batching, blocks, loss
+from tuner import attention, batching, blocks, loss, native
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Fast:
         rows: attention by our own products (`attention._Rows`) where torch's kernel is slower: on a CPU.
         slices: the head runs only where something is learned, in slices, its gradient taken on the way.
         lora: without `blocks`, LoRA layers compute in the base's precision instead of fp32.
+        passes: on a CPU the passes between products are compiled (`native`), where there is a compiler.
     """
 
     blocks: bool = True
     rows: bool = True
     slices: bool = True
     lora: bool = True
+    passes: bool = True
 
 
 # Tokens at once are rounded up to a multiple of this. Each new shape costs oneDNN half a millisecond and half a MiB for
@@ -50,16 +52,19 @@ class Path:
     """
 
     def __init__(self, model: nn.Module, pad_id: int, switches: Fast | dict | None = None, checkpointing: bool = False):
-        switches = Fast(**switches) if isinstance(switches, dict) else switches or Fast()
+        # A run that began before there were compiled passes goes on without them.
+        switches = Fast(**{"passes": False, **switches}) if isinstance(switches, dict) else switches or Fast()
         self.model, self.pad_id, self.checkpointing = model, pad_id, checkpointing
         self.decoder, self.why_plain = None, "turned off"
         if switches.blocks:
-            self.decoder, self.why_plain = recognise(model, switches.rows)
+            passes = native.load() if switches.passes and native.fits(*model.parameters()) else None
+            self.decoder, self.why_plain = recognise(model, switches.rows, passes)
         self.slices = switches.slices and can_split_head(model)
         if self.decoder is None and switches.lora:
             speed_up_lora(model)
         # What is used, not what was asked for: a resumed run must compute the same.
-        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora))
+        self.passes = self.decoder and self.decoder.norm.passes
+        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora, self.passes is not None))
 
     def losses(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of each learned token, with gradients.
@@ -79,7 +84,7 @@ class Path:
             hidden = self.decoder.hidden(batch, self.checkpointing and torch.is_grad_enabled())[places]
             hidden = blocks.norm_rows(hidden, self.decoder.norm)
             if self.slices:
-                return loss.cross_entropy(hidden, self.decoder.head, targets), rows
+                return loss.cross_entropy(hidden, self.decoder.head, targets, self.passes), rows
             return F.cross_entropy(self.decoder.head.base(hidden).float(), targets, reduction="none"), rows
 
     def _plain(self, batch: dict, places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -182,7 +187,7 @@ class Decoder:
         return tables
 
 
-def recognise(model: nn.Module, rows: bool = True) -> tuple[Decoder | None, str]:
+def recognise(model: nn.Module, rows: bool = True, passes: native.Native | None = None) -> tuple[Decoder | None, str]:
     """The model's parts; or None, and why not."""
     plain = plain_model(model)
     name = type(plain).__name__
@@ -197,31 +202,31 @@ def recognise(model: nn.Module, rows: bool = True) -> tuple[Decoder | None, str]
         return None, "its head is not a plain one"
     layers = []
     for index, its in enumerate(plain.model.layers):
-        layer = _read_layer(its, index, config, rows)
+        layer = _read_layer(its, index, config, rows, passes)
         if layer.act not in blocks.ACTS:
             return None, f"its activation {layer.act!r} is not known"
         for linear in layer.linears():
             if why := linear.unusual():
                 return None, f"a layer of it is {why}" if why != "dropout" else "LoRA dropout is on"
         layers.append(layer)
-    return Decoder(plain, layers, _read_norm(plain.model.norm, config), blocks.Linear(head)), ""
+    return Decoder(plain, layers, _read_norm(plain.model.norm, config, passes), blocks.Linear(head)), ""
 
 
-def _read_norm(norm: nn.Module, config) -> blocks.Norm:
-    return blocks.Norm(norm.weight, getattr(norm, "variance_epsilon", None) or norm.eps, config.model_type.startswith("gemma"))
+def _read_norm(norm: nn.Module, config, passes: native.Native | None) -> blocks.Norm:
+    return blocks.Norm(norm.weight, getattr(norm, "variance_epsilon", None) or norm.eps, config.model_type.startswith("gemma"), passes)
 
 
-def _read_layer(layer: nn.Module, index: int, config, rows: bool) -> Layer:
+def _read_layer(layer: nn.Module, index: int, config, rows: bool, passes: native.Native | None) -> Layer:
     """The layer's parts under one set of names."""
     its, mlp = layer.self_attn, layer.mlp
     gemma = config.model_type.startswith("gemma")
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else getattr(its, "sliding_window", None)
     kind = attention.Kind(
         config.num_attention_heads, config.num_key_value_heads, its.scaling, window or 0,
-        "rows" if rows and layer.input_layernorm.weight.device.type == "cpu" else "sdpa",
+        "rows" if rows and layer.input_layernorm.weight.device.type == "cpu" else "sdpa", passes,
     )
-    norm = lambda name: _read_norm(getattr(layer, name), config)  # noqa: E731
-    inner = lambda name: _read_norm(getattr(its, name), config) if hasattr(its, name) else None  # noqa: E731
+    norm = lambda name: _read_norm(getattr(layer, name), config, passes)  # noqa: E731
+    inner = lambda name: _read_norm(getattr(its, name), config, passes) if hasattr(its, name) else None  # noqa: E731
     linear = blocks.Linear
     return Layer(
         norm("input_layernorm"), linear(its.q_proj), linear(its.k_proj), linear(its.v_proj), linear(its.o_proj), inner("q_norm"), inner("k_norm"),

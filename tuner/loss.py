@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from tuner import blocks
+from tuner import blocks, native
 
 # A slice's logits in 16 bits: small enough for the cache, large enough for a fast product.
 SLICE_BYTES = 24 * 2**20
@@ -19,19 +19,20 @@ def slice_rows(vocab: int, itemsize: int) -> int:
     return rows
 
 
-def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor) -> torch.Tensor:
+def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor, passes: native.Native | None = None) -> torch.Tensor:
     """-log softmax(hidden head^T)[target] of each token; the head is frozen.
 
     Args:
         hidden: (N, D), normed.
         head: (D) -> (V) without a bias.
         targets: (N,).
+        passes: the compiled passes, where they are used.
 
     Returns:
         (N,) in fp32. Where a gradient is wanted it is made here, slice by slice, so that no logits are kept.
     """
     if hidden.requires_grad and torch.is_grad_enabled():
-        return _CrossEntropy.apply(hidden, head, targets)
+        return _CrossEntropy.apply(hidden, head, targets, passes)
     rows = slice_rows(head.base.out_features, 4)
     parts = [
         F.cross_entropy(head.rows_through(hidden[start : start + rows]).float(), targets[start : start + rows], reduction="none")
@@ -42,7 +43,7 @@ def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tens
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, head, targets):
+    def forward(ctx, hidden, head, targets, passes):
         count, rows = len(targets), slice_rows(head.base.out_features, hidden.element_size())
         losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
         # Of each token's own loss, not of a sum: what the caller does with the losses comes later, as a factor.
@@ -52,6 +53,10 @@ class _CrossEntropy(torch.autograd.Function):
             rest = -len(wanted) % STEP  # few shapes instead of many: see fast.TOKENS_STEP
             its = F.pad(hidden[start : start + rows], (0, 0, 0, rest))
             logits = head.rows_through(its)
+            if passes:
+                losses[start : start + rows] = passes.cross_entropy(logits, F.pad(wanted, (0, 0, 0, rest), value=-1))[: len(its) - rest]
+                d_hidden[start : start + rows] = head.back(logits)[: len(its) - rest]
+                continue
             shares = torch.softmax(logits, 1)
             wanted = F.pad(wanted, (0, 0, 0, rest))
             # In fp16 small probabilities vanish, so the losses are made from the logits; in bf16 and fp32 they are kept,
@@ -69,4 +74,4 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_losses):
         (d_hidden,) = ctx.saved_tensors
-        return (d_hidden * d_losses.unsqueeze(1)).to(d_hidden.dtype), None, None
+        return (d_hidden * d_losses.unsqueeze(1)).to(d_hidden.dtype), None, None, None

@@ -1,0 +1,177 @@
+"""The passes over activations in C (native.c), compiled once for this machine; None where there is no compiler."""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tuner.home import private_dir, tuner_home
+
+SOURCE = Path(__file__).with_suffix(".c")
+_OPTIONS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
+_COMPILE_S = 60
+# As in native.c.
+ACTS = {"silu": 0, "gelu_pytorch_tanh": 1}
+_SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_f32"}
+# The arguments of each function: p a pointer, n a long, i an int, f a float.
+_SIGNATURES = {
+    "norm": "ppppnnfiii", "norm_back": "ppppppnni", "gate": "pppnii", "gate_back": "pppppnii", "spread": "pppppnnnnii",
+    "gather": "pppppnnnni", "softmax": "pnnnnnfi", "softmax_back": "ppnnnnnfi", "cross_entropy": "pppnni",
+}
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
+
+
+@cache
+def load() -> "Native | None":
+    """The compiled passes; compiled first where this machine has not done so."""
+    if os.environ.get("TUNER_NATIVE") == "0":
+        return None
+    try:
+        path = _library()
+        return Native(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+
+
+def _library() -> Path:
+    """The shared library for this source on this processor.
+
+    Raises:
+        OSError, subprocess.SubprocessError: no compiler, or one that fails.
+    """
+    key = hashlib.sha256("\n".join([SOURCE.read_text("utf-8"), _processor(), torch.__version__, *_OPTIONS]).encode()).hexdigest()[:24]
+    folder = private_dir(tuner_home() / "native")
+    path = folder / f"{key}.so"
+    if not path.is_file():
+        with tempfile.TemporaryDirectory(dir=folder) as beside:
+            made = Path(beside) / "native.so"
+            _compile(made)
+            os.replace(made, path)
+    return path
+
+
+def _compile(to: Path) -> None:
+    compiler = os.environ.get("CC", "cc")
+    run = lambda *arguments: subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=_COMPILE_S)  # noqa: E731
+    compiled = to.with_suffix(".o")
+    # gcc prefers half a register of AVX-512 for some processors; other machines and compilers do not know the option.
+    wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+    run(*_OPTIONS, *wide, "-c", str(SOURCE), "-o", str(compiled))
+    # torch's own OpenMP by its path: a second pool of threads would fight the first for the cores.
+    run("-shared", str(compiled), str(_openmp()), "-lm", "-o", str(to))
+
+
+def _openmp() -> Path:
+    """The OpenMP library that torch brings.
+
+    Raises:
+        OSError: it brings none.
+    """
+    package = Path(importlib.util.find_spec("torch").origin).parent
+    for place in (package / "lib", package.parent / "torch.libs"):
+        for found in sorted(place.glob("libgomp*.so*")):
+            return found
+    raise OSError("torch brings no libgomp")
+
+
+def _processor() -> str:
+    """What the compiled code depends on: a home on a volume may meet another processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.split(":")[0].strip() in ("vendor_id", "cpu family", "model", "flags", "Features"))
+
+
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether the passes take these: on the CPU, in bf16 or fp32."""
+    return all(its.device.type == "cpu" and its.dtype in _SUFFIX for its in tensors)
+
+
+class Native:
+    """Each function of native.c on tensors: contiguous, all of one type unless it says otherwise."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._functions = {}
+        for name, signature in _SIGNATURES.items():
+            for suffix in _SUFFIX.values():
+                function = getattr(library, name + suffix)
+                function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
+                self._functions[name + suffix] = function
+
+    def _call(self, name: str, dtype: torch.dtype, *arguments) -> None:
+        self._functions[name + _SUFFIX[dtype]](
+            *(its.data_ptr() if isinstance(its, torch.Tensor) else its for its in arguments), torch.get_num_threads()
+        )
+
+    def norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float, twice: bool, inverse: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of (N, D) over their rms, times the fp32 scale; and each row's 1 / rms, (N, 1) fp32, made unless given.
+
+        Args:
+            twice: round to the type before the scale too, as Llama's norm does.
+        """
+        x, known = x.contiguous(), inverse is not None
+        out = torch.empty_like(x)
+        inverse = inverse if known else x.new_empty(len(x), 1, dtype=torch.float32)
+        self._call("norm", x.dtype, x, scale, out, inverse, *x.shape, eps, twice, known)
+        return out, inverse
+
+    def norm_back(self, d_y: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, inverse: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
+        """The gradient of x in the place of d_y, plus `rest`."""
+        d_y, x, rest = d_y.contiguous(), x.contiguous(), None if rest is None else rest.contiguous()
+        self._call("norm_back", x.dtype, d_y, x, scale, inverse, rest, d_y, *x.shape)
+        return d_y
+
+    def gate(self, gate: torch.Tensor, up: torch.Tensor, act: str) -> torch.Tensor:
+        """act(gate) * up."""
+        out = torch.empty_like(gate)
+        self._call("gate", gate.dtype, gate, up, out, gate.numel(), ACTS[act])
+        return out
+
+    def gate_back(self, d_middle: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, act: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """d_gate (in the place of d_middle), d_up, and act(gate) * up once more."""
+        d_up, middle = torch.empty_like(up), torch.empty_like(up)
+        self._call("gate_back", gate.dtype, d_middle, gate, up, d_up, middle, gate.numel(), ACTS[act])
+        return d_middle, d_up, middle
+
+    def spread(self, flat: torch.Tensor, rows: torch.Tensor, size: int, heads: int, turns: tuple | None, empty: bool = False) -> torch.Tensor:
+        """(N, heads * D), rows end to end -> (size, heads, T, D), turned by fp32 cos and sin (T, D).
+
+        Args:
+            rows: (size * T,) each place's token; padding repeats a row's last.
+            empty: padding is 0 instead.
+        """
+        flat, length, width = flat.contiguous(), len(rows) // size, flat.shape[1] // heads
+        out = flat.new_empty(size, heads, length, width)
+        self._call("spread", flat.dtype, flat, rows, *(turns or (None, None)), out, size, heads, length, width, empty)
+        return out
+
+    def gather(self, block: torch.Tensor, places: torch.Tensor, turns: tuple | None, out: torch.Tensor) -> None:
+        """(B, heads, T, D) -> the rows of out, (n, heads * D), turned back."""
+        _, heads, length, width = block.shape
+        self._call("gather", block.dtype, block, places, *(turns or (None, None)), out, len(places), heads, length, width)
+
+    def softmax(self, scores: torch.Tensor, queries: int, before: int, window: int, scaling: float) -> torch.Tensor:
+        """Causal softmax of scores * scaling in place; (..., keys), rows in runs of `queries`, the first at key `before`."""
+        keys = scores.shape[-1]
+        self._call("softmax", scores.dtype, scores, scores.numel() // keys, queries, keys, before, window, scaling)
+        return scores
+
+    def softmax_back(self, p: torch.Tensor, d_p: torch.Tensor, queries: int, before: int, window: int, scaling: float) -> torch.Tensor:
+        """The gradient of the unscaled scores, in the place of d_p."""
+        keys = p.shape[-1]
+        self._call("softmax_back", p.dtype, p, d_p, p.numel() // keys, queries, keys, before, window, scaling)
+        return d_p
+
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log softmax(logits)[target], (N,) fp32; the logits, (N, V), become their gradient. No loss below 0."""
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        self._call("cross_entropy", logits.dtype, logits, targets, losses, *logits.shape)
+        return losses
