@@ -71,10 +71,19 @@ class Linear:
         self.is_tuned = isinstance(module, LoraLayer)
         self.is_4bit = hasattr(self.base.weight, "quant_state")
         self.bias = self.base.bias
+        self._room: torch.Tensor | None = None
 
-    def rows_through(self, x: torch.Tensor) -> torch.Tensor:
-        """x W^T + b: (N, D_in) -> (N, D_out)."""
+    def rows_through(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T + b: (N, D_in) -> (N, D_out); into `out`, where there is one and no bias."""
+        if out is not None and self.bias is None:
+            return torch.mm(x, self.weight().t(), out=out)
         return F.linear(x, self.weight(), self.bias)
+
+    def room(self, rows: int) -> torch.Tensor:
+        """A place for so many rows of results that is the same each time: new pages for logits take longer than their product."""
+        if self._room is None or len(self._room) < rows:
+            self._room = self.base.weight.new_empty(rows, self.base.out_features)
+        return self._room
 
     def rows_added(self, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         """to + x W^T + b."""
@@ -279,10 +288,10 @@ class _Mlp(torch.autograd.Function):
         gated, upper = (wide_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate((gate, up)))
         middle = norm.passes.gate(gated, upper, act) if norm.passes else _ACT[act](gated).mul_(upper)
         down_thin = thin_side.rows(middle)
-        out = down.rows_added(middle, x) if add else down.rows_through(middle)
+        out = thin_side.add(down.rows_added(middle, x) if add else down.rows_through(middle), down_thin, 0)
         ctx.save_for_backward(x, inverse, thin, gated, upper, down_thin)
         ctx.norm, ctx.layers, ctx.act, ctx.add, ctx.sides = norm, layers, act, add, (wide_side, thin_side)
-        return thin_side.add(out, down_thin, 0)
+        return out
 
     @staticmethod
     def backward(ctx, d_out):
@@ -306,7 +315,7 @@ class _Mlp(torch.autograd.Function):
 
 
 def _gate_back(d_middle: torch.Tensor, gated: torch.Tensor, upper: torch.Tensor, act: str, passes: native.Native | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of both sides of act(gated) * upper, and that product again; d_middle is written over."""
+    """The gradients of both sides of act(gated) * upper, and that product again; all three are written over."""
     if passes:
         return passes.gate_back(d_middle, gated, upper, act)
     d_upper = _ACT[act](gated)

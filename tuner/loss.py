@@ -52,7 +52,7 @@ class _CrossEntropy(torch.autograd.Function):
             wanted = targets[start : start + rows].unsqueeze(1)
             rest = -len(wanted) % STEP  # few shapes instead of many: see fast.TOKENS_STEP
             its = F.pad(hidden[start : start + rows], (0, 0, 0, rest))
-            logits = head.rows_through(its)
+            logits = head.rows_through(its, head.room(rows)[: len(its)] if passes else None)
             if passes:
                 losses[start : start + rows] = passes.cross_entropy(logits, F.pad(wanted, (0, 0, 0, rest), value=-1))[: len(its) - rest]
                 d_hidden[start : start + rows] = head.back(logits)[: len(its) - rest]

@@ -119,22 +119,29 @@ void NAME(norm_back)(const T *d_y, const T *x, const float *scale, const float *
     }
 }
 
+/* One loop for each kind: inside a loop the compiler would compute all of them for every element. */
+#define EACH_KIND(body) \
+    if (kind == SILU) { enum { KIND = SILU }; _Pragma("omp parallel for simd schedule(static) num_threads(threads) if (count > GRAIN)") body } \
+    else { enum { KIND = GELU_TANH }; _Pragma("omp parallel for simd schedule(static) num_threads(threads) if (count > GRAIN)") body }
+
 /* middle = act(gate) * up over count elements. */
 void NAME(gate)(const T *gate, const T *up, T *middle, long count, int kind, int threads) {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (count > GRAIN)
-    for (long i = 0; i < count; i++) middle[i] = STORE(act(LOAD(gate[i]), kind) * LOAD(up[i]));
+    EACH_KIND(for (long i = 0; i < count; i++) middle[i] = STORE(act(LOAD(gate[i]), KIND) * LOAD(up[i]));)
 }
 
-/* From d_middle: d_gate in its place, d_up, and middle once more. */
-void NAME(gate_back)(T *d_middle, const T *gate, const T *up, T *d_up, T *middle, long count, int kind, int threads) {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (count > GRAIN)
-    for (long i = 0; i < count; i++) {
-        float g = LOAD(gate[i]), u = LOAD(up[i]), d = LOAD(d_middle[i]), a = act(g, kind);
-        middle[i] = STORE(a * u);
-        d_up[i] = STORE(d * a);
-        d_middle[i] = STORE(d * u * d_act(g, kind));
-    }
+/* From d_middle, all in place: d_middle becomes d_gate, up d_up, and gate act(gate) * up once more. */
+void NAME(gate_back)(T *d_middle, T *gate, T *up, long count, int kind, int threads) {
+    EACH_KIND(for (long i = 0; i < count; i++) {
+        float g = LOAD(gate[i]);
+        float u = LOAD(up[i]);
+        float d = LOAD(d_middle[i]);
+        float a = act(g, KIND);
+        gate[i] = STORE(a * u);
+        up[i] = STORE(d * a);
+        d_middle[i] = STORE(d * u * d_act(g, KIND));
+    })
 }
+#undef EACH_KIND
 
 /* x (n, heads * d), rows end to end -> out (b, heads, t, d), turned by cos and sin (t, d) where they are not null.
    rows: (b * t) the token of each place; padding repeats a row's last token, and is zero where `empty`. */
@@ -186,9 +193,11 @@ void NAME(gather)(const T *block, const long *places, const float *cos, const fl
     }
 }
 
-/* Which keys query `at` sees: from first up to end. */
+/* Which keys query `at` sees: from first up to end. The loops run from low to high, whole vectors wherever there is room
+   in the row: what is not seen is masked, since the odd ends of loops cost as much as all the rest. */
 #define SEEN \
-    long at = (row % queries) + before, end = at + 1 < keys ? at + 1 : keys, first = window && at + 1 > window ? at + 1 - window : 0;
+    long at = (row % queries) + before, end = at + 1 < keys ? at + 1 : keys, first = window && at + 1 > window ? at + 1 - window : 0, \
+         low = first & ~15L, high = (end + 15 & ~15L) < keys ? (end + 15 & ~15L) : keys;
 
 /* Softmax in place over scores (n, keys) times scaling, each row over the keys that it sees; 0 elsewhere.
    Rows come in runs of `queries`; the first of a run stands at key `before`. */
@@ -199,18 +208,26 @@ void NAME(softmax)(T *scores, long n, long queries, long keys, long before, long
         T *its = scores + row * keys;
         float most = -INFINITY, sum = 0, shares[keys];
 #pragma omp simd reduction(max : most)
-        for (long i = first; i < end; i++) { float v = LOAD(its[i]) * scaling; most = v > most ? v : most; }
+        for (long i = low; i < high; i++) {
+            float v = i < first || i >= end ? -INFINITY : LOAD(its[i]) * scaling;
+            shares[i] = v;
+            most = v > most ? v : most;
+        }
 #pragma omp simd reduction(+ : sum)
-        for (long i = first; i < end; i++) { shares[i] = exp_(LOAD(its[i]) * scaling - most); sum += shares[i]; }
+        for (long i = low; i < high; i++) {
+            float v = i < first || i >= end ? 0 : exp_(shares[i] - most);
+            shares[i] = v;
+            sum += v;
+        }
         float by = 1.0f / sum;
-        memset(its, 0, first * sizeof(T));
+        memset(its, 0, low * sizeof(T));
 #pragma omp simd
-        for (long i = first; i < end; i++) its[i] = STORE(shares[i] * by);
-        memset(its + end, 0, (keys - end) * sizeof(T));
+        for (long i = low; i < high; i++) its[i] = STORE(shares[i] * by);
+        memset(its + high, 0, (keys - high) * sizeof(T));
     }
 }
 
-/* d_p becomes the gradient of the products before scaling. */
+/* d_p becomes the gradient of the products before scaling; p is 0 where nothing is seen. */
 void NAME(softmax_back)(const T *p, T *d_p, long n, long queries, long keys, long before, long window, float scaling, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (n * keys > GRAIN)
     for (long row = 0; row < n; row++) {
@@ -219,11 +236,11 @@ void NAME(softmax_back)(const T *p, T *d_p, long n, long queries, long keys, lon
         T *d = d_p + row * keys;
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (long i = first; i < end; i++) sum += LOAD(its[i]) * LOAD(d[i]);
-        memset(d, 0, first * sizeof(T));
+        for (long i = low; i < high; i++) sum += LOAD(its[i]) * LOAD(d[i]);
+        memset(d, 0, low * sizeof(T));
 #pragma omp simd
-        for (long i = first; i < end; i++) d[i] = STORE(LOAD(its[i]) * (LOAD(d[i]) - sum) * scaling);
-        memset(d + end, 0, (keys - end) * sizeof(T));
+        for (long i = low; i < high; i++) d[i] = STORE(LOAD(its[i]) * (LOAD(d[i]) - sum) * scaling);
+        memset(d + high, 0, (keys - high) * sizeof(T));
     }
 }
 #undef SEEN

@@ -22,7 +22,7 @@ ACTS = {"silu": 0, "gelu_pytorch_tanh": 1}
 _SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_f32"}
 # The arguments of each function: p a pointer, n a long, i an int, f a float.
 _SIGNATURES = {
-    "norm": "ppppnnfiii", "norm_back": "ppppppnni", "gate": "pppnii", "gate_back": "pppppnii", "spread": "pppppnnnnii",
+    "norm": "ppppnnfiii", "norm_back": "ppppppnni", "gate": "pppnii", "gate_back": "pppnii", "spread": "pppppnnnnii",
     "gather": "pppppnnnni", "softmax": "pnnnnnfi", "softmax_back": "ppnnnnnfi", "cross_entropy": "pppnni",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
@@ -136,10 +136,9 @@ class Native:
         return out
 
     def gate_back(self, d_middle: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, act: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """d_gate (in the place of d_middle), d_up, and act(gate) * up once more."""
-        d_up, middle = torch.empty_like(up), torch.empty_like(up)
-        self._call("gate_back", gate.dtype, d_middle, gate, up, d_up, middle, gate.numel(), ACTS[act])
-        return d_middle, d_up, middle
+        """d_gate in the place of d_middle, d_up in that of up, act(gate) * up once more in that of gate."""
+        self._call("gate_back", gate.dtype, d_middle, gate, up, gate.numel(), ACTS[act])
+        return d_middle, up, gate
 
     def spread(self, flat: torch.Tensor, rows: torch.Tensor, size: int, heads: int, turns: tuple | None, empty: bool = False) -> torch.Tensor:
         """(N, heads * D), rows end to end -> (size, heads, T, D), turned by fp32 cos and sin (T, D).
