@@ -111,7 +111,7 @@ def test_sliding_windows_hide_what_the_model_s_own_mask_hides(tmp_path, family, 
     assert_close(ours[2], wanted[2])
 
 
-@pytest.mark.parametrize("switches", [replace(PLAIN, **{name: True}) for name in ("blocks", "slices", "lora")] + [fast.Fast(rows=False), fast.Fast(slices=False)], ids=str)
+@pytest.mark.parametrize("switches", [replace(PLAIN, **{name: True}) for name in ("blocks", "slices", "lora")] + [fast.Fast(rows=False), fast.Fast(slices=False), fast.Fast(passes=False)], ids=str)
 def test_each_switch_by_itself_changes_nothing(model, switches, short_parts):
     plain = losses_and_gradients(fast.Path(model, 0, PLAIN))
     ours = losses_and_gradients(fast.Path(model, 0, switches))
@@ -199,6 +199,16 @@ def test_the_plan_brings_the_same_path_back(model):
     assert fast.Path(model, 0, first.plan).plan == first.plan and not first.plan["slices"]
 
 
+def test_a_plan_from_before_compiled_code_goes_on_without_it_and_a_lost_one_is_told(model, monkeypatch):
+    old = {name: on for name, on in fast.Path(model, 0).plan.items() if name not in ("passes", "whole")}
+    path = fast.Path(model, 0, old)
+    assert not path.plan["passes"] and not path.lost
+    monkeypatch.setattr(fast.native, "load", lambda: None)
+    path = fast.Path(model, 0, {**old, "passes": True, "whole": True})
+    assert path.lost == ["passes", "whole"] and path.passes is None
+    assert not fast.Path(model, 0).lost  # a first start takes what there is
+
+
 # The loss -----------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +255,7 @@ def test_attention_is_the_plain_formula_row_by_row(heads, kv_heads, window, rout
     total, width = sum(lengths), 8
     q, k, v = (torch.randn(total + 3, n * width, generator=random, requires_grad=True) for n in (heads, kv_heads, kv_heads))
     kind = attention.Kind(heads, kv_heads, 0.3, window, routine)
-    told = attention.attend(q, k, v, attention.lay_out(lengths, "cpu"), None, kind)
+    told = attention.attend(q, k, v, attention.Laid(lengths, total + 3, "cpu"), None, kind)
     weights = torch.randn(told.shape, generator=random)
     ours = torch.autograd.grad((told * weights).sum(), (q, k, v))
     wanted = torch.zeros_like(told)
@@ -265,7 +275,7 @@ def test_attention_is_the_plain_formula_row_by_row(heads, kv_heads, window, rout
 
 
 def test_rows_of_like_length_share_a_block_and_others_do_not():
-    blocks = attention.lay_out([100, 104, 110, 200, 30, 31], "cpu")
+    blocks = attention.Laid([100, 104, 110, 200, 30, 31], 575, "cpu").blocks
     assert [(block.size, block.length, block.start, block.end) for block in blocks] == [(3, 112, 0, 314), (1, 208, 314, 514), (2, 32, 514, 575)]
 
 

@@ -1,6 +1,7 @@
 """Exact causal attention over rows laid end to end: never across rows, and never a whole T x T matrix of a long one."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional as F
@@ -47,16 +48,6 @@ class Block:
         heads, width = block.shape[1], block.shape[3]
         return block.reshape(-1, width).index_select(0, self._index("_from", self.places, heads)).view(-1, heads * width)
 
-    def turned(self, turns: tuple | None) -> tuple | None:
-        """cos and sin of this block's positions in fp32; made once, used by every layer."""
-        if turns is None:
-            return None
-        known = self.__dict__.setdefault("_turned", {})
-        table = turns[0].data_ptr()  # the tables live as long as the block's batch
-        if table not in known:
-            known[table] = tuple(its[: self.length].float().contiguous() for its in turns)
-        return known[table]
-
     def _index(self, way: str, places: torch.Tensor, heads: int) -> torch.Tensor:
         """The same index with the heads unfolded; made once, used by every layer."""
         known = self.__dict__.setdefault(way, {})
@@ -70,12 +61,49 @@ class Block:
         return known[heads]
 
 
-def lay_out(lengths: list[int], device) -> list[Block]:
-    """Rows laid end to end, as blocks of like length; neighbours share a block, so rows sorted by length pad least.
+class Laid:
+    """How rows lie end to end, in the forms that the routines want; each is made once, for all layers.
 
     Args:
         lengths: tokens in each row, in flat order.
+        tokens: how many there are in all, those at the end that belong to no row included.
     """
+
+    def __init__(self, lengths: list[int], tokens: int, device):
+        self.lengths, self.tokens, self.device = lengths, tokens, device
+        self._turns: dict[int, tuple] = {}
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return _in_blocks(self.lengths, self.device)
+
+    @property
+    def longest(self) -> int:
+        """Places that rotary tables need."""
+        return -(-max(self.lengths) // LENGTH_STEP) * LENGTH_STEP
+
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """(rows + 1,) where each row begins, and where the last ends."""
+        return F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0))
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """(tokens,) each token's place in its row; -1 where it belongs to none."""
+        return torch.cat([*(torch.arange(length) for length in self.lengths), torch.full((self.tokens - sum(self.lengths),), -1)])
+
+    def turned(self, turns: tuple | None) -> tuple | None:
+        """cos and sin in fp32."""
+        if turns is None:
+            return None
+        table = turns[0].data_ptr()  # the tables live as long as the batch
+        if table not in self._turns:
+            self._turns[table] = tuple(its.float().contiguous() for its in turns)
+        return self._turns[table]
+
+
+def _in_blocks(lengths: list[int], device) -> list[Block]:
+    """As blocks of like length; neighbours share a block, so rows sorted by length pad least."""
     blocks, first, start = [], 0, 0
     while first < len(lengths):
         low = high = lengths[first]
@@ -108,6 +136,7 @@ class Kind:
         window: keys that a query sees, itself among them; 0 sees all before it.
         routine: "rows" (ours) or "sdpa" (torch's, whose flash kernels a GPU wants).
         passes: the compiled passes around our products, where they are used.
+        whole: "rows" in one compiled routine of `passes`.
     """
 
     heads: int
@@ -116,9 +145,10 @@ class Kind:
     window: int = 0
     routine: str = "rows"
     passes: native.Native | None = None
+    whole: bool = False
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: list[Block], turns: tuple | None, kind: Kind) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, laid: Laid, turns: tuple | None, kind: Kind) -> torch.Tensor:
     """Causal softmax attention of each row with itself alone.
 
     Args:
@@ -126,10 +156,11 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: list[Block
         turns: cos and sin, each (T, D), of the rotary positions; None turns nothing.
 
     Returns:
-        (N, heads * D); 0 for tokens that are in no block.
+        (N, heads * D); 0 for tokens that are in no row.
     """
     if kind.routine == "rows":
-        return _Rows.apply(q, k, v, blocks, turns, kind)
+        return (_Whole if kind.whole else _Rows).apply(q, k, v, laid, turns, kind)
+    blocks = laid.blocks
     told = [_with_sdpa(q, k, v, block, turns, kind) for block in blocks]
     rest = len(q) - blocks[-1].end
     return torch.cat([*told, q.new_zeros(rest, q.shape[1])] if rest else told)
@@ -166,6 +197,30 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool = Fa
     return out
 
 
+class _Whole(torch.autograd.Function):
+    """The same in one compiled routine, without blocks or padding; the probabilities are made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, laid, turns, kind):
+        passes, turns = kind.passes, laid.turned(turns)
+        if turns is not None:
+            q, k = (passes.turn(x, laid.places, turns, heads) for x, heads in ((q, kind.heads), (k, kind.kv_heads)))
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, lse = passes.attention(q, k, v, laid.starts, kind.heads, kind.kv_heads, kind.scaling, kind.window)
+        ctx.save_for_backward(q, k, v, lse)
+        ctx.laid, ctx.turns, ctx.kind = laid, turns, kind
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):
+        (q, k, v, lse), laid, turns, kind, passes = ctx.saved_tensors, ctx.laid, ctx.turns, ctx.kind, ctx.kind.passes
+        d_q, d_k, d_v = passes.attention_back(q, k, v, d_out, lse, laid.starts, kind.heads, kind.kv_heads, kind.scaling, kind.window)
+        if turns is not None:
+            d_q = passes.turn(d_q, laid.places, turns, kind.heads, back=True)
+        d_k = passes.sum_heads(d_k, laid.places, turns, k, kind.heads, kind.kv_heads)
+        return d_q, d_k, passes.sum_heads(d_v, laid.places, None, v, kind.heads, kind.kv_heads), None, None, None
+
+
 class _Rows(torch.autograd.Function):
     """softmax(q k^T s + mask) v by plain matrix products, block by block.
 
@@ -174,12 +229,13 @@ class _Rows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, blocks, turns, kind):
+    def forward(ctx, q, k, v, laid, turns, kind):
+        blocks, fine = laid.blocks, laid.turned(turns) if kind.passes else turns
         out = torch.empty_like(q)
         out[blocks[-1].end :] = 0
         saved, kept = [], []
         for block in blocks:
-            its_q, its_k = (_spread_turned(x, block, heads, turns, kind) for x, heads in ((q, kind.heads), (k, kind.kv_heads)))
+            its_q, its_k = (_spread_turned(x, block, heads, fine, kind) for x, heads in ((q, kind.heads), (k, kind.kv_heads)))
             its_v = _spread_turned(v, block, kind.kv_heads, None, kind)
             its_k, its_v = its_k.flatten(0, 1), its_v.flatten(0, 1)
             made = torch.empty_like(its_q)
@@ -191,14 +247,13 @@ class _Rows(torch.autograd.Function):
                     kept.append(p)
             _gather_turned(made, block, None, kind, out)
             saved += [its_q, its_k, its_v]
-        ctx.save_for_backward(*saved, *kept, *(turns or ()))
-        ctx.blocks, ctx.kind, ctx.turned, ctx.flat = blocks, kind, turns is not None, (q.shape, k.shape)
+        ctx.save_for_backward(*saved, *kept)
+        ctx.blocks, ctx.kind, ctx.turns, ctx.flat = blocks, kind, fine, (q.shape, k.shape)
         return out
 
     @staticmethod
     def backward(ctx, d_out):
-        blocks, kind, tensors = ctx.blocks, ctx.kind, list(ctx.saved_tensors)
-        turns = (tensors.pop(-2), tensors.pop(-1)) if ctx.turned else None
+        blocks, kind, turns, tensors = ctx.blocks, ctx.kind, ctx.turns, ctx.saved_tensors
         kept = iter(tensors[3 * len(blocks) :])
         d_q, d_k, d_v = d_out.new_empty(ctx.flat[0]), d_out.new_empty(ctx.flat[1]), d_out.new_empty(ctx.flat[1])
         for d in (d_q, d_k, d_v):
@@ -237,7 +292,7 @@ def _spread_turned(flat: torch.Tensor, block: Block, heads: int, turns: tuple | 
         empty: padding is 0, so that a row's last token, which it repeats, has its gradient counted once.
     """
     if kind.passes:
-        return kind.passes.spread(flat, block.rows, block.size, heads, block.turned(turns), empty)
+        return kind.passes.spread(flat, block.rows, block.size, heads, turns, empty)
     picked = block.spread(flat, heads)
     if empty and block.real is not None:
         picked.mul_(block.real)
@@ -247,7 +302,7 @@ def _spread_turned(flat: torch.Tensor, block: Block, heads: int, turns: tuple | 
 def _gather_turned(picked: torch.Tensor, block: Block, turns: tuple | None, kind: Kind, out: torch.Tensor) -> None:
     """The block's rows into their places of the flat order, turned back."""
     if kind.passes:
-        kind.passes.gather(picked.contiguous(), block.places, block.turned(turns), out[block.start : block.end])
+        kind.passes.gather(picked.contiguous(), block.places, turns, out[block.start : block.end])
         return
     if turns is not None:
         picked = _turn(picked, turns[0][: block.length], turns[1][: block.length], back=True)

@@ -24,6 +24,7 @@ class Fast:
         slices: the head runs only where something is learned, in slices, its gradient taken on the way.
         lora: without `blocks`, LoRA layers compute in the base's precision instead of fp32.
         passes: on a CPU the passes between products are compiled (`native`), where there is a compiler.
+        whole: with `rows` and `passes`, attention is one compiled routine, where the processor has bf16 dot products.
     """
 
     blocks: bool = True
@@ -31,6 +32,7 @@ class Fast:
     slices: bool = True
     lora: bool = True
     passes: bool = True
+    whole: bool = True
 
 
 # Tokens at once are rounded up to a multiple of this. Each new shape costs oneDNN half a millisecond and half a MiB for
@@ -52,19 +54,23 @@ class Path:
     """
 
     def __init__(self, model: nn.Module, pad_id: int, switches: Fast | dict | None = None, checkpointing: bool = False):
-        # A run that began before there were compiled passes goes on without them.
-        switches = Fast(**{"passes": False, **switches}) if isinstance(switches, dict) else switches or Fast()
+        asked = switches if isinstance(switches, dict) else {}
+        # A run that began before there was compiled code goes on without it.
+        switches = Fast(**{"passes": False, "whole": False, **switches}) if isinstance(switches, dict) else switches or Fast()
         self.model, self.pad_id, self.checkpointing = model, pad_id, checkpointing
         self.decoder, self.why_plain = None, "turned off"
         if switches.blocks:
             passes = native.load() if switches.passes and native.fits(*model.parameters()) else None
-            self.decoder, self.why_plain = recognise(model, switches.rows, passes)
+            self.decoder, self.why_plain = recognise(model, switches.rows, passes, switches.whole)
         self.slices = switches.slices and can_split_head(model)
         if self.decoder is None and switches.lora:
             speed_up_lora(model)
         # What is used, not what was asked for: a resumed run must compute the same.
         self.passes = self.decoder and self.decoder.norm.passes
-        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora, self.passes is not None))
+        whole = self.decoder is not None and all(layer.kind.whole for layer in self.decoder.layers)
+        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora, self.passes is not None, whole))
+        # An earlier start of the run computed with what this machine does not have: the result will differ in rounding.
+        self.lost = [name for name in ("passes", "whole") if asked.get(name) and not self.plan[name]]
 
     def losses(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of each learned token, with gradients.
@@ -142,7 +148,7 @@ class Layer:
     def linears(self) -> list[blocks.Linear]:
         return [self.q, self.k, self.v, self.o, self.gate, self.up, self.down]
 
-    def forward(self, x: torch.Tensor, laid: list, tables: dict) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, laid: attention.Laid, tables: dict) -> torch.Tensor:
         """(N, D) -> (N, D), rows laid end to end."""
         q, k, v = blocks.norm_project(x, self.before_attention, [self.q, self.k, self.v])
         if self.q_norm is not None:
@@ -167,12 +173,12 @@ class Decoder:
     def hidden(self, batch: dict, checkpointing: bool) -> torch.Tensor:
         """(N or a few more, D): what the last layer gives, before the last norm."""
         device = batch["input_ids"].device
-        laid = attention.lay_out(batch["lengths"], device)
         ids = batch["input_ids"]
         # A few tokens that belong to no row: they see nothing, nothing sees them, and no loss is taken on them.
         ids = torch.cat([ids, ids[-1:].expand(-len(ids) % TOKENS_STEP)])
+        laid = attention.Laid(batch["lengths"], len(ids), device)
         x = self.plain.model.embed_tokens(ids)
-        tables = self._tables(x, max(block.length for block in laid))
+        tables = self._tables(x, laid.longest)
         for layer in self.layers:
             x = checkpoint(layer.forward, x, laid, tables, use_reentrant=False) if checkpointing else layer.forward(x, laid, tables)
         return x
@@ -187,7 +193,7 @@ class Decoder:
         return tables
 
 
-def recognise(model: nn.Module, rows: bool = True, passes: native.Native | None = None) -> tuple[Decoder | None, str]:
+def recognise(model: nn.Module, rows: bool = True, passes: native.Native | None = None, whole: bool = True) -> tuple[Decoder | None, str]:
     """The model's parts; or None, and why not."""
     plain = plain_model(model)
     name = type(plain).__name__
@@ -202,7 +208,7 @@ def recognise(model: nn.Module, rows: bool = True, passes: native.Native | None 
         return None, "its head is not a plain one"
     layers = []
     for index, its in enumerate(plain.model.layers):
-        layer = _read_layer(its, index, config, rows, passes)
+        layer = _read_layer(its, index, config, rows, passes, whole)
         if layer.act not in blocks.ACTS:
             return None, f"its activation {layer.act!r} is not known"
         for linear in layer.linears():
@@ -216,14 +222,15 @@ def _read_norm(norm: nn.Module, config, passes: native.Native | None) -> blocks.
     return blocks.Norm(norm.weight, getattr(norm, "variance_epsilon", None) or norm.eps, config.model_type.startswith("gemma"), passes)
 
 
-def _read_layer(layer: nn.Module, index: int, config, rows: bool, passes: native.Native | None) -> Layer:
+def _read_layer(layer: nn.Module, index: int, config, rows: bool, passes: native.Native | None, whole: bool) -> Layer:
     """The layer's parts under one set of names."""
     its, mlp = layer.self_attn, layer.mlp
     gemma = config.model_type.startswith("gemma")
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else getattr(its, "sliding_window", None)
+    ours = rows and layer.input_layernorm.weight.device.type == "cpu"
     kind = attention.Kind(
-        config.num_attention_heads, config.num_key_value_heads, its.scaling, window or 0,
-        "rows" if rows and layer.input_layernorm.weight.device.type == "cpu" else "sdpa", passes,
+        config.num_attention_heads, config.num_key_value_heads, its.scaling, window or 0, "rows" if ours else "sdpa", passes,
+        ours and whole and passes is not None and passes.attends(layer.input_layernorm.weight.dtype, its.head_dim),
     )
     norm = lambda name: _read_norm(getattr(layer, name), config, passes)  # noqa: E731
     inner = lambda name: _read_norm(getattr(its, name), config, passes) if hasattr(its, name) else None  # noqa: E731

@@ -193,6 +193,60 @@ void NAME(gather)(const T *block, const long *places, const float *cos, const fl
     }
 }
 
+/* x (n, heads, d) turned by the cos and sin (t, d) of each token's place, or back; 0 where the place is below 0. */
+void NAME(turn)(const T *x, const long *places, const float *cos, const float *sin, T *out, long n, long heads, long d, int back, int threads) {
+    long half = d / 2;
+    float sign = back ? -1.0f : 1.0f;
+#pragma omp parallel for schedule(static) num_threads(threads) if (n * heads * d > GRAIN)
+    for (long token = 0; token < n; token++) {
+        if (places[token] < 0) { memset(out + token * heads * d, 0, heads * d * sizeof(T)); continue; }
+        const float *c = cos + places[token] * d, *s = sin + places[token] * d;
+        for (long head = 0; head < heads; head++) {
+            const T *from = x + (token * heads + head) * d;
+            T *to = out + (token * heads + head) * d;
+            const float *first_sin = back ? s + half : s, *second_sin = back ? s : s + half;
+#pragma omp simd
+            for (long i = 0; i < half; i++) {
+                float first = LOAD(from[i]), second = LOAD(from[half + i]);
+                to[i] = STORE(first * c[i] - sign * second * first_sin[i]);
+                to[half + i] = STORE(second * c[half + i] + sign * first * second_sin[i]);
+            }
+        }
+    }
+}
+
+/* parts (n, heads, d) fp32, summed over the heads that share a key -> out (n, kv_heads, d), turned back where cos is not
+   null; 0 where the place is below 0. */
+void NAME(sum_heads)(const float *parts, const long *places, const float *cos, const float *sin, T *out, long n, long heads, long kv_heads, long d, int threads) {
+    long half = d / 2, group = heads / kv_heads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (n * heads * d > GRAIN)
+    for (long token = 0; token < n; token++) {
+        if (places[token] < 0) { memset(out + token * kv_heads * d, 0, kv_heads * d * sizeof(T)); continue; }
+        for (long kv = 0; kv < kv_heads; kv++) {
+            const float *from = parts + (token * heads + kv * group) * d;
+            T *to = out + (token * kv_heads + kv) * d;
+            float sum[d];
+#pragma omp simd
+            for (long i = 0; i < d; i++) sum[i] = from[i];
+            for (long head = 1; head < group; head++) {
+#pragma omp simd
+                for (long i = 0; i < d; i++) sum[i] += from[head * d + i];
+            }
+            if (!cos) {
+#pragma omp simd
+                for (long i = 0; i < d; i++) to[i] = STORE(sum[i]);
+                continue;
+            }
+            const float *c = cos + places[token] * d, *s = sin + places[token] * d;
+#pragma omp simd
+            for (long i = 0; i < half; i++) {
+                to[i] = STORE(sum[i] * c[i] + sum[half + i] * s[half + i]);
+                to[half + i] = STORE(sum[half + i] * c[half + i] - sum[i] * s[i]);
+            }
+        }
+    }
+}
+
 /* Which keys query `at` sees: from first up to end. The loops run from low to high, whole vectors wherever there is room
    in the row: what is not seen is masked, since the odd ends of loops cost as much as all the rest. */
 #define SEEN \

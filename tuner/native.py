@@ -1,4 +1,4 @@
-"""The passes over activations in C (native.c), compiled once for this machine; None where there is no compiler."""
+"""Attention and the passes between products in C, compiled once for this machine; None where there is no compiler."""
 
 import ctypes
 import hashlib
@@ -14,7 +14,7 @@ import torch
 
 from tuner.home import private_dir, tuner_home
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_attention.c")]
 _OPTIONS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 _COMPILE_S = 60
 # As in native.c.
@@ -23,8 +23,11 @@ _SUFFIX = {torch.bfloat16: "_bf16", torch.float32: "_f32"}
 # The arguments of each function: p a pointer, n a long, i an int, f a float.
 _SIGNATURES = {
     "norm": "ppppnnfiii", "norm_back": "ppppppnni", "gate": "pppnii", "gate_back": "pppnii", "spread": "pppppnnnnii",
-    "gather": "pppppnnnni", "softmax": "pnnnnnfi", "softmax_back": "ppnnnnnfi", "cross_entropy": "pppnni",
+    "gather": "pppppnnnni", "turn": "pppppnnnii", "sum_heads": "pppppnnnni", "softmax": "pnnnnnfi", "softmax_back": "ppnnnnnfi", "cross_entropy": "pppnni",
 }
+_ATTENTION = {"attention": "ppppppnnnnfni", "attention_back": "pppppppppnnnnfni"}
+# Dims of a head that native_attention.c takes: whole products of four registers.
+_HEAD_STEP = 64
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
 
 
@@ -46,7 +49,8 @@ def _library() -> Path:
     Raises:
         OSError, subprocess.SubprocessError: no compiler, or one that fails.
     """
-    key = hashlib.sha256("\n".join([SOURCE.read_text("utf-8"), _processor(), torch.__version__, *_OPTIONS]).encode()).hexdigest()[:24]
+    known = [*(source.read_text("utf-8") for source in SOURCES), _processor(), torch.__version__, *_OPTIONS]
+    key = hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
     folder = private_dir(tuner_home() / "native")
     path = folder / f"{key}.so"
     if not path.is_file():
@@ -60,12 +64,13 @@ def _library() -> Path:
 def _compile(to: Path) -> None:
     compiler = os.environ.get("CC", "cc")
     run = lambda *arguments: subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=_COMPILE_S)  # noqa: E731
-    compiled = to.with_suffix(".o")
     # gcc prefers half a register of AVX-512 for some processors; other machines and compilers do not know the option.
     wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
-    run(*_OPTIONS, *wide, "-c", str(SOURCE), "-o", str(compiled))
+    compiled = [str(to.with_name(f"{source.stem}.o")) for source in SOURCES]
+    for source, its in zip(SOURCES, compiled):
+        run(*_OPTIONS, *wide, "-c", str(source), "-o", its)
     # torch's own OpenMP by its path: a second pool of threads would fight the first for the cores.
-    run("-shared", str(compiled), str(_openmp()), "-lm", "-o", str(to))
+    run("-shared", *compiled, str(_openmp()), "-lm", "-o", str(to))
 
 
 def _openmp() -> Path:
@@ -105,11 +110,20 @@ class Native:
                 function = getattr(library, name + suffix)
                 function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
                 self._functions[name + suffix] = function
+        for name, signature in _ATTENTION.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
+            self._functions[name] = function
+        self.has_attention = bool(library.attention_here())
 
-    def _call(self, name: str, dtype: torch.dtype, *arguments) -> None:
-        self._functions[name + _SUFFIX[dtype]](
+    def _call(self, name: str, dtype: torch.dtype | None, *arguments) -> None:
+        self._functions[name + (_SUFFIX[dtype] if dtype else "")](
             *(its.data_ptr() if isinstance(its, torch.Tensor) else its for its in arguments), torch.get_num_threads()
         )
+
+    def attends(self, dtype: torch.dtype, width: int) -> bool:
+        """Whether `attention` is here for heads of this width."""
+        return self.has_attention and dtype == torch.bfloat16 and width % _HEAD_STEP == 0
 
     def norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float, twice: bool, inverse: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of (N, D) over their rms, times the fp32 scale; and each row's 1 / rms, (N, 1) fp32, made unless given.
@@ -156,6 +170,38 @@ class Native:
         """(B, heads, T, D) -> the rows of out, (n, heads * D), turned back."""
         _, heads, length, width = block.shape
         self._call("gather", block.dtype, block, places, *(turns or (None, None)), out, len(places), heads, length, width)
+
+    def turn(self, x: torch.Tensor, places: torch.Tensor, turns: tuple, heads: int, back: bool = False) -> torch.Tensor:
+        """(N, heads * D) turned by the fp32 cos and sin, (T, D), of each token's place, or back; 0 where that is below 0."""
+        x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._call("turn", x.dtype, x, places, *turns, out, len(x), heads, x.shape[1] // heads, back)
+        return out
+
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, heads: int, kv_heads: int, scaling: float, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Causal attention of each row with itself: (N, heads * D), and each query's log-sum-exp, (N, heads) fp32.
+
+        Args:
+            q: (N, heads * D), turned; k, v: (N, kv_heads * D).
+            starts: (rows + 1,) where each row begins; what stands after the last is 0.
+        """
+        out, lse = torch.zeros_like(q), q.new_zeros(len(q), heads, dtype=torch.float32)
+        self._call("attention", None, q, k, v, out, lse, starts, len(starts) - 1, heads, kv_heads, q.shape[1] // heads, scaling, window)
+        return out, lse
+
+    def attention_back(self, q, k, v, d_out: torch.Tensor, lse: torch.Tensor, starts: torch.Tensor, heads: int, kv_heads: int, scaling: float, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradients: of q like q; of k and v head by head, (N, heads * D) fp32, for `sum_heads`."""
+        d_q, d_k, d_v = torch.zeros_like(q), *(q.new_empty(q.shape, dtype=torch.float32) for _ in range(2))
+        self._call(
+            "attention_back", None, q, k, v, d_out.contiguous(), lse, d_q, d_k, d_v, starts, len(starts) - 1, heads, kv_heads,
+            q.shape[1] // heads, scaling, window,
+        )
+        return d_q, d_k, d_v
+
+    def sum_heads(self, parts: torch.Tensor, places: torch.Tensor, turns: tuple | None, like: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
+        """(N, heads * D) fp32 -> like's (N, kv_heads * D): summed over the heads that share a key, turned back."""
+        out = torch.empty_like(like)
+        self._call("sum_heads", like.dtype, parts, places, *(turns or (None, None)), out, len(like), heads, kv_heads, like.shape[1] // kv_heads)
+        return out
 
     def softmax(self, scores: torch.Tensor, queries: int, before: int, window: int, scaling: float) -> torch.Tensor:
         """Causal softmax of scores * scaling in place; (..., keys), rows in runs of `queries`, the first at key `before`."""

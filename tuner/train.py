@@ -72,6 +72,8 @@ def _train_with_the_machine(run: Run) -> dict:
     fast.speed_up_lora(model)  # for the answers; a path through the model's own forward has done it
     if path.decoder is None:
         run.log("note", message=f"The plain path is taken, slower and just as right: {path.why_plain}.")
+    if path.lost:
+        run.log("note", message="This machine lacks compiled code that the run began with, so what follows may differ from it in the last digits.")
     if plan["kept_16bit"] and recipe.quantisation == "nf4":
         run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
 
