@@ -7,13 +7,14 @@ from tuner import blocks, native
 
 # A slice's logits in 16 bits: small enough for the cache, large enough for a fast product.
 SLICE_BYTES = 24 * 2**20
+MOST_ROWS = 256
 # The last slice is rounded up to a multiple of this.
 STEP = 64
 
 
 def slice_rows(vocab: int, itemsize: int) -> int:
-    """Tokens whose logits are made at once: a power of two between 64 and 256."""
-    rows = 256
+    """Tokens whose logits are made at once: a power of two between 64 and MOST_ROWS."""
+    rows = MOST_ROWS
     while rows > STEP and rows * vocab * itemsize > SLICE_BYTES * 1.1:
         rows //= 2
     return rows
