@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks
+from tuner import answer, bases, batching, checkpoints, encode, events, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks, watch
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import read_json, write_json, write_whole
@@ -128,6 +128,7 @@ class Tuning(Trainer):
         # A resumed run reads this back from its checkpoint.
         self.best = {"loss": math.inf, "step": None, "worse": 0}
         self.measured_at: int | None = None
+        self.seen = _Watch(run, plan["steps"])
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
             per_device_train_batch_size=recipe.batch_size,  # cut into what fits at once in `training_step`
@@ -206,9 +207,11 @@ class Tuning(Trainer):
         """One `step` event for each optimiser step, in our own words; the Trainer's own history stays empty."""
         if "loss" in logs:
             norm = logs.get("grad_norm")
+            loss = self.meter.loss
             self.meter.log_step(
                 self.state.global_step, self.state.epoch, logs["learning_rate"], float(norm) if norm is not None else None
             )
+            self.seen.step(self.state.global_step, loss, logs["learning_rate"])
 
     # Evaluation -----------------------------------------------------------------------------------------------
 
@@ -232,6 +235,7 @@ class Tuning(Trainer):
             )
             self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
             self.run.log("sample", step=step, prompt=self.question["messages"][-1]["content"], text=text, ended=ended == "stop")
+            self.seen.evaluation(step, loss)
             if step:
                 self.control.should_save = True
                 if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:
@@ -268,6 +272,7 @@ class Tuning(Trainer):
         self.best = kept["best"]
         self.measured_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
         self.meter.resume(self.measured_at, kept["elapsed_s"])
+        self.seen.resume(self.measured_at)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint:
@@ -294,6 +299,38 @@ class _Obey(TrainerCallback):
         if self.run.stop_asked():
             control.should_evaluate = control.should_training_stop = True
         return control
+
+
+class _Watch:
+    """Keeps the curves and notes in the run what `tuner.watch` sees in them, each rule once, whatever is resumed."""
+
+    def __init__(self, run: Run, total: int):
+        self.run, self.total = run, total
+        self.steps: list[dict] = []
+        self.evals: list[dict] = []
+        # What is in the log was said; a process that ended since may have said it.
+        self.said = {event["rule"] for event in run.events()[0] if event["kind"] == "note" and "rule" in event}
+
+    def resume(self, step: int) -> None:
+        """Take the curves up to a checkpoint's step from the log; what came after is done again."""
+        told = self.run.events()[0]
+        self.steps = [event for event in events.latest(told, "step") if event["step"] <= step]
+        self.evals = [event for event in events.latest(told, "eval") if event["step"] <= step]
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        self.steps.append({"step": step, "loss": loss, "learning_rate": learning_rate})
+        if spike := watch.spike(self.steps):
+            self._say(spike)
+
+    def evaluation(self, step: int, loss: float) -> None:
+        self.evals.append({"step": step, "loss": loss})
+        for said in watch.look(self.steps, self.evals, self.total):
+            self._say(said)
+
+    def _say(self, said: watch.Said) -> None:
+        if said.rule not in self.said:
+            self.said.add(said.rule)
+            self.run.log("note", rule=said.rule, step=said.step, message=said.message)
 
 
 class _Meter:

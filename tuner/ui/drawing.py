@@ -352,6 +352,15 @@ def status(title: str, state: str, message: str, step: int, total: int, eta_s: f
     )
 
 
+# Rules of `tuner.watch` whose sentence asks for a change.
+_MIND = ("memorising", "rate_too_high", "rate_too_low", "spike")
+
+
+def watched(notes: list[dict]) -> str:
+    """What the run saw in its own curves, in the order in which it saw it."""
+    return "".join(notice(its["message"], "warning" if its["rule"] in _MIND else "note") for its in notes)
+
+
 def samples(events: list[dict]) -> str:
     """The answers to the fixed prompt, the newest first."""
     if not events:

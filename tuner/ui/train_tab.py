@@ -9,6 +9,7 @@ from tuner import check, cost, data, hub, machine, proposals, quote
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
+from tuner.events import latest
 from tuner.home import on_a_space
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
 from tuner.ui import drawing, quote_view
@@ -136,9 +137,10 @@ def wire(its, dataset, talk, tabs) -> None:
             ]
         events, size = run.events()
         state = run.state()
-        steps, evals, told = _latest(events, "step"), _latest(events, "eval"), _latest(events, "sample")
+        steps, evals, told = latest(events, "step"), latest(events, "eval"), latest(events, "sample")
         said = [event["message"] for event in events if event["kind"] == "status"]
-        notes = list(dict.fromkeys(event["message"] for event in events if event["kind"] == "note"))
+        notes = list(dict.fromkeys(event["message"] for event in events if event["kind"] == "note" and "rule" not in event))
+        seen = [event for event in events if event["kind"] == "note" and "rule" in event]
         last = steps[-1] if steps else {}
         live = state in runs.LIVE
         if run.stop_asked() and live:
@@ -157,7 +159,7 @@ def wire(its, dataset, talk, tabs) -> None:
             result = next((event for event in reversed(events) if event["kind"] == "status" and event["state"] in ("done", "stopped")), None)
             first = events[0]["t"] if events else 0
             top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
-        top += "".join(drawing.notice(note) for note in notes[-3:])
+        top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen)
         report = run.read("report")
         if report and state in ("done", "stopped"):
             numbers = drawing.result(report)
@@ -375,9 +377,3 @@ def wire(its, dataset, talk, tabs) -> None:
     its.to_chat.click(lambda: gr.Tabs(selected="chat"), None, [tabs], queue=False, **quiet).then(**talk.take_run)
     for changed in (started, renamed, deleted):
         changed.then(**talk.refresh)
-
-
-def _latest(events: list[dict], kind: str) -> list[dict]:
-    """The events of one kind in the order of steps; a step done again after a resume counts once, as it went last."""
-    by_step = {event["step"]: event for event in events if event["kind"] == kind}
-    return [by_step[step] for step in sorted(by_step)]
