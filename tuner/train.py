@@ -118,8 +118,9 @@ class Tuning(Trainer):
         recipe, model = run.recipe, path.model
         self.run, self.plan, self.path, self.recipe, self.tokenizer = run, plan, path, recipe, tokenizer
         self.batches = batching.LengthBatches([len(row.ids) for row in train_set.encoded], recipe.batch_size, recipe.seed)
-        self.rows = train_set.encoded
+        self.rows, self.numbers = train_set.encoded, train_set.numbers
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
+        self.held_numbers = [held_set.numbers[index] for index in plan["evaluated_rows"]]
         self.meter = _Meter(run, plan["steps"], began)
         task = tasks.get(recipe.task)
         self.question = task.sample_question(recipe, run.rows("held_out"))
@@ -164,13 +165,18 @@ class Tuning(Trainer):
 
     def get_train_dataloader(self):
         """Our batches through `accelerator.prepare`, without which a resume in the second epoch differs silently."""
-        loader = torch.utils.data.DataLoader(self.rows, batch_sampler=self.batches, collate_fn=batching.collate)
+        loader = torch.utils.data.DataLoader(range(len(self.rows)), batch_sampler=self.batches, collate_fn=self._batch)
         return self.accelerator.prepare(loader)
+
+    def _batch(self, indices: list[int]) -> dict:
+        """These rows as `batching.collate` lays them, and which they are: a step that goes wrong names its rows."""
+        return {**batching.collate([self.rows[index] for index in indices]), "indices": indices}
 
     # Steps ----------------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Gradients of the mean cross-entropy over the learned tokens of one optimiser batch, taken part by part."""
+        self.indices = inputs.pop("indices")
         total = self.gradients(inputs, num_items_in_batch)
         self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
         if not math.isfinite(self.meter.loss):
@@ -191,17 +197,32 @@ class Tuning(Trainer):
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
+        scaler = self.accelerator.scaler
+        # In 16-bit floats the scaler begins too high on purpose: it skips such a step and lowers itself, until it cannot.
+        if not math.isfinite(float(norm)) and (scaler is None or scaler.get_scale() <= 1):
             self._refuse("The gradient")
         return norm
 
     def _refuse(self, what: str):
-        """End the run before a step that is not a number can touch the weights."""
-        lower = self.recipe.learning_rate / 3
-        raise UserError(
-            f"{what} stopped being a number at step {self.state.global_step + 1}. Nothing of that step was kept. Lower "
-            f"the learning rate ({self.recipe.learning_rate:g} -> {lower:.1g}) or the gradient clip, and start again."
-        )
+        """End the run before a step that is not a number can touch the weights; say which rows it had."""
+        rows, surely = self._to_blame(what)
+        raise proposals.not_a_number(self.run, what, self.state.global_step + 1, rows, surely)
+
+    def _to_blame(self, what: str) -> tuple[list[int], bool]:
+        """The numbers of the step's rows that are not a number by themselves, and True; where none is, all of them, and False.
+
+        Each goes through the model alone, once: the weights are those from before the step.
+        """
+        found = []
+        for index in self.indices:
+            row = self.rows[index]
+            self.model.zero_grad(set_to_none=True)
+            its = float(self.gradients(batching.collate([row]), row.learned))
+            finite = all(torch.isfinite(p.grad).all() for p in self.model.parameters() if p.grad is not None)
+            if not math.isfinite(its) or (what == "The gradient" and not finite):
+                found.append(self.numbers[index])
+        self.model.zero_grad(set_to_none=True)
+        return sorted(set(found or (self.numbers[index] for index in self.indices))), bool(found)
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """One `step` event for each optimiser step, in our own words; the Trainer's own history stays empty."""
@@ -209,7 +230,8 @@ class Tuning(Trainer):
             norm = logs.get("grad_norm")
             loss = self.meter.loss
             self.meter.log_step(
-                self.state.global_step, self.state.epoch, logs["learning_rate"], float(norm) if norm is not None else None
+                self.state.global_step, self.state.epoch, logs["learning_rate"],
+                float(norm) if norm is not None and math.isfinite(norm) else None,  # of a step that the scaler skipped
             )
             self.seen.step(self.state.global_step, loss, logs["learning_rate"])
 
@@ -229,6 +251,9 @@ class Tuning(Trainer):
                 )
                 self.model.train()
             loss = measured["loss"]
+            if not math.isfinite(loss):
+                bad = [number for number, its in zip(self.held_numbers, measured["row_losses"]) if not math.isfinite(its)]
+                raise proposals.not_a_number(self.run, "The held-out loss", step, sorted(set(bad)), True)
             best = loss < self.best["loss"]
             self.best = (
                 {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
@@ -410,6 +435,8 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
         best_step = trainer.best["step"]
     elif trainer.best["step"] != last:
         run.log("note", message=f"The version of step {trainer.best['step']} is damaged; the last one is kept.")
+    if not all(torch.isfinite(tensor).all() for tensor in models.lora_state(model).values()):
+        raise proposals.not_a_number(run, "The adapter", best_step, [], False)
     partial = run.folder / ".adapter"
     shutil.rmtree(partial, ignore_errors=True)
     models.save_adapter(model, partial)
