@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_quick
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
-from tuner import blocks, checkpoints, encode, fast, hub, models, rehearsal, report, train
+from tuner import answer, blocks, checkpoints, encode, fast, hub, models, rehearsal, report, train
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
@@ -75,8 +75,8 @@ def test_events_are_as_the_contract_says(finished):
         best = min(event["loss"], best or event["loss"])
         assert event["perplexity"] == pytest.approx(2.718281828 ** event["loss"])
     samples = [event for event in found if event["kind"] == "sample"]
-    assert [event["step"] for event in samples] == [event["step"] for event in evals]
-    assert len({event["prompt"] for event in samples}) == 1
+    assert [(event["step"], event["number"]) for event in samples] == [(event["step"], number) for event in evals for number in range(train.SAMPLES)]
+    assert len({event["prompt"] for event in samples}) == train.SAMPLES
     states = [event["state"] for event in found if event["kind"] == "status"]
     assert [its for its in ("rehearsing", "training", "checking", "done") if its in states] == sorted(set(states), key=states.index)
     assert found[-1]["state"] == "done" and found[-2]["kind"] == "result"
@@ -315,19 +315,29 @@ def test_where_the_best_version_is_damaged_the_last_is_kept_and_that_is_said(bas
 
 
 def test_measuring_changes_nothing_that_is_learned(base, home, quick):
-    hashes, measure = set(), report.measure
+    """Bit for bit the same with many evaluations, samples and a rehearsal that draw at random, with few, and with none at all."""
+    measure, answers = report.measure, answer.answers
+    found = []
 
-    def disturbing(*args, **kw):
+    def draw():
         torch.rand(1), random.random(), np.random.rand()  # as a sampled answer would
-        return measure(*args, **kw)
 
-    quick.setattr(report, "measure", disturbing)
+    def weights(run, plan, model, *_):
+        found.append({name: its.clone() for name, its in models.lora_state(model).items()})
+
+    quick.setattr(train, "_finish", weights)
+    quick.setattr(report, "measure", lambda *rest, **more: (draw(), measure(*rest, **more))[1])
+    quick.setattr(answer, "answers", lambda *rest, **more: (draw(), answers(*rest, **more))[1])
     for evaluations in (1, 5):
         run = small_run(base, evaluations=evaluations, lora_dropout=0.1)
         train.train(run)
         assert len(run.read("plan")["evaluate_at"]) == evaluations
-        hashes.add(adapter_hash(run.folder / "checkpoints" / "checkpoint-8"))
-    assert len(hashes) == 1
+    quick.setattr(train.Tuning, "evaluate", lambda *_, **__: {"eval_loss": 0.0})
+    quick.setattr(rehearsal, "rehearse", lambda trainer: 0.0)
+    train.train(small_run(base, lora_dropout=0.1))
+    assert len(found) == 3 and found[0].keys() == found[1].keys() == found[2].keys()
+    for name, its in found[0].items():
+        assert torch.equal(its, found[1][name]) and torch.equal(its, found[2][name]), name
 
 
 # Going on ---------------------------------------------------------------------------------------------------------
@@ -347,14 +357,14 @@ def uninterrupted(base, tmp_path_factory):
             "losses": losses(run), "adapter": adapter_hash(run.adapter_dir), "report": run.read("report"),
             "last": adapter_hash(run.folder / "checkpoints" / "checkpoint-8"),
             "evals": {event["step"]: event["loss"] for event in events(run, "eval")},
-            "samples": {event["step"]: event["text"] for event in events(run, "sample")},
+            "samples": {(event["step"], event["number"]): event["text"] for event in events(run, "sample")},
         }
 
 
 def assert_as_uninterrupted(run, uninterrupted) -> None:
     assert losses(run) == uninterrupted["losses"]
     assert {event["step"]: event["loss"] for event in events(run, "eval")} == uninterrupted["evals"]
-    assert {event["step"]: event["text"] for event in events(run, "sample")} == uninterrupted["samples"]
+    assert {(event["step"], event["number"]): event["text"] for event in events(run, "sample")} == uninterrupted["samples"]
     assert adapter_hash(run.adapter_dir) == uninterrupted["adapter"]
     assert adapter_hash(run.folder / "checkpoints" / "checkpoint-8") == uninterrupted["last"]
     assert run.read("report") == uninterrupted["report"] and run.state() == "done"
@@ -489,6 +499,20 @@ def test_a_gradient_that_is_not_a_number_ends_the_run_before_the_weights_are_tou
     kept = checkpoints.load_adapter(checkpoints.newest(run.folder / "checkpoints"))
     assert checkpoints.steps(run.folder / "checkpoints") == [2]
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_the_best_version_of_a_run_that_broke_can_be_kept(base, home, quick):
+    quick.setattr(models, "attach_lora", spoiled(float("nan")))
+    run = small_run(base)
+    runs.claim(run)
+    assert train.main(run) == 1 and run.kept_step() == 2
+    with pytest.raises(UserError, match="has no version yet"):
+        runs.keep(small_run(base))
+    runs.claim(run)
+    run.ask_stop()
+    assert train.main(run) == 0 and run.state() == "stopped" and run.error() == ""
+    assert run.read("report")["best_step"] == 2 and len(losses(run)) == 2
+    assert adapter_hash(run.adapter_dir) == adapter_hash(run.folder / "checkpoints" / "checkpoint-2")
 
 
 def without_a_number(monkeypatch, base, row: dict, when) -> None:

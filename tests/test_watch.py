@@ -8,7 +8,7 @@ import pytest
 
 from tests.small_run import events, notes, small_run
 from tuner import events as logs
-from tuner import watch
+from tuner import plan, watch
 
 # Smooth, as noisy as real runs on held-out rows of the same kind, and noisier than those.
 QUIET, USUAL, ROUGH = (0.0, 0.02), (0.003, 0.15), (0.006, 0.25)
@@ -170,3 +170,19 @@ def test_a_run_says_what_it_sees_once_even_when_it_is_killed_and_resumed(base, h
                 train.train(run)
     train.train(run)
     assert watched(run) == watched(whole) and run.read("report")["best_step"] == 4
+
+
+@pytest.mark.parametrize("rows, epochs, held, wanted", [(400, 1.2, 60, 8), (400, 3, 40, 10), (5000, 1, 500, 20), (100_000, 1, 1000, 10), (90, 3, 30, 10), (40, 30, 10, 10)])
+def test_evaluations_take_at_most_a_tenth_of_the_run(rows, epochs, held, wanted):
+    """In tokens, a pass forward being a third of a step; with the one before the first step."""
+    pick = random.Random(rows)
+    lengths = [pick.randint(20, 400) for _ in range(held)]
+    tokens = rows * epochs * 200
+    steps = math.ceil(rows * epochs / 8)
+    at, chosen = plan.evaluations(steps, tokens, lengths, wanted, 0)
+    assert 3 <= len(at) <= wanted and at[-1] == steps and len(set(chosen)) == len(chosen) >= min(held, plan.FEWEST_ROWS)
+    taken = (len(at) + 1) * sum(lengths[index] for index in chosen) / 3
+    assert taken <= 0.1 * tokens or (len(at), len(chosen)) == (3, plan.FEWEST_ROWS)
+    assert plan.evaluations(steps, tokens, lengths, wanted, 0) == (at, chosen)
+    if rows >= 400 and wanted >= 10 and steps > 100:
+        assert len(at) >= 10
