@@ -45,6 +45,15 @@ def test_a_sweep_ends_where_the_loss_runs_away_and_its_bad_end_is_no_suggestion(
     assert finder.suggest([*points, (1.0, float("nan"))]) == finder.suggest(points)
 
 
+def test_a_loss_that_falls_ever_faster_until_it_breaks_leaves_room():
+    """Where it falls fastest is then where it breaks one step later."""
+    rates = finder.rates()
+    points = [(0.0, 2.5)] + [(rate, 2.5 - 0.8 * (rate / 1e-3) ** 0.5 if rate <= 1e-3 else 4.0) for rate in rates]
+    last = max(rate for rate in rates if rate <= 1e-3)
+    said = finder.suggest(points)
+    assert last / 5 < said.learning_rate < last / 2 and "a third of that leaves room" in said.reason
+
+
 def test_where_nothing_falls_no_rate_is_suggested():
     still = [(rate, 2.5 + 0.001 * (index % 3)) for index, rate in enumerate([0.0, *finder.rates()])]
     rising = [(rate, 2.5 + 0.01 * index) for index, rate in enumerate([0.0, *finder.rates()])]

@@ -90,7 +90,9 @@ def test_memorising_is_said_before_patience_ends_the_run_and_names_the_best_step
     assert said.rule == "memorising" and said.step == 20
     assert "getting worse since step 20" in said.message and "while the training loss falls: it is memorising" in said.message
     assert "The version of step 20 is kept" in said.message
-    assert watch.look(steps[:40], evals[:-1], 100) == []  # two evaluations are not enough to be sure
+    steep = [{"step": 10 * n, "loss": loss} for n, loss in enumerate((2.5, 1.6, 1.5, 2.0, 2.5, 3.0))]
+    assert watch.look(steps[:40], steep[:-1], 100) == []  # two evaluations are not enough to be sure, however bad they are
+    assert [its.rule for its in watch.look(steps, steep, 100)] == ["memorising"]
 
 
 def test_a_spike_is_said_at_its_step_and_rough_losses_are_none():
@@ -135,6 +137,8 @@ def test_nothing_is_said_of_what_is_not_there_yet():
 def test_a_step_done_again_counts_as_it_went_last():
     its = [{"kind": "step", "step": n, "loss": loss} for n, loss in ((1, 1.0), (3, 3.0), (2, 2.0), (3, 4.0))] + [{"kind": "note", "message": "a"}]
     assert [(event["step"], event["loss"]) for event in logs.latest(its, "step")] == [(1, 1.0), (2, 2.0), (3, 4.0)]
+    its = [{"kind": "sample", "step": step, "number": number} for step in (5, 0, 5) for number in (1, 0)]
+    assert [(event["step"], event["number"]) for event in logs.latest(its, "sample")] == [(0, 0), (0, 1), (5, 0), (5, 1)]
 
 
 # In a run ---------------------------------------------------------------------------------------------------------
@@ -184,5 +188,7 @@ def test_evaluations_take_at_most_a_tenth_of_the_run(rows, epochs, held, wanted)
     taken = (len(at) + 1) * sum(lengths[index] for index in chosen) / 3
     assert taken <= 0.1 * tokens or (len(at), len(chosen)) == (3, plan.FEWEST_ROWS)
     assert plan.evaluations(steps, tokens, lengths, wanted, 0) == (at, chosen)
+    often, each = plan.how_often(steps, tokens, held, sum(lengths), wanted)  # what the quote goes by
+    assert (often + 1) * each * sum(lengths) / held / 3 <= 0.1 * tokens or each == plan.FEWEST_ROWS
     if rows >= 400 and wanted >= 10 and steps > 100:
         assert len(at) >= 10
