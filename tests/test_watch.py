@@ -29,6 +29,7 @@ CURVES = {
     "hardly moves": (lambda t: 2.5 - 0.01 * t,) * 2,
     "diverges": (lambda t: 2.5 - 1.5 * min(t, 0.2) + 4 * max(0.0, t - 0.2),) * 2,
     "worse from the start": (lambda t: 3.5 if t else 2.5, lambda t: 2.5 + t),
+    "broken for good": (lambda t: 4.1 if t > 0.3 else falling(20)(t), lambda t: 4.1 if t > 0.3 else falling(20)(t)),
     "worse and back": (lambda t: falling(20)(t) + 0.4 * max(0.0, 0.1 - abs(t - 0.5)), falling(3)),
     "other rows than these": (lambda t: falling(20)(t) + 0.5 * max(0.0, t - 0.2), falling(20)),  # worse, but training does not fall
 }
@@ -79,6 +80,11 @@ def test_noise_is_no_memorising_and_no_high_learning_rate(name):
     for total, count in ((100, 10), (1000, 20)):
         runs = [said_of(name, ROUGH, seed, total, count).keys() & {"memorising", "rate_too_high", "spike"} for seed in range(10)]
         assert sum(map(bool, runs)) <= 1, runs
+
+
+def test_a_run_that_broke_is_not_called_flat():
+    for seed in range(5):
+        assert said_of("broken for good", USUAL, seed).keys() - {"spike"} == {"rate_too_high"}
 
 
 def test_memorising_is_said_before_patience_ends_the_run_and_names_the_best_step():

@@ -136,7 +136,8 @@ def flat(steps: list[dict], evals: list[dict], total: int) -> Said | None:
         if after[-1]["step"] - after[start]["step"] < FLAT_SPAN * total:
             return None
         trend = _slope(losses) * (len(losses) - 1)
-        if max(losses) - min(losses) <= FLAT_RANGE * mean and abs(trend) <= 2 * FLAT * mean:
+        level = mean - min(its["loss"] for its in evals)  # a run that broke and stays broken is flat too, and another matter
+        if max(losses) - min(losses) <= FLAT_RANGE * mean and abs(trend) <= 2 * FLAT * mean and level <= FLAT_RANGE * mean:
             since = after[start]["step"]
             return Said(
                 "flat", since, f"The held-out loss has been flat since step {since:,} (about {mean:.3f}). More steps on these rows would bring little.",
