@@ -369,3 +369,28 @@ def test_bad_input_is_told_in_words(app, browser, tmp_path):
     page.wait_for_function("[...document.querySelectorAll('.toast-body')].some(toast => toast.innerText.includes('lora_rank is 0'))")
     assert not re.search(r"Traceback|File \"", page.content())
     page.context.close()
+
+
+def test_a_learning_rate_is_found_before_a_run(app, browser):
+    """Its cost is told first; the sweep is drawn while it goes; one click takes its answer over; a reload finds it again."""
+    page = open_page(browser, app.url)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    tab(page, "Fine-tune")
+    page.get_by_text("Try before you train").click()
+    page.wait_for_function("document.querySelector('#trial-quote').innerText.includes('Learning-rate finder about')")
+    page.click("#try-rate")
+    page.wait_for_selector("#trial .chart polyline", timeout=90_000)
+    page.reload()
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    tab(page, "Fine-tune")
+    page.get_by_text("Try before you train").click()
+    page.wait_for_selector("#trial [data-do^='set:learning_rate']", timeout=150_000)
+    assert "The held-out loss" in page.inner_text("#trial")
+    suggested = float(page.get_attribute("#trial [data-do^='set:']", "data-do").split("=")[1])
+    assert 1e-4 <= suggested <= 1e-2  # its preset says 1e-3
+    picture(page, "finder-light")
+    page.locator("#knob-learning_rate input").fill("0.05")
+    page.click("#trial [data-do^='set:']")
+    page.wait_for_function(f"Number(document.querySelector('#knob-learning_rate input').value) === {suggested}")
+    assert not [words for words in page.complaints if "favicon" not in words and "manifest" not in words]
+    page.context.close()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_quick
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
-from tuner import blocks, checkpoints, fast, hub, models, rehearsal, report, train
+from tuner import answer, blocks, checkpoints, encode, fast, hub, models, rehearsal, report, train
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
@@ -74,8 +75,8 @@ def test_events_are_as_the_contract_says(finished):
         best = min(event["loss"], best or event["loss"])
         assert event["perplexity"] == pytest.approx(2.718281828 ** event["loss"])
     samples = [event for event in found if event["kind"] == "sample"]
-    assert [event["step"] for event in samples] == [event["step"] for event in evals]
-    assert len({event["prompt"] for event in samples}) == 1
+    assert [(event["step"], event["number"]) for event in samples] == [(event["step"], number) for event in evals for number in range(train.SAMPLES)]
+    assert len({event["prompt"] for event in samples}) == train.SAMPLES
     states = [event["state"] for event in found if event["kind"] == "status"]
     assert [its for its in ("rehearsing", "training", "checking", "done") if its in states] == sorted(set(states), key=states.index)
     assert found[-1]["state"] == "done" and found[-2]["kind"] == "result"
@@ -314,19 +315,29 @@ def test_where_the_best_version_is_damaged_the_last_is_kept_and_that_is_said(bas
 
 
 def test_measuring_changes_nothing_that_is_learned(base, home, quick):
-    hashes, measure = set(), report.measure
+    """Bit for bit the same with many evaluations, samples and a rehearsal that draw at random, with few, and with none at all."""
+    measure, answers = report.measure, answer.answers
+    found = []
 
-    def disturbing(*args, **kw):
+    def draw():
         torch.rand(1), random.random(), np.random.rand()  # as a sampled answer would
-        return measure(*args, **kw)
 
-    quick.setattr(report, "measure", disturbing)
+    def weights(run, plan, model, *_):
+        found.append({name: its.clone() for name, its in models.lora_state(model).items()})
+
+    quick.setattr(train, "_finish", weights)
+    quick.setattr(report, "measure", lambda *rest, **more: (draw(), measure(*rest, **more))[1])
+    quick.setattr(answer, "answers", lambda *rest, **more: (draw(), answers(*rest, **more))[1])
     for evaluations in (1, 5):
         run = small_run(base, evaluations=evaluations, lora_dropout=0.1)
         train.train(run)
         assert len(run.read("plan")["evaluate_at"]) == evaluations
-        hashes.add(adapter_hash(run.folder / "checkpoints" / "checkpoint-8"))
-    assert len(hashes) == 1
+    quick.setattr(train.Tuning, "evaluate", lambda *_, **__: {"eval_loss": 0.0})
+    quick.setattr(rehearsal, "rehearse", lambda trainer: 0.0)
+    train.train(small_run(base, lora_dropout=0.1))
+    assert len(found) == 3 and found[0].keys() == found[1].keys() == found[2].keys()
+    for name, its in found[0].items():
+        assert torch.equal(its, found[1][name]) and torch.equal(its, found[2][name]), name
 
 
 # Going on ---------------------------------------------------------------------------------------------------------
@@ -346,14 +357,14 @@ def uninterrupted(base, tmp_path_factory):
             "losses": losses(run), "adapter": adapter_hash(run.adapter_dir), "report": run.read("report"),
             "last": adapter_hash(run.folder / "checkpoints" / "checkpoint-8"),
             "evals": {event["step"]: event["loss"] for event in events(run, "eval")},
-            "samples": {event["step"]: event["text"] for event in events(run, "sample")},
+            "samples": {(event["step"], event["number"]): event["text"] for event in events(run, "sample")},
         }
 
 
 def assert_as_uninterrupted(run, uninterrupted) -> None:
     assert losses(run) == uninterrupted["losses"]
     assert {event["step"]: event["loss"] for event in events(run, "eval")} == uninterrupted["evals"]
-    assert {event["step"]: event["text"] for event in events(run, "sample")} == uninterrupted["samples"]
+    assert {(event["step"], event["number"]): event["text"] for event in events(run, "sample")} == uninterrupted["samples"]
     assert adapter_hash(run.adapter_dir) == uninterrupted["adapter"]
     assert adapter_hash(run.folder / "checkpoints" / "checkpoint-8") == uninterrupted["last"]
     assert run.read("report") == uninterrupted["report"] and run.state() == "done"
@@ -454,8 +465,8 @@ def test_stop_keeps_what_was_learned_and_a_later_start_goes_on(base, home, quick
 # What goes wrong --------------------------------------------------------------------------------------------------
 
 
-def spoiled(factor: float):
-    """`attach_lora`, with gradients multiplied by this from the third step on; the rehearsal's come before."""
+def spoiled(factor: float, only: int = 1000):
+    """`attach_lora`, with so many gradients multiplied by this from the third step on; the rehearsal's come before."""
     attach = models.attach_lora
 
     def spoil(*args):
@@ -463,7 +474,7 @@ def spoiled(factor: float):
 
         def times(gradient):
             calls.append(1)
-            return gradient * factor if len(calls) >= 3 + rehearsal.STEPS else gradient
+            return gradient * factor if 0 <= len(calls) - 3 - rehearsal.STEPS < only else gradient
 
         next(p for p in model.parameters() if p.requires_grad).register_hook(times)
         return model
@@ -477,28 +488,107 @@ def test_a_gradient_that_is_not_a_number_ends_the_run_before_the_weights_are_tou
     run = small_run(base)
     runs.claim(run)
     assert train.main(run) == 1
-    assert run.state() == "failed" and run.error() == (
-        "The gradient stopped being a number at step 3. Nothing of that step was kept. Lower the learning rate "
-        "(0.005 -> 0.002) or the gradient clip, and start again."
+    assert run.state() == "failed" and re.fullmatch(
+        r"The gradient stopped being a number at step 3 on rows (\d+, ){3}\d+\. Nothing of that step was kept, and what was learned before "
+        r"it is whole\. Start again with Learning rate 0\.005 → 0\.002, or look at those rows first\.", run.error()
     )
+    first, second = run.read("proposals")
+    assert first["settings"] == {"learning_rate": 0.002} and second["settings"] == {"learning_rate": 0.002, "max_grad_norm": 0.3}
+    assert runs.again(run, second["settings"]).recipe.max_grad_norm == 0.3
     assert not run.adapter_dir.exists() and not (run.folder / "done").exists()
     kept = checkpoints.load_adapter(checkpoints.newest(run.folder / "checkpoints"))
     assert checkpoints.steps(run.folder / "checkpoints") == [2]
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run(base, home, quick):
-    losses_of, calls = fast.Path.losses, []
+def test_the_best_version_of_a_run_that_broke_can_be_kept(base, home, quick):
+    quick.setattr(models, "attach_lora", spoiled(float("nan")))
+    run = small_run(base)
+    runs.claim(run)
+    assert train.main(run) == 1 and run.kept_step() == 2
+    with pytest.raises(UserError, match="has no version yet"):
+        runs.keep(small_run(base))
+    runs.claim(run)
+    run.ask_stop()
+    assert train.main(run) == 0 and run.state() == "stopped" and run.error() == ""
+    assert run.read("report")["best_step"] == 2 and len(losses(run)) == 2
+    assert adapter_hash(run.adapter_dir) == adapter_hash(run.folder / "checkpoints" / "checkpoint-2")
 
-    def spoiled_losses(*args):
-        found, owners = losses_of(*args)
-        calls.append(torch.is_grad_enabled())
-        return (found * float("nan"), owners) if sum(calls) == 4 + rehearsal.STEPS else (found, owners)
 
-    quick.setattr(fast.Path, "losses", spoiled_losses)
+def without_a_number(monkeypatch, base, row: dict, when) -> None:
+    """Let the losses of this row be no numbers while `when()`."""
+    losses_of, tokenizer = fast.Path.losses, encode.load_tokenizer(str(base))
+
+    def spoiled_losses(path, batch):
+        found, owners = losses_of(path, batch)
+        texts = [tokenizer.decode(ids) for ids in batch["input_ids"].split(batch["lengths"])]
+        bad = torch.tensor([when() and row["messages"][0]["content"] in text for text in texts])
+        return torch.where(bad[owners.cpu()], float("nan"), 1.0) * found, owners
+
+    monkeypatch.setattr(fast.Path, "losses", spoiled_losses)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_names_its_row_alone(base, home, quick):
+    run = small_run(base)
+    rows = run.rows("train")
+    bad = rows[5]
+    seen = []
+    without_a_number(quick, base, bad, lambda: bool(seen))
+    at_step(quick, 4, lambda: seen.append(1))  # from the second epoch on
+    assert train.main(run) == 1
+    step = int(re.search(r"at step (\d)", run.error())[1])
+    assert run.error().startswith(f"The loss stopped being a number at step {step} on row {bad['n']}. Nothing of that step was kept")
+    assert step > 4 and len(losses(run)) == step - 1 and not run.adapter_dir.exists() and run.read("proposals")
+    assert all(torch.isfinite(its).all() for its in checkpoints.load_adapter(checkpoints.newest(run.folder / "checkpoints")).values())
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_held_out_rows_that_give_no_number_are_never_the_best_version(base, home, quick, step):
+    run = small_run(base)
+    bad = run.rows("held_out")[1]
+    seen = [] if step else [1]
+    without_a_number(quick, base, bad, lambda: bool(seen))
+    at_step(quick, step, lambda: seen.append(1))
+    assert train.main(run) == 1
+    if step:
+        assert run.error().startswith(f"The held-out loss stopped being a number at step 4 on held-out row {bad['n']}. That version is not kept")
+        assert checkpoints.steps(run.folder / "checkpoints") == [2] and run.read("proposals")
+    else:
+        assert f"before the first step on held-out row {bad['n']}, so the base model itself gives none" in run.error()
+    assert not run.adapter_dir.exists() and all(np.isfinite(event["loss"]) for event in events(run, "eval"))
+
+
+def with_scaler(monkeypatch, scale: float) -> None:
+    """Train as in 16-bit floats, whose gradients are scaled up before they are made; here on any machine."""
+    from accelerate import Accelerator
+
+    begin = train.Tuning.__init__
+
+    def scaled(trainer, *rest):
+        begin(trainer, *rest)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    monkeypatch.setattr(train.Tuning, "__init__", scaled)
+    monkeypatch.setattr(Accelerator, "unscale_gradients", lambda its, *_: [its.scaler.unscale_(one.optimizer) for one in its._optimizers])
+
+
+def test_a_first_overflow_in_16_bit_floats_is_skipped(base, home, quick):
+    quick.setattr(models, "attach_lora", spoiled(float("inf"), only=1))
+    with_scaler(quick, 2.0**16)
+    run = small_run(base)
+    runs.claim(run)
+    assert train.main(run) == 0, run.error()
+    assert [event["step"] for event in events(run, "step") if event["grad_norm"] is None] == [3]
+    assert len(losses(run)) == 8 and run.read("report")["change"] < 0
+    assert all(torch.isfinite(its).all() for its in load_file(run.adapter_dir / "adapter_model.safetensors").values())
+
+
+def test_an_overflow_that_no_scale_helps_ends_the_run(base, home, quick):
+    quick.setattr(models, "attach_lora", spoiled(float("inf")))
+    with_scaler(quick, 4.0)
     run = small_run(base)
     assert train.main(run) == 1
-    assert run.error().startswith("The loss stopped being a number at step 4.") and not run.adapter_dir.exists()
+    assert run.error().startswith("The gradient stopped being a number at step 5 on rows") and not run.adapter_dir.exists()
 
 
 def test_rows_cut_before_their_answers_are_refused(base, home, quick):

@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     its = verb("quote", _quote, "say beforehand what a recipe needs")
     its.add_argument("what", metavar="RECIPE")
     its.add_argument("settings", nargs="*", metavar="field=value")
+    its = verb("try", _try, "sweep the learning rate, or ask whether the data is enough; nothing is kept but the answer")
+    its.add_argument("what", metavar="KIND", help="rate, or enough; or a trial's folder")
+    its.add_argument("recipe", metavar="RECIPE", nargs="?", help="a preset's name or a recipe file")
+    its.add_argument("settings", nargs="*", metavar="field=value")
     its = verb("report", _report, "measure a finished run again")
     its.add_argument("what", metavar="RUN")
     its = verb("push", _push, "publish a finished run's adapter")
@@ -413,6 +417,39 @@ def _quote(asked) -> int:
               f"about {its.quote.memory_gib:.1f} GiB, {its.quote.seconds / 60:.1f} min")
     for its in hired:
         print(f"  {its.its.flavour:<15} about {its.seconds / 60:.1f} min, ${its.dollars:.2f}" + ("" if its.quote.fits else ", does not fit"))
+    return 0
+
+
+def _try(asked) -> int:
+    from tuner import data, hub, run, trials, trying
+
+    if asked.what not in trials.TITLES:
+        trial = trials.from_folder(Path(asked.what))
+    else:
+        if not asked.recipe:
+            raise UserError(f"Name a recipe: python -m tuner try {asked.what} headlines")
+        recipe, beside = _recipe(asked.recipe, asked.settings)
+        token = hub.own_token()
+        trial = trials.create(LOCAL_OWNER, asked.what, recipe, data.from_recipe(LOCAL_OWNER, recipe, beside, token))
+        run.claim(trial)
+        run.fetch_base(trial, token)
+    ended = threading.Event()
+    drawer = threading.Thread(target=_draw, args=(trial, ended, asked.json), daemon=True)
+    if os.environ.get("TUNER_CHILD") != "1":
+        drawer.start()
+    try:
+        code = trying.main(trial)
+    finally:
+        ended.set()
+        if drawer.is_alive():
+            drawer.join(timeout=5)
+    if code:
+        raise UserError(trial.error())
+    if os.environ.get("TUNER_CHILD") != "1":
+        told = trials.result(trial)
+        print(json.dumps(told) if asked.json else told["words"])
+        if told["settings"] and not asked.json:
+            print(" ".join(f"{name}={value:g}" for name, value in told["settings"].items()))
     return 0
 
 

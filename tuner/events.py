@@ -53,6 +53,15 @@ def read(path: Path, start: int = 0, kind: str = "") -> tuple[list[dict], int]:
     return found, start + whole
 
 
+def latest(events: list[dict], kind: str) -> list[dict]:
+    """The events of one kind in the order of steps; a step done again after a resume counts once, as it went last.
+
+    Of samples each fixed prompt's, by its number.
+    """
+    by_step = {(event["step"], event.get("number", 0)): event for event in events if event["kind"] == kind}
+    return [by_step[place] for place in sorted(by_step)]
+
+
 def read_all(path: Path) -> tuple[list[dict], int]:
     """All events and the offset to go on from; of a log that was read before only what came since is parsed."""
     try:

@@ -12,6 +12,8 @@ from tuner.sizes import Sizes
 
 # A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
 EVALUATION_SHARE = 0.1
+# A mean over fewer held-out rows says nothing.
+FEWEST_ROWS = 16
 # Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
 # Below this many tokens at once a micro-batch pays for being small, about as much as checkpointing costs.
@@ -209,20 +211,29 @@ def decide(recipe, its: Sizes, lengths: Lengths, device: str, free_gib: float, i
 def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> tuple[list[int], list[int]]:
     """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
 
-    Counted in tokens, not timed, so that a resumed run evaluates at the same steps. Short runs have three evaluations of
-    at least sixteen rows, whatever the share; never are there more than wanted.
+    Counted in tokens, not timed, so that a resumed run evaluates at the same steps; the one before the first step counts
+    too. Short runs have three evaluations of at least FEWEST_ROWS rows, whatever the share; never are there more than wanted.
     """
     count, rows = how_often(steps, tokens, len(lengths), sum(lengths), wanted)
-    chosen = sorted(random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows))
+    chosen = random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows)
+    # Those drawn may be longer than the average: then fewer of them, and where they are few already, less often.
+    while (count + 1) * sum(lengths[index] for index in chosen) > EVALUATION_SHARE * tokens * 3:
+        if len(chosen) > FEWEST_ROWS:
+            chosen.pop()
+        elif count > 3:
+            count -= 1
+        else:
+            break
+    chosen.sort()
     return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)}), chosen
 
 
 def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wanted: int) -> tuple[int, int]:
-    """How many evaluations, of how many held-out rows."""
+    """How many evaluations after the one before the first step, of how many held-out rows."""
     budget = EVALUATION_SHARE * tokens * 3
     mean = held_tokens / held_rows
-    fewest = min(held_rows, 16)
-    count = min(wanted, steps, max(3, int(budget / (fewest * mean))))
-    return count, min(held_rows, max(fewest, int(budget / count / mean)))
+    fewest = min(held_rows, FEWEST_ROWS)
+    count = min(wanted, steps, max(3, int(budget / (fewest * mean)) - 1))
+    return count, min(held_rows, max(fewest, int(budget / (count + 1) / mean)))
 
 

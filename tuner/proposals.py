@@ -12,7 +12,7 @@ from tuner.errors import UserError
 from tuner.home import write_json
 from tuner.machine import Reach
 from tuner.quote import Quote, Rows
-from tuner.recipe import Recipe
+from tuner.recipe import KNOBS, Recipe
 from tuner.sizes import Sizes
 
 # Everything that leaves the result as it is.
@@ -113,6 +113,57 @@ def refuse(run, why: str) -> UserError:
     best = found[0]
     said = f"{best.words} ({f'{best.harm}; ' if best.harm else 'the same result; '}about {best.quote.memory_gib:.1f} GiB, {best.quote.seconds / 60:.0f} min)"
     return UserError(f"{why} What fits: {said}. The rows of each step stay as they are.")
+
+
+def not_a_number(run, what: str, step: int, rows: list[int], surely: bool) -> UserError:
+    """The error that ends a run whose arithmetic broke, with a changed recipe noted in the run for its page (proposals.json).
+
+    Args:
+        what: what is no number any more: "The loss", "The gradient", "The held-out loss", "The adapter".
+        step: at which; 0 before the first.
+        rows: numbers of the rows it was met on, in the run's own dataset.
+        surely: each of them breaks by itself; else they were together in one step and any of them may have done it.
+    """
+    recipe = run.recipe
+    where = _rows_in_words(rows, surely, "held-out " if what == "The held-out loss" else "")
+    if step == 0:
+        write_json(run.folder / "proposals.json", [])
+        return UserError(
+            f"{what} is not a number before the first step{where}, so the base model itself gives none here. Leave those rows "
+            "out, or choose another base model or precision."
+        )
+    noted = run.read("quote") or {}
+    its = noted.get("rehearsed", noted)
+    found = []
+    for changes in _calmer(recipe):
+        words = ", ".join(f"{KNOBS[name].label} {getattr(recipe, name):g} → {value:g}" for name, value in changes.items())
+        found.append({
+            "settings": changes, "words": words, "harm": "learns slower", "memory_gib": its.get("memory_gib", 0.0), "seconds": its.get("seconds", 0.0),
+        })
+    write_json(run.folder / "proposals.json", found)
+    kept = "Nothing of that step was kept" if what in ("The loss", "The gradient") else "That version is not kept"
+    tried = f"Start again with {found[0]['words']}" if found else "Start again with another precision"
+    return UserError(
+        f"{what} stopped being a number at step {step:,}{where}. {kept}, and what was learned before it is whole. {tried}, "
+        "or look at those rows first."
+    )
+
+
+def _rows_in_words(rows: list[int], surely: bool, kind: str) -> str:
+    if not rows:
+        return ""
+    shown = ", ".join(f"{number:,}" for number in rows[:8]) + (f" and {len(rows) - 8:,} more" if len(rows) > 8 else "")
+    words = f"{kind}{'row' if len(rows) == 1 else 'rows'} {shown}"
+    return f" on {words}" if surely else f" (it had {words})"
+
+
+def _calmer(recipe: Recipe) -> Iterator[dict]:
+    """Changes after which steps go less far, the likeliest to help first."""
+    lower = {"learning_rate": float(f"{max(KNOBS['learning_rate'].low, recipe.learning_rate / 3):.1g}")}
+    if lower["learning_rate"] < recipe.learning_rate:
+        yield lower
+    if recipe.max_grad_norm > 0.3:
+        yield {**lower, "max_grad_norm": 0.3}
 
 
 def of_run(run) -> list[Proposal]:

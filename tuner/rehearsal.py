@@ -209,7 +209,7 @@ def learn(run) -> None:
     noted, process = run.read("quote"), run.read("process") or {}
     events, _ = run.events()
     tried = [event["t"] for event in events if event["kind"] == "status" and "rehearsed" in event]
-    if not noted or "rehearsed" not in noted or len(tried) != 1 or "started" not in process:
+    if not noted or "rehearsed" not in noted or len(tried) != 1 or process.get("started", tried[0]) >= tried[0]:
         return
     ratios = taken_by_quoted(events, noted, process["started"], tried[0])
     if ratios:

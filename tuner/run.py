@@ -30,6 +30,9 @@ class Run:
     owner: str
     id: str
 
+    # What the child is asked to do with the folder; see `tuner.trials` for another.
+    VERB = "train"
+
     @property
     def folder(self) -> Path:
         return runs_dir(self.owner) / self.id
@@ -100,6 +103,11 @@ class Run:
             raise UserError(f"This run is {self.state()}, so there is nothing to stop.")
         write_whole(self.folder / "stop", "asked\n")
 
+    def kept_step(self) -> int | None:
+        """The step of the best version so far, if it is better than the base and its checkpoint is there."""
+        best = next((event["step"] for event in reversed(self.events(kind="eval")[0]) if event["best"]), None)
+        return best if best and (self.folder / "checkpoints" / f"checkpoint-{best}").is_dir() else None
+
     def rename(self, title: str) -> None:
         title = " ".join(str(title).split())
         if not 1 <= len(title) <= 120:
@@ -135,8 +143,11 @@ def runs_dir(owner: str) -> Path:
     return tuner_home() / "runs" / safe_name(owner, "The owner")
 
 
-def create(owner: str, recipe: Recipe, dataset: data.Dataset) -> Run:
+def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = Run) -> Run:
     """A new run of this owner, not yet started: its recipe, its rows and their receipt.
+
+    Args:
+        kind: Run, or what keeps its folder elsewhere.
 
     Raises:
         UserError: the recipe has problems, the dataset is another's or has nothing to learn, or the disk is full.
@@ -147,8 +158,8 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset) -> Run:
     require_free(200 * 2**20, "A run")
     rows = check.whole(dataset)
     chosen = receipt.choose(rows, recipe)
-    run = Run(owner, _new_id())
-    private_dir(runs_dir(owner))
+    run = kind(owner, _new_id())
+    private_dir(run.folder.parent)
     run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
     write_whole(run.folder / "recipe.toml", recipe.to_toml())
     (run.folder / "data").mkdir()
@@ -273,6 +284,19 @@ def start(run: Run, token: str | None = None) -> threading.Thread:
     return thread
 
 
+def keep(run: Run, token: str | None = None) -> threading.Thread:
+    """End a run that failed or was interrupted with the best version that it has, without going on.
+
+    Raises:
+        UserError: it has none, or it is going.
+    """
+    if run.kept_step() is None:
+        raise UserError("This run has no version yet that is better than its base model, so there is nothing to keep.")
+    thread = start(run, token)
+    run.ask_stop()
+    return thread
+
+
 def _fetch_and_train(run: Run, token: str | None) -> None:
     try:
         fetch_base(run, token)
@@ -313,7 +337,7 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
 
 def spawn(run: Run) -> subprocess.Popen:
     """Start the training child in a session of its own."""
-    process = child.spawn("tuner", "train", str(run.folder), folder=run.folder, log=run.folder / "log.txt")
+    process = child.spawn("tuner", run.VERB, str(run.folder), folder=run.folder, log=run.folder / "log.txt")
     child.offer_to_the_kernel(process.pid)
     write_json(run.folder / "process.json", child.stamp(process.pid))
     return process

@@ -14,6 +14,7 @@ class Survey:
 
     Args:
         encoded: what will be learned from, in order; rows that teach nothing are not among it.
+        numbers: of the row that each of those came from.
         lengths: tokens in each sequence before any cut.
         learned: learned tokens in `encoded`.
         cut: numbers of rows that lose tokens at their end.
@@ -23,6 +24,7 @@ class Survey:
     """
 
     encoded: list[Encoded] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     learned: int = 0
     cut: list[int] = field(default_factory=list)
@@ -65,6 +67,7 @@ def of(rows: list[dict], tokenizer, recipe) -> Survey:
                 taught = True
                 found.learned += sequence.learned
                 found.encoded.append(sequence.bare())
+                found.numbers.append(row["n"])
         if any(sequence.cut for sequence in sequences):
             found.cut.append(row["n"])
         if not taught:

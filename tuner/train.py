@@ -13,12 +13,14 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks
+from tuner import answer, bases, batching, checkpoints, encode, events, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks, watch
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import read_json, write_json, write_whole
 from tuner.run import Run
 
+# Fixed prompts, answered together after each evaluation: on two cores a step of three answers costs little more than of one.
+SAMPLES = 3
 SAMPLE_TOKENS = 48
 
 
@@ -84,7 +86,10 @@ def _train_with_the_machine(run: Run) -> dict:
     )
     if checkpoint:
         run.log("note", message=f"Going on from the checkpoint of step {checkpoint.name.removeprefix(checkpoints.PREFIX)}.")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and run.stop_asked():  # before it went on: what there is already is kept as it is
+        trainer.go_back(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _finish(run, plan, model, tokenizer, held_rows, held_set, trainer)
 
 
@@ -120,16 +125,18 @@ class Tuning(Trainer):
         recipe, model = run.recipe, path.model
         self.run, self.plan, self.path, self.recipe, self.tokenizer = run, plan, path, recipe, tokenizer
         self.batches = batching.LengthBatches([len(row.ids) for row in train_set.encoded], recipe.batch_size, recipe.seed)
-        self.rows = train_set.encoded
+        self.rows, self.numbers = train_set.encoded, train_set.numbers
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
+        self.held_numbers = [held_set.numbers[index] for index in plan["evaluated_rows"]]
         self.meter = _Meter(run, plan["steps"], began)
         task = tasks.get(recipe.task)
-        self.question = task.sample_question(recipe, run.rows("held_out"))
-        self.sample_ids = task.prompt_ids(self.question, tokenizer, recipe)
+        self.questions = task.sample_questions(recipe, run.rows("held_out"), SAMPLES)
+        self.sample_ids = [task.prompt_ids(question, tokenizer, recipe) for question in self.questions]
         self.stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
         # A resumed run reads this back from its checkpoint.
         self.best = {"loss": math.inf, "step": None, "worse": 0}
         self.measured_at: int | None = None
+        self.seen = _Watch(run, plan["steps"])
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
             per_device_train_batch_size=recipe.batch_size,  # cut into what fits at once in `training_step`
@@ -165,13 +172,18 @@ class Tuning(Trainer):
 
     def get_train_dataloader(self):
         """Our batches through `accelerator.prepare`, without which a resume in the second epoch differs silently."""
-        loader = torch.utils.data.DataLoader(self.rows, batch_sampler=self.batches, collate_fn=batching.collate)
+        loader = torch.utils.data.DataLoader(range(len(self.rows)), batch_sampler=self.batches, collate_fn=self._batch)
         return self.accelerator.prepare(loader)
+
+    def _batch(self, indices: list[int]) -> dict:
+        """These rows as `batching.collate` lays them, and which they are: a step that goes wrong names its rows."""
+        return {**batching.collate([self.rows[index] for index in indices]), "indices": indices}
 
     # Steps ----------------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Gradients of the mean cross-entropy over the learned tokens of one optimiser batch, taken part by part."""
+        self.indices = inputs.pop("indices")
         total = self.gradients(inputs, num_items_in_batch)
         self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
         if not math.isfinite(self.meter.loss):
@@ -197,30 +209,48 @@ class Tuning(Trainer):
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
+        scaler = self.accelerator.scaler
+        # In 16-bit floats the scaler begins too high on purpose: it skips such a step and lowers itself, until it cannot.
+        if not math.isfinite(float(norm)) and (scaler is None or scaler.get_scale() <= 1):
             self._refuse("The gradient")
         return norm
 
     def _refuse(self, what: str):
-        """End the run before a step that is not a number can touch the weights."""
-        lower = self.recipe.learning_rate / 3
-        raise UserError(
-            f"{what} stopped being a number at step {self.state.global_step + 1}. Nothing of that step was kept. Lower "
-            f"the learning rate ({self.recipe.learning_rate:g} -> {lower:.1g}) or the gradient clip, and start again."
-        )
+        """End the run before a step that is not a number can touch the weights; say which rows it had."""
+        rows, surely = self._to_blame(what)
+        raise proposals.not_a_number(self.run, what, self.state.global_step + 1, rows, surely)
+
+    def _to_blame(self, what: str) -> tuple[list[int], bool]:
+        """The numbers of the step's rows that are not a number by themselves, and True; where none is, all of them, and False.
+
+        Each goes through the model alone, once: the weights are those from before the step.
+        """
+        found = []
+        for index in self.indices:
+            row = self.rows[index]
+            self.model.zero_grad(set_to_none=True)
+            its = float(self.gradients(batching.collate([row]), row.learned))
+            finite = all(torch.isfinite(p.grad).all() for p in self.model.parameters() if p.grad is not None)
+            if not math.isfinite(its) or (what == "The gradient" and not finite):
+                found.append(self.numbers[index])
+        self.model.zero_grad(set_to_none=True)
+        return sorted(set(found or (self.numbers[index] for index in self.indices))), bool(found)
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """One `step` event for each optimiser step, in our own words; the Trainer's own history stays empty."""
         if "loss" in logs:
             norm = logs.get("grad_norm")
+            loss = self.meter.loss
             self.meter.log_step(
-                self.state.global_step, self.state.epoch, logs["learning_rate"], float(norm) if norm is not None else None
+                self.state.global_step, self.state.epoch, logs["learning_rate"],
+                float(norm) if norm is not None and math.isfinite(norm) else None,  # of a step that the scaler skipped
             )
+            self.seen.step(self.state.global_step, loss, logs["learning_rate"])
 
     # Evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *_args, **_kwargs) -> dict:
-        """Measure the held-out rows and answer the fixed prompt; keep a checkpoint; say if this is the best."""
+        """Measure the held-out rows and answer the fixed prompts; keep a checkpoint; say if this is the best."""
         step = self.state.global_step
         # Asked again at the end of an epoch and at the start of a resumed run: one measurement a step is enough.
         if step != self.measured_at:
@@ -228,17 +258,21 @@ class Tuning(Trainer):
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
                 measured = report.measure(self.path, self.held)
-                text, ended = answer.answer(
-                    self.model, self.tokenizer, self.sample_ids, self.stops, answer.Sampling(SAMPLE_TOKENS)
-                )
+                told = answer.answers(self.model, self.tokenizer, self.sample_ids, self.stops, SAMPLE_TOKENS)
                 self.model.train()
             loss = measured["loss"]
+            if not math.isfinite(loss):
+                bad = [number for number, its in zip(self.held_numbers, measured["row_losses"]) if not math.isfinite(its)]
+                raise proposals.not_a_number(self.run, "The held-out loss", step, sorted(set(bad)), True)
             best = loss < self.best["loss"]
             self.best = (
                 {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
             )
             self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
-            self.run.log("sample", step=step, prompt=self.question["messages"][-1]["content"], text=text, ended=ended == "stop")
+            for number, (question, (text, why)) in enumerate(zip(self.questions, told)):
+                prompt = question["messages"][-1]["content"]
+                self.run.log("sample", step=step, number=number, prompt=prompt, text=text, ended=why == "stop")
+            self.seen.evaluation(step, loss)
             if step:
                 self.control.should_save = True
                 if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:
@@ -266,6 +300,11 @@ class Tuning(Trainer):
             )
             checkpoints.prune(self.run.folder / "checkpoints", self.best["step"])
 
+    def go_back(self, checkpoint: Path) -> None:
+        """Be where a checkpoint is, without going on."""
+        self._load_from_checkpoint(checkpoint)
+        self.state.global_step = self.measured_at
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         from peft import set_peft_model_state_dict
 
@@ -275,6 +314,7 @@ class Tuning(Trainer):
         self.best = kept["best"]
         self.measured_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
         self.meter.resume(self.measured_at, kept["elapsed_s"])
+        self.seen.resume(self.measured_at)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint:
@@ -301,6 +341,38 @@ class _Obey(TrainerCallback):
         if self.run.stop_asked():
             control.should_evaluate = control.should_training_stop = True
         return control
+
+
+class _Watch:
+    """Keeps the curves and notes in the run what `tuner.watch` sees in them, each rule once, whatever is resumed."""
+
+    def __init__(self, run: Run, total: int):
+        self.run, self.total = run, total
+        self.steps: list[dict] = []
+        self.evals: list[dict] = []
+        # What is in the log was said; a process that ended since may have said it.
+        self.said = {event["rule"] for event in run.events()[0] if event["kind"] == "note" and "rule" in event}
+
+    def resume(self, step: int) -> None:
+        """Take the curves up to a checkpoint's step from the log; what came after is done again."""
+        told = self.run.events()[0]
+        self.steps = [event for event in events.latest(told, "step") if event["step"] <= step]
+        self.evals = [event for event in events.latest(told, "eval") if event["step"] <= step]
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        self.steps.append({"step": step, "loss": loss, "learning_rate": learning_rate})
+        if spike := watch.spike(self.steps):
+            self._say(spike)
+
+    def evaluation(self, step: int, loss: float) -> None:
+        self.evals.append({"step": step, "loss": loss})
+        for said in watch.look(self.steps, self.evals, self.total):
+            self._say(said)
+
+    def _say(self, said: watch.Said) -> None:
+        if said.rule not in self.said:
+            self.said.add(said.rule)
+            self.run.log("note", rule=said.rule, step=said.step, message=said.message)
 
 
 class _Meter:
@@ -380,6 +452,8 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
         best_step = trainer.best["step"]
     elif trainer.best["step"] != last:
         run.log("note", message=f"The version of step {trainer.best['step']} is damaged; the last one is kept.")
+    if not all(torch.isfinite(tensor).all() for tensor in models.lora_state(model).values()):
+        raise proposals.not_a_number(run, "The adapter", best_step, [], False)
     partial = run.folder / ".adapter"
     shutil.rmtree(partial, ignore_errors=True)
     models.save_adapter(model, partial)

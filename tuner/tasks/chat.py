@@ -337,11 +337,13 @@ def turn_tokens(row: dict, tokenizer, recipe) -> list[int | None]:
     )
 
 
-def sample_question(recipe, held_out: list[dict]) -> dict:
-    """The row of the fixed prompt: the recipe's own, else the first held-out row before its answer."""
-    if recipe.sample_prompt:
-        return with_system({"messages": [{"role": "user", "content": recipe.sample_prompt}]}, recipe)
-    return questions(held_out, recipe)[0]
+def sample_questions(recipe, held_out: list[dict], most: int) -> list[dict]:
+    """The rows of the fixed prompts: the recipe's own first, then held-out rows before their answers, no prompt twice."""
+    own = [with_system({"messages": [{"role": "user", "content": recipe.sample_prompt}]}, recipe)] if recipe.sample_prompt else []
+    found = {}
+    for question in [*own, *questions(held_out[: 4 * most], recipe)]:
+        found.setdefault(question["messages"][-1]["content"], question)
+    return list(found.values())[:most]
 
 
 def questions(rows: list[dict], recipe) -> list[dict]:

@@ -188,6 +188,7 @@ def build(page: Page) -> gr.Blocks:
         opened = demo.load(open_page, [browser], [browser, tabs, talk.adapter_id], show_progress="hidden", api_visibility="private")
         opened = opened.then(**dataset.first_look)
         opened.then(**train.reattach).then(**talk.refresh)
+        opened.then(**train.reattach_trial)
         opened.then(**talk.arrive)
     return demo
 

@@ -1,8 +1,10 @@
 """Pictures and texts as HTML and SVG; every text that came from outside is escaped here."""
 
+import difflib
 import html
 import json
 import math
+import re
 import time
 
 import numpy as np
@@ -259,7 +261,7 @@ def _curve(steps, evals, total, width, height) -> str:
     points = [(event["step"], event["loss"]) for event in steps if math.isfinite(event["loss"])]
     held = [(event["step"], event["loss"], event.get("best")) for event in evals]
     values = [loss for _, loss in points] + [loss for _, loss, _ in held]
-    low, high, ticks = _scale(min(values), max(values))
+    low, high, ticks = scale(min(values), max(values))
     last = max([total, 1, *(step for step, _ in points), *(step for step, _, _ in held)])
 
     def x(step: float) -> float:
@@ -307,7 +309,7 @@ def _curve(steps, evals, total, width, height) -> str:
     return f'<svg class="chart" role="img" aria-label="{said}" viewBox="0 0 {width} {height}">{grid}{drawn}{legend}</svg>'
 
 
-def _scale(low: float, high: float) -> tuple[float, float, list[float]]:
+def scale(low: float, high: float) -> tuple[float, float, list[float]]:
     """Bounds and round tick values around a range."""
     span = max(high - low, 0.1)
     raw = span / 4
@@ -352,18 +354,50 @@ def status(title: str, state: str, message: str, step: int, total: int, eta_s: f
     )
 
 
+# Rules of `tuner.watch` whose sentence asks for a change.
+_MIND = ("memorising", "rate_too_high", "rate_too_low", "spike")
+
+
+def watched(notes: list[dict]) -> str:
+    """What the run saw in its own curves, in the order in which it saw it."""
+    return "".join(notice(its["message"], "warning" if its["rule"] in _MIND else "note") for its in notes)
+
+
 def samples(events: list[dict]) -> str:
-    """The answers to the fixed prompt, the newest first."""
+    """The answers to the fixed prompts through the evaluations, the newest first; what an answer has that the one before had not is marked."""
     if not events:
-        return empty("Its answers appear here while it learns.", "The same prompt, asked again after each evaluation.")
+        return empty("Its answers appear here while it learns.", "The same prompts, asked again after each evaluation.")
+    prompts: dict[int, list[dict]] = {}
+    for event in events:
+        prompts.setdefault(event.get("number", 0), []).append(event)
+    parts = []
+    for number, told in sorted(prompts.items()):
+        asked = text(shorten(told[-1]["prompt"], 160))
+        lines = "".join(_sample(told, index) for index in range(len(told) - 1, -1, -1))
+        parts.append(f'<details {"open" if number == 0 else ""}><summary class="asked">“{asked}”</summary><ol>{lines}</ol></details>')
+    return f'<div class="samples">{"".join(parts)}</div>'
 
-    def line(event: dict) -> str:
-        moment = "before" if event["step"] == 0 else f"step {event['step']:,}"
-        unended = "" if event.get("ended") else "<i> … did not stop</i>"
-        return f'<li><span class="when">{moment}</span><span class="said">{text(event["text"] or "(nothing)")}{unended}</span></li>'
 
-    asked = text(shorten(events[-1]["prompt"], 160))
-    return f'<div class="samples"><p class="asked">“{asked}”</p><ol>{"".join(map(line, reversed(events)))}</ol></div>'
+def _sample(told: list[dict], index: int) -> str:
+    event, before = told[index], told[index - 1]["text"] if index else None
+    moment = "before" if event["step"] == 0 else f"step {event['step']:,}"
+    unended = "" if event.get("ended") else "<i> … did not stop</i>"
+    if before is not None and before == event["text"]:
+        said = f'<span class="quiet">the same</span> {text(event["text"] or "(nothing)")}'
+    else:
+        said = text(event["text"] or "(nothing)") if before is None else changed_words(before, event["text"])
+    return f'<li><span class="when">{moment}</span><span class="said">{said}{unended}</span></li>'
+
+
+def changed_words(before: str, after: str) -> str:
+    """The second text with its words that the first has not, at that place, as insertions."""
+    old, new = re.findall(r"\s+|\S+\s?", before), re.findall(r"\s+|\S+\s?", after)
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    shown = "".join(
+        text("".join(new[start:end])) if what == "equal" else f'<ins>{text("".join(new[start:end]))}</ins>'
+        for what, _, _, start, end in matcher.get_opcodes() if end > start
+    )
+    return shown or "(nothing)"
 
 
 def result(report: dict) -> str:

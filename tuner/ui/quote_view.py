@@ -157,13 +157,17 @@ def rehearsed(quoted: dict, measured: dict, taken_s: float | None) -> str:
     return f'<div class="rehearsed">{inner}</div>'
 
 
-def retry(offered: list[dict]) -> str:
-    """What a run that had too little memory may try, each with a button that starts it."""
-    if not offered:
+def retry(offered: list[dict], kept_step: int | None = None) -> str:
+    """What a run that failed may try, each with a button that starts it; and its best version, where it has one."""
+    if not offered and not kept_step:
         return ""
+    keep = (
+        f'<li><button type="button" class="mini" data-do="keep:">Keep the version of step {kept_step:,}</button>'
+        '<span class="quiet">ends this run with the best it had</span></li>' if kept_step else ""
+    )
     buttons = "".join(
         f'<li><button type="button" class="mini{" strong" if index == 0 else ""}" data-do="again:{index}">Use this and start: {text(its["words"])}</button>'
         f'<span class="quiet">{text(cost_words(its["harm"], its["memory_gib"], its["seconds"]))}</span></li>'
         for index, its in enumerate(offered[:3])
     )
-    return f'<div class="offers"><ul>{buttons}</ul></div>'
+    return f'<div class="offers"><ul>{buttons}{keep}</ul></div>'

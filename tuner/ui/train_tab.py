@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, hub, machine, proposals, quote
+from tuner import check, cost, data, hub, machine, proposals, quote, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
+from tuner.events import latest
 from tuner.home import on_a_space
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, quote_view
+from tuner.ui import drawing, quote_view, trial_view
 
 FORM = (*OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
@@ -40,6 +41,13 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
             with gr.Accordion("More settings", open=False, elem_id="more"):
                 its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in MORE_KNOBS}
+            with gr.Accordion("Try before you train", open=False, elem_id="trials"):
+                its.trial_quote = gr.HTML(drawing.empty("What they take appears with the dataset."), elem_id="trial-quote")
+                with gr.Row():
+                    its.try_rate = gr.Button("Find a learning rate", elem_id="try-rate", min_width=130)
+                    its.try_enough = gr.Button("Is the data enough?", elem_id="try-enough", min_width=130)
+                its.trial = gr.HTML("", elem_id="trial", js_on_load=drawing.LISTEN)
+                its.cancel_trial = gr.Button("Cancel", visible=False, elem_id="cancel-trial")
         with gr.Column(scale=5, min_width=340):
             its.status = gr.HTML("", elem_id="run-status", js_on_load=drawing.LISTEN)
             its.curve = gr.HTML(drawing.curve([], [], 0), elem_id="curve")
@@ -65,6 +73,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     its.timer = gr.Timer(1.0, active=False)
     its.measuring = gr.Timer(2.0, active=False)  # until this machine's speed is known, and the quote with it
     its.seen = gr.State("")
+    its.trial_id, its.trying = gr.State(""), gr.Timer(1.0, active=False)
 
     def settings(form) -> dict:
         """The form's values by name; whole numbers that arrived as 16.0 are whole again."""
@@ -136,9 +145,10 @@ def wire(its, dataset, talk, tabs) -> None:
             ]
         events, size = run.events()
         state = run.state()
-        steps, evals, told = _latest(events, "step"), _latest(events, "eval"), _latest(events, "sample")
+        steps, evals, told = latest(events, "step"), latest(events, "eval"), latest(events, "sample")
         said = [event["message"] for event in events if event["kind"] == "status"]
-        notes = list(dict.fromkeys(event["message"] for event in events if event["kind"] == "note"))
+        notes = list(dict.fromkeys(event["message"] for event in events if event["kind"] == "note" and "rule" not in event))
+        seen = [event for event in events if event["kind"] == "note" and "rule" in event]
         last = steps[-1] if steps else {}
         live = state in runs.LIVE
         if run.stop_asked() and live:
@@ -152,12 +162,12 @@ def wire(its, dataset, talk, tabs) -> None:
         total = last.get("steps", 0)
         top = drawing.status(run.title, state, message, last.get("step", 0), total, last.get("eta_s"))
         if state == "failed":
-            top += drawing.notice(run.error(), "error") + quote_view.retry(run.read("proposals", []))
+            top += drawing.notice(run.error(), "error") + quote_view.retry(run.read("proposals", []), run.kept_step())
         if tried := next((event for event in reversed(events) if event["kind"] == "status" and "rehearsed" in event), None):
             result = next((event for event in reversed(events) if event["kind"] == "status" and event["state"] in ("done", "stopped")), None)
             first = events[0]["t"] if events else 0
             top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
-        top += "".join(drawing.notice(note) for note in notes[-3:])
+        top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen)
         report = run.read("report")
         if report and state in ("done", "stopped"):
             numbers = drawing.result(report)
@@ -174,7 +184,7 @@ def wire(its, dataset, talk, tabs) -> None:
             top, drawing.curve(steps, evals, total), numbers, drawing.samples(told),
             gr.update(interactive=not live, value="Training …" if live else "Start"), gr.update(visible=live),
             gr.update(visible=state in ("interrupted", "failed")), gr.update(visible=state in ("done", "stopped")),
-            gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}",
+            gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{len(told)}",
         ]
 
     def lists_of(owner: str, shown: str = "") -> list:
@@ -193,7 +203,7 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return [gr.skip()] * 5
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
@@ -207,17 +217,18 @@ def wire(its, dataset, talk, tabs) -> None:
             seen = rows.figures(recipe)
             if not len(seen.lengths):
                 words = "No row has anything to learn with these settings. See the Dataset tab."
-                return drawing.notice(words, "warning"), line, "", still
+                return drawing.notice(words, "warning"), line, "", still, drawing.empty("Nothing to try yet.")
             # While the rest is still being checked, the first rows stand for it.
             worked_on = quote.Rows.of(seen, max(1.0, its_data.count / rows.came_in) if going else 1.0)
             sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
-            return drawing.notice(str(error), "error"), line, "", still
+            return drawing.notice(str(error), "error"), line, "", still, drawing.empty("Nothing to try yet.")
         measuring = machine.begin_measuring()
         drawn = quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
-        return drawn, line, quote_view.line(made), gr.Timer(active=measuring)
+        tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
+        return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried
 
     def smaller_bases(recipe, token):
         for base_id in proposals.smaller_of(recipe.base_model, [preset.base_model for preset in its.presets.values()]):
@@ -241,11 +252,15 @@ def wire(its, dataset, talk, tabs) -> None:
 
     @in_words
     def retry(run_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData):
-        """A button of a run that had too little memory: a new run on the same rows with what was proposed."""
+        """A button of a run that failed: a new run on the same rows with what was proposed, or its best version kept."""
         verb, _, what = str((event._data or {}).get("do", "")).partition(":")
         visitor = page.visitor(browser_id, token)
         run = runs.find(visitor.owner, run_id)
         offered = run.read("proposals", [])
+        if verb == "keep":
+            require_machine(visitor)
+            runs.keep(run, visitor.token)
+            return [run.id, *view_of(run), *lists_of(visitor.owner, run.id), *[gr.skip()] * len(FORM)]
         if verb != "again" or not what.isdigit() or int(what) >= len(offered):
             raise UserError("That proposal is not there any more. Reload the page.")
         require_machine(visitor)
@@ -257,6 +272,43 @@ def wire(its, dataset, talk, tabs) -> None:
     def require_machine(visitor) -> None:
         if on_a_space() and visitor.token is None and os.environ.get("TUNER_ALLOW_ANONYMOUS") != "1":
             raise UserError("Training uses this Space's machine, so sign in first (the button at the top).")
+
+    def trial_of(trial: trials.Trial | None) -> list:
+        if trial is None:
+            return ["", gr.update(visible=False), gr.Timer(active=False), gr.update(interactive=True), gr.update(interactive=True)]
+        live = trial.state() in runs.LIVE
+        return [trial_view.whole(trial), gr.update(visible=live), gr.Timer(active=live), gr.update(interactive=not live), gr.update(interactive=not live)]
+
+    def try_it(kind, dataset_id, browser_id, token, form):
+        visitor = page.visitor(browser_id, token)
+        require_machine(visitor)
+        recipe = its.strict(form)
+        trial = trials.create(visitor.owner, kind, recipe, data.find(visitor.owner, dataset_id))
+        runs.start(trial, visitor.token)
+        return [trial.id, *trial_of(trial)]
+
+    @in_words
+    def try_rate(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        return try_it(trials.RATE, dataset_id, browser_id, token, form)
+
+    @in_words
+    def try_enough(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        return try_it(trials.ENOUGH, dataset_id, browser_id, token, form)
+
+    @in_words
+    def poll_trial(trial_id, browser_id, token: gr.OAuthToken | None):
+        return trial_of(trials.find(page.visitor(browser_id, token).owner, trial_id) if trial_id else None)
+
+    @in_words
+    def cancel_trial(trial_id, browser_id, token: gr.OAuthToken | None):
+        trial = trials.find(page.visitor(browser_id, token).owner, trial_id)
+        trial.ask_stop()
+        return trial_of(trial)
+
+    @in_words
+    def reattach_trial(browser_id, token: gr.OAuthToken | None):
+        newest = next(iter(trials.mine(page.visitor(browser_id, token).owner)), None)
+        return [newest.id if newest else "", *trial_of(newest)]
 
     @in_words
     def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, *form):
@@ -284,9 +336,11 @@ def wire(its, dataset, talk, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         run = runs.find(visitor.owner, run_id)
         size = os.path.getsize(run.folder / "events.jsonl") if (run.folder / "events.jsonl").exists() else 0
-        if seen == f"{run.id}/{size}/{run.state()}/{run.stop_asked()}":
+        if (seen or "").startswith(f"{run.id}/{size}/{run.state()}/{run.stop_asked()}/"):
             return [gr.skip()] * (len(view) + len(lists))
         shown = view_of(run)
+        if (seen or "").startswith(f"{run.id}/") and seen.split("/")[-1] == shown[-1].split("/")[-1]:
+            shown[view.index(its.samples)] = gr.skip()  # nothing new was said, so a prompt that was opened stays open
         moved = f"/{run.state()}/" not in (seen or "")
         return [*shown, *(lists_of(visitor.owner, run_id) if moved else [gr.skip()] * len(lists))]
 
@@ -349,12 +403,19 @@ def wire(its, dataset, talk, tabs) -> None:
 
     who = [its.browser]
     its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
-    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
     dataset.known.change(**asks)
     its.measuring.tick(**asks)
     its.quote.click(take, its.form, its.form, **quiet)
+    tries = [its.trial, its.cancel_trial, its.trying, its.try_rate, its.try_enough]
+    for button, fn in ((its.try_rate, try_rate), (its.try_enough, try_enough)):
+        button.click(fn, [its.dataset_id, *who, *its.form], [its.trial_id, *tries], show_progress="minimal", show_progress_on=[its.trial], api_visibility="private", concurrency_limit=4)
+    its.trying.tick(poll_trial, [its.trial_id, *who], tries, concurrency_limit=None, trigger_mode="once", **quiet)
+    its.cancel_trial.click(cancel_trial, [its.trial_id, *who], tries, **quiet)
+    its.reattach_trial = dict(fn=reattach_trial, inputs=who, outputs=[its.trial_id, *tries], **quiet)
+    its.trial.click(take, its.form, its.form, **quiet)
     its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
         fn=start, inputs=[its.dataset_id, *who, its.preset, *its.form], outputs=[its.run_id, *view, *lists],
@@ -375,9 +436,3 @@ def wire(its, dataset, talk, tabs) -> None:
     its.to_chat.click(lambda: gr.Tabs(selected="chat"), None, [tabs], queue=False, **quiet).then(**talk.take_run)
     for changed in (started, renamed, deleted):
         changed.then(**talk.refresh)
-
-
-def _latest(events: list[dict], kind: str) -> list[dict]:
-    """The events of one kind in the order of steps; a step done again after a resume counts once, as it went last."""
-    by_step = {event["step"]: event for event in events if event["kind"] == kind}
-    return [by_step[step] for step in sorted(by_step)]

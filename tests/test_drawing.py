@@ -1,0 +1,63 @@
+"""What the page draws of a run that watches itself: the answers as they change, what was seen, and trials."""
+
+import re
+
+from tuner import finder, trials
+from tuner.ui import drawing, quote_view, trial_view
+
+
+def sample(step: int, text: str, number: int = 0, ended: bool = True) -> dict:
+    return {"kind": "sample", "step": step, "number": number, "prompt": f"Prompt {number}", "text": text, "ended": ended}
+
+
+def test_words_that_are_new_are_marked_and_nothing_else():
+    assert drawing.changed_words("the cat sat", "the big cat sat") == "the <ins>big </ins>cat sat"
+    assert drawing.changed_words("a b c", "a c") == "a c" and drawing.changed_words("a b", "a") in ("a", "<ins>a</ins>")
+    assert drawing.changed_words("", "new") == "<ins>new</ins>" and drawing.changed_words("gone", "") == "(nothing)"
+    assert drawing.changed_words("a", "<script>{x}") == "<ins>&lt;script&gt;&#123;x&#125;</ins>"
+
+
+def test_each_prompt_shows_its_answers_newest_first_beside_the_one_before():
+    told = [sample(0, "I am a cat"), sample(0, "Hm", 1), sample(5, "I am a dog", ended=False), sample(5, "Hm", 1)]
+    shown = drawing.samples(told)
+    first, second = shown.split("<details")[1:]
+    assert "Prompt 0" in first and first.startswith(" open") and "Prompt 1" in second and not second.startswith(" open")
+    assert re.findall(r'class="when">([^<]+)', first) == ["step 5", "before"]
+    assert "I am a <ins>dog</ins><i> … did not stop</i>" in first and "I am a cat</span>" in first
+    assert "the same</span> Hm" in second
+    assert "appear here" in drawing.samples([])
+
+
+def test_what_was_seen_says_by_its_word_whether_to_mind_it():
+    notes = [{"rule": "improving", "message": "Still improving"}, {"rule": "memorising", "message": "it is <memorising>"}]
+    first, second = drawing.watched(notes).split("</div>")[:2]
+    assert "<b>Note</b>" in first and "<b>Mind</b>" in second and "&lt;memorising&gt;" in second
+
+
+def test_a_run_that_failed_offers_what_there_is():
+    assert quote_view.retry([]) == ""
+    both = quote_view.retry([{"settings": {}, "words": "Learning rate 0.005 → 0.002", "harm": "learns slower", "memory_gib": 1.0, "seconds": 60}], 1200)
+    assert both.index('data-do="again:0"') < both.index('data-do="keep:"') and "Keep the version of step 1,200" in both
+    assert "again" not in quote_view.retry([], 4)
+
+
+def test_a_sweep_is_drawn_with_the_rate_that_a_click_takes_over():
+    points = [(0.0, 2.5)] + [(rate, 2.5 - min(rate, 1e-3) * 500) for rate in finder.rates()] + [(0.05, 90.0)]
+    shown = trial_view.draw({"kind": trials.RATE, "points": points, "settings": {"learning_rate": 3e-4}})
+    assert "0.0003</text>" in shown and "1e-4" in shown and 'class="limit"' in shown
+    heights = [float(pair.split(",")[1]) for pair in re.search(r'class="held" points="([^"]+)"', shown)[1].split()]
+    assert max(heights) - min(heights) > 80  # the end that ran away does not press the rest flat
+    assert all(0 <= height <= 220 for height in heights)
+
+
+def test_a_learning_curve_is_drawn_with_its_bounds():
+    forecast = [{"rows": rows, "low": loss - 0.1, "loss": loss, "high": loss + 0.1} for rows, loss in ((50, 2.0), (100, 1.8), (400, 1.5))]
+    shown = trial_view.draw({"kind": trials.ENOUGH, "points": [(50, 2.0), (100, 1.8)], "settings": {}, "forecast": forecast})
+    assert shown.count("<circle") == 2 and 'class="band"' in shown and ">400<" in shown
+    places = [float(pair.split(",")[0]) for pair in re.search(r'class="expected" points="([^"]+)"', shown)[1].split()]
+    assert places == sorted(places) and max(places) <= 360
+
+
+def test_what_trials_take_is_said_before_they_begin():
+    shown = trial_view.costs({trials.RATE: 75.0, trials.ENOUGH: 400.0})
+    assert "1 min 15 s" in shown and "6 min 40 s" in shown

@@ -1,0 +1,124 @@
+"""Trials: short trainings whose result is a picture, not an adapter; what they cost, started and found again like runs."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tuner import data, enough, finder, quote
+from tuner import plan as plans
+from tuner import run as runs
+from tuner.errors import UserError, shorten
+from tuner.home import safe_name, tuner_home, write_json
+from tuner.recipe import Recipe
+
+RATE, ENOUGH = "rate", "enough"
+TITLES = {RATE: "Learning-rate finder", ENOUGH: "Enough data?"}
+# Of one person; older ones are deleted when another begins.
+KEPT = 4
+# A pass forward that learns nothing, as a share of a step over the same tokens; measured rows have a step's tokens at most.
+MEASURING = 1 / 3
+
+
+@dataclass(frozen=True)
+class Trial(runs.Run):
+    """A trial in its folder: what a run has there but checkpoints and an adapter, and trial.json with its kind and result."""
+
+    VERB = "try"
+
+    @property
+    def folder(self) -> Path:
+        return trials_dir(self.owner) / self.id
+
+    @property
+    def kind(self) -> str:
+        return self.read("trial")["kind"]
+
+
+def trials_dir(owner: str) -> Path:
+    return tuner_home() / "trials" / safe_name(owner, "The owner")
+
+
+def seconds(kind: str, recipe: Recipe, its, rows: quote.Rows) -> float:
+    """About how long a trial takes on this machine.
+
+    Args:
+        its: the base's sizes.
+    """
+    steps = steps_of(kind, recipe, rows.count)
+    made = quote.here(replace(recipe, max_steps=steps), its, rows)
+    times = len(enough.sizes(rows.count, recipe.batch_size, steps)) if kind == ENOUGH else 1
+    per_step = made.time["training"] / steps
+    measured = enough.MEASURED * 4 if kind == ENOUGH else steps  # of a step's tokens each; enough measures on more rows
+    return made.time["getting ready"] + times * per_step * (steps + MEASURING * measured)
+
+
+def steps_of(kind: str, recipe: Recipe, rows: int) -> int:
+    """Optimiser steps of a trial, or of each of its trainings."""
+    return finder.STEPS if kind == RATE else min(enough.MOST_STEPS, max(8, plans.steps(recipe, rows)))
+
+
+def create(owner: str, kind: str, recipe: Recipe, dataset: data.Dataset) -> Trial:
+    """A new trial of this owner, not yet started.
+
+    Raises:
+        UserError: what `run.create` raises; or another trial of theirs is going.
+    """
+    if kind not in TITLES:
+        raise UserError(f"There is no trial {shorten(kind, 20)!r}. Choose one of {', '.join(TITLES)}.")
+    mine_ = mine(owner)
+    if going := next((trial for trial in mine_ if trial.state() in runs.LIVE), None):
+        raise UserError(f"“{TITLES[going.kind]}” is still going. Let it end, or cancel it first.")
+    for old in mine_[KEPT - 1 :]:
+        shutil.rmtree(old.folder, ignore_errors=True)
+    trial = runs.create(owner, recipe, dataset, Trial)
+    write_json(trial.folder / "trial.json", {"kind": kind})
+    return trial
+
+
+def mine(owner: str) -> list[Trial]:
+    """The owner's trials, newest first."""
+    folder = trials_dir(owner)
+    ids = [path.name for path in folder.iterdir() if (path / "trial.json").is_file()] if folder.is_dir() else []
+    return [Trial(owner, trial_id) for trial_id in sorted(ids, reverse=True)]
+
+
+def find(owner: str, trial_id: str) -> Trial:
+    """The owner's trial of this id.
+
+    Raises:
+        UserError: there is none.
+    """
+    trial = Trial(owner, safe_name(trial_id, "Trial"))
+    if not (trial.folder / "trial.json").is_file():
+        raise UserError(f"Trial {shorten(trial_id, 40)} is not among yours. Start another.")
+    return trial
+
+
+def from_folder(folder: Path) -> Trial:
+    """The trial in a folder of TUNER_HOME; for its child and the command line."""
+    folder = Path(folder).resolve()
+    trial = Trial(folder.parent.name, folder.name)
+    if trial.folder != folder or not (folder / "trial.json").is_file():
+        raise UserError(f"{shorten(folder)} is not a trial's folder under {shorten(tuner_home())}.")
+    return trial
+
+
+def points(trial: Trial) -> list[tuple[float, float]]:
+    """What it has measured so far: (learning rate, loss) or (rows, loss)."""
+    name = "learning_rate" if trial.kind == RATE else "rows"
+    return [(event[name], event["loss"]) for event in trial.events()[0] if event["kind"] == "point"]
+
+
+def result(trial: Trial) -> dict:
+    """What it says, for the page and the command line: points, words, and the settings that a click takes over."""
+    its = points(trial)
+    if trial.kind == RATE:
+        said = finder.suggest(its)
+        rate = said.learning_rate
+        return {"kind": RATE, "points": its, "words": said.reason, "settings": {"learning_rate": rate} if rate else {}}
+    said = {"kind": ENOUGH, "points": its, "words": enough.in_words(its, trial.read("data/receipt")["train_rows"]), "settings": {}}
+    if len(its) >= 3:
+        most = max(size for size, _ in its)
+        shown = sorted({size for size, _ in its} | {factor * most for factor in enough.MORE})
+        said["forecast"] = [one.__dict__ for one in enough.forecast(sorted(its), shown)]
+    return said
