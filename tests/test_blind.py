@@ -91,6 +91,22 @@ def test_left_is_asked_first_whoever_it_is(run):
     assert firsts == {True, False}
 
 
+def test_nothing_is_shown_before_both_have_begun(run):
+    """An adapter that is loaded first would show by the pause."""
+    class Late:
+        def answers(self, asked, **_):
+            yield from (("left", "a"), ("left", "b"), ("right", "c"), ("left", "d"))
+
+    test = blind.begin("ann", run.id)
+    assert list(blind.answers("ann", run.id, test, Late(), "Hello?")) == [("left", "ab"), ("right", "c"), ("left", "d")]
+    class Silent:
+        def answers(self, asked, **_):
+            yield from (("right", "a"), ("right", "b"))
+
+    test = blind.begin("ann", run.id)
+    assert list(blind.answers("ann", run.id, test, Silent(), "Hello?")) == [("left", ""), ("right", "ab")]
+
+
 def test_what_is_asked_and_said_is_kept_and_only_added_to(run):
     test, said = ask(run)
     before = (run.folder / "votes.jsonl").read_bytes()

@@ -99,9 +99,18 @@ def test_every_figure_is_shown_with_its_change_and_interval():
     assert [its["name"] for its in figures.measures(without)] == ["Loss", "Perplexity", "Token accuracy", "General questions right", "Loss on general text"]
 
 
+@pytest.mark.parametrize("better, low, high, general, wanted", [
+    ("lower", -0.3, -0.1, False, "better"), ("higher", -0.3, -0.1, False, "worse"), ("lower", 0.01, 0.1, False, "worse"), ("higher", 0.01, 0.1, False, "better"),
+    ("lower", -0.1, 0.1, False, "may be chance"), ("higher", 0.0, 0.0, False, "the same"), ("lower", None, None, False, ""),
+    ("lower", 0.01, 0.1, True, "a little worse"), ("lower", 0.06, 0.1, True, "worse"), ("lower", -0.2, -0.1, True, "better"), ("higher", 0.0, 0.2, False, "may be chance"),
+])
+def test_the_verdict_on_one_figure(better, low, high, general, wanted):
+    assert figures.verdict({"better": better, "low": low, "high": high, "general": general, "unit": "nats"}) == wanted
+
+
 @pytest.mark.parametrize("changes, words, silent", [
     ({}, ["Better on rows it never saw: the loss went from 4.0000 to 3.0000, and 27 of 30 rows became likelier."], ["Worse", "kept", "rough", "answered", "by themselves"]),
-    ({"difference__loss": {"low": 0.1, "high": 0.3}}, ["Worse on rows it never saw", "Lower the learning rate"], ["Better"]),
+    ({"difference__loss": {"low": 0.1, "high": 0.3}}, ["Worse on rows it never saw"], ["Better"]),
     ({"difference__loss": {"low": -0.1, "high": 0.3}}, ["No clear change", "may be chance"], ["Better", "Worse"]),
     ({"difference__loss": {"low": None, "high": None}, "held_out_rows": 1}, ["One held-out row alone says little"], ["rough"]),
     ({"held_out_rows": 8}, ["With 8 held-out rows the intervals are rough"], []),
@@ -121,7 +130,6 @@ def test_falling_general_ability_is_said_and_chance_is_not():
     calm = {"items": 30, "base": 3.0, "tuned": 3.0, "difference": {"low": -0.01, "high": 0.02}}
     fell, says = figures.forgetting(its(-0.2, -0.02), calm)
     assert fell and says.startswith("General ability fell: it answers fewer general questions (80 % of 90 general questions right before, 70 % after")
-    assert "a lower learning rate" in says
     fell, says = figures.forgetting(its(-0.2, 0.01), calm)
     assert not fell and says.startswith("No clear loss of general ability (80 %") and says.endswith("may be chance.")
     fell, says = figures.forgetting({**its(-0.1, 0.1), "difference": {"mean": 0.0, "low": -0.1, "high": 0.1}}, calm)
@@ -132,6 +140,12 @@ def test_falling_general_ability_is_said_and_chance_is_not():
     quiet = {"items": 30, "base": 3.0, "tuned": 3.03, "difference": {"low": 0.02, "high": 0.04}}
     assert not figures.forgetting(its(-0.2, 0.01), quiet)[0]
     assert figures.forgetting(None, None) == (False, "General ability was not measured.")
+
+
+def test_advice_is_given_where_something_went_wrong_only():
+    assert figures.advice(report()) == []
+    assert figures.advice(report(difference__loss={"low": 0.1, "high": 0.3})) == ["Lower the learning rate, or bring more rows."]
+    assert figures.advice(report(probe__fell=True)) == ["Fewer epochs, a lower learning rate or a lower rank forget less."]
 
 
 def test_a_report_of_an_older_form_is_none():

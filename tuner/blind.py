@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import chat, events, figures
+from tuner import events, figures
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 
@@ -29,22 +29,33 @@ def begin(owner: str, run_id: str) -> str:
     return test_id
 
 
-def answers(owner: str, run_id: str, test_id: str, worker: chat.Worker, prompt: str, system: str = "", **sampling) -> Iterator[tuple[str, str]]:
+def answers(owner: str, run_id: str, test_id: str, worker, prompt: str, system: str = "", **sampling) -> Iterator[tuple[str, str]]:
     """Both answers while they come, as ("left" or "right", piece); kept with the comparison once they are whole.
 
     Args:
+        worker: a `chat.Worker`.
         system: a system prompt; "" takes the run's own.
         sampling: see `chat.check_sampling`; the same for both.
     """
+    from tuner import chat  # it imports the card, which imports this for the tally
+
     run = _done(owner, run_id)
     test = _test(run, test_id)
     subject = chat.of_run(run)
     messages = [*([{"role": "system", "content": system}] if system.strip() else []), {"role": "user", "content": prompt}]
     said = dict.fromkeys(SIDES, "")
-    # Left first, whoever it is: in which order pieces come must not give anything away.
+    told = False
+    # Left first, whoever it is, and nothing before both have begun: a model that has to load its adapter begins later, and
+    # when which piece comes must not give anything away.
     for side, piece in worker.answers({side: (subject, messages, side == test["tuned"]) for side in SIDES}, **sampling):
         said[side] += piece
-        yield side, piece
+        if told:
+            yield side, piece
+        elif all(said.values()):
+            told = True
+            yield from said.items()
+    if not told:
+        yield from said.items()
     _append(run, {"kind": "answers", "id": test_id, "prompt": prompt, **{side: text.strip() for side, text in said.items()}})
 
 

@@ -425,7 +425,7 @@ def _report(asked) -> int:
         return 0
     for its in map(figures.shown, figures.measures(made)):
         print(f"{its['name']:<32} {its['base']:>10} -> {its['tuned']:>10}   {its['change']:<32} {its['of']}")
-    print("\n".join(["", *made["says"]]))
+    print("\n".join(["", *made["says"], *figures.advice(made)]))
     return 0
 
 

@@ -90,13 +90,14 @@ def measures(report: dict) -> list[dict]:
     Returns:
         name, of (what was measured), unit ("nats", "share", ""), better ("lower" or "higher"), base, tuned, and low and
         high: the 95 % interval of the change, None where there is none. metric: its name in a model card's model-index.
+        general: whether it was measured on the probe instead of the held-out rows.
     """
     found = []
 
-    def add(name, of, unit, better, metric, base, tuned, change) -> None:
+    def add(name, of, unit, better, metric, base, tuned, change, general=False) -> None:
         found.append({
             "name": name, "of": of, "unit": unit, "better": better, "metric": metric, "base": base, "tuned": tuned,
-            "low": change["low"], "high": change["high"],
+            "low": change["low"], "high": change["high"], "general": general,
         })
 
     base, tuned = report["base"], report["tuned"]
@@ -110,12 +111,12 @@ def measures(report: dict) -> list[dict]:
         for key, name, metric in (("exact_match", "Exact match", "exact_match"), ("f1", "Token F1", "f1")):
             add(name, of, "share", "higher", metric, short["base"][key], short["tuned"][key], short["difference"][key])
     if told["asked"]:
-        add("Answers that stop by themselves", _rows(told["asked"], "answer"), "share", "higher", "", told["base"]["stopped"], told["tuned"]["stopped"], told["difference"]["stopped"])
+        add("Answers that stop by themselves", _rows(told["asked"], "answer"), "share", "higher", "stopped", told["base"]["stopped"], told["tuned"]["stopped"], told["difference"]["stopped"])
     probe = report["probe"]
     if its := probe["questions"]:
-        add("General questions right", _rows(its["items"], "question"), "share", "higher", "", its["base"], its["tuned"], its["difference"])
+        add("General questions right", _rows(its["items"], "question"), "share", "higher", "accuracy", its["base"], its["tuned"], its["difference"], general=True)
     if its := probe["texts"]:
-        add("Loss on general text", _rows(its["items"], "text"), "nats", "lower", "", its["base"], its["tuned"], its["difference"])
+        add("Loss on general text", _rows(its["items"], "text"), "nats", "lower", "loss", its["base"], its["tuned"], its["difference"], general=True)
     return found
 
 
@@ -137,6 +138,20 @@ def shown(measure: dict) -> dict:
     return {"name": name.replace(" (%)", ""), "of": measure["of"], "base": value(measure["base"]), "tuned": value(measure["tuned"]), "change": change}
 
 
+def verdict(measure: dict) -> str:
+    """What the interval of one of `measures` says of its change, in two or three words; "" where there is no interval."""
+    low, high = measure["low"], measure["high"]
+    if low is None:
+        return ""
+    if low == high == 0:
+        return "the same"
+    if low <= 0 <= high:
+        return "may be chance"
+    if (high < 0) == (measure["better"] == "lower"):
+        return "better"
+    return "a little worse" if measure["general"] and measure["unit"] == "nats" and low <= NOTICED_NATS else "worse"
+
+
 def _rows(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
@@ -154,7 +169,7 @@ def verdicts(report: dict, last_step: int) -> list[str]:
     elif loss["high"] < 0:
         said.append(f"Better on rows it never saw: {moved}, and {report['rows_better']:,} of {_rows(rows, 'row')} became likelier.")
     elif loss["low"] > 0:
-        said.append(f"Worse on rows it never saw: {moved}, and {report['rows_worse']:,} of {_rows(rows, 'row')} became less likely. Lower the learning rate, or bring more rows.")
+        said.append(f"Worse on rows it never saw: {moved}, and {report['rows_worse']:,} of {_rows(rows, 'row')} became less likely.")
     else:
         said.append(f"No clear change on rows it never saw: {moved}, which may be chance.")
     if 1 < rows < FEW_ROWS:
@@ -191,10 +206,20 @@ def forgetting(questions: dict | None, texts: dict | None) -> tuple[bool, str]:
         return False, "General ability was not measured."
     figures = "; ".join(parts)
     if fell:
-        return True, f"General ability fell: {' and '.join(fell)} ({figures}). Fewer epochs, a lower learning rate or a lower rank forget less."
+        return True, f"General ability fell: {' and '.join(fell)} ({figures})."
     if questions and questions["difference"]["mean"] < 0:
         return False, f"No clear loss of general ability ({figures}): a difference of this size may be chance."
     return False, f"No loss of general ability was seen ({figures})."
+
+
+def advice(report: dict) -> list[str]:
+    """What the author may do about it, in sentences; no reader of a card needs them."""
+    said, low = [], report["difference"]["loss"]["low"]
+    if low is not None and low > 0:
+        said.append("Lower the learning rate, or bring more rows.")
+    if report["probe"]["fell"]:
+        said.append("Fewer epochs, a lower learning rate or a lower rank forget less.")
+    return said
 
 
 def of(run) -> dict | None:
