@@ -22,7 +22,7 @@ def draw(page, browser, run_id) -> SimpleNamespace:
     with gr.Row(elem_id="chat-who"):
         its.subject = gr.Dropdown([("The base model alone", BASE_CHOICE)], value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
-        its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=3, min_width=380)
+        its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=6, min_width=380)
     its.about = gr.HTML("", elem_id="chat-about")
     boxes = dict(height=420, buttons=["copy"], render_markdown=False, feedback_options=None, allow_tags=False)
     with gr.Row():

@@ -10,7 +10,7 @@ def whole(report: dict) -> str:
     said = "".join(f"<li>{text(words)}</li>" for words in report["says"])
     advice = "".join(drawing.notice(words, "warning") for words in figures.advice(report))
     bars = "".join(map(_measure, figures.measures(report)))
-    rows = _rows("Most improved", report["rows"]["improved"], True) + _rows("Most worsened", report["rows"]["worsened"], False)
+    rows = _rows("Rows that improved most, side by side", report["rows"]["improved"]) + _rows("Rows that worsened most, side by side", report["rows"]["worsened"])
     return (
         f'<section class="report" aria-label="Before and after"><h3>Before and after</h3><ul class="says">{said}</ul>{advice}'
         f'<div class="measures">{bars}</div><p class="quiet small">The line across the lower bar is the 95 % interval of the change '
@@ -39,12 +39,12 @@ def _measure(its: dict) -> str:
     )
 
 
-def _rows(title: str, rows: list[dict], is_open: bool) -> str:
+def _rows(title: str, rows: list[dict]) -> str:
     """Rows with both answers beside each other."""
     if not rows:
-        return f'<p class="quiet">{text(title)}: no row.</p>'
+        return f'<p class="quiet changed">{text(title)}: there is none.</p>'
     shown = "".join(f"<li>{_row(its)}</li>" for its in rows)
-    return f'<details class="changed" {"open" if is_open else ""}><summary><h4>{text(title)}</h4> <span class="quiet">{len(rows)} {"row" if len(rows) == 1 else "rows"}</span></summary><ol>{shown}</ol></details>'
+    return f'<details class="changed"><summary><h4>{text(title)}</h4> <span class="quiet">{len(rows)} {"row" if len(rows) == 1 else "rows"}</span></summary><ol>{shown}</ol></details>'
 
 
 def _row(its: dict) -> str:
