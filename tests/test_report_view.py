@@ -28,7 +28,8 @@ def test_every_figure_and_sentence_is_there():
         assert f">{figures.verdict(its)}</span>" in page
     assert all(text(words) in page for words in figures.verdicts(made, 40))
     assert "What " not in page and "forget less" not in page
-    assert "forget less" in drawn(probe__fell=True)
+    fell = drawn(probe__fell=True, probe__says="General ability fell: much.")
+    assert "forget less" in fell and fell.count("General ability fell: much.") == 1 and '<div class="notice warning" role="status"><b>Mind</b><span>General ability fell' in fell
 
 
 def test_the_bars_are_to_scale_and_the_whisker_is_the_interval_of_the_change():

@@ -7,8 +7,9 @@ from tuner.ui.drawing import text
 
 def whole(report: dict) -> str:
     """Everything a report says; see `figures`."""
-    said = "".join(f"<li>{text(words)}</li>" for words in report["says"])
-    advice = "".join(drawing.notice(words, "warning") for words in figures.advice(report))
+    loud = report["probe"]["says"] if report["probe"]["fell"] else ""
+    said = "".join(f"<li>{text(words)}</li>" for words in report["says"] if words != loud)
+    advice = "".join(drawing.notice(words, "warning") for words in filter(None, [loud, *figures.advice(report)]))
     bars = "".join(map(_measure, figures.measures(report)))
     rows = _rows("Rows that improved most, side by side", report["rows"]["improved"]) + _rows("Rows that worsened most, side by side", report["rows"]["worsened"])
     return (
