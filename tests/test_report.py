@@ -39,16 +39,20 @@ def test_hits_are_the_argmax_of_all_logits(base, switches, monkeypatch):
     monkeypatch.setattr(loss, "SLICE_BYTES", 8000)  # several slices
     model = tuned(base).eval()
     path = fast.Path(model, 0, switches)
-    losses, owners, hits = path.judge(BATCH)
-    assert losses.shape == hits.shape == (LEARNED,) and not losses.requires_grad
     with torch.no_grad():
-        again, same_owners = path.losses(BATCH)
         ids, mask, labels = batching.pad(BATCH, 0)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    chosen = labels[:, 1:] != encode.IGNORE
-    wanted = (logits.argmax(-1) == labels[:, 1:])[chosen]
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1][labels[:, 1:] != encode.IGNORE].float()
+    places, targets, _ = batching.learned(BATCH)
+    targets = targets.clone()
+    targets[::3] = logits.argmax(-1)[::3]  # a random model never hits by itself
+    batch = {**BATCH, "labels": BATCH["labels"].clone()}
+    batch["labels"][places + 1] = targets
+    losses, owners, hits = path.judge(batch)
+    assert losses.shape == hits.shape == (LEARNED,) and not losses.requires_grad and LEARNED / 3 <= hits.sum() < LEARNED / 2
+    with torch.no_grad():
+        again, same_owners = path.losses(batch)
     assert torch.equal(losses, again) and torch.equal(owners, same_owners)
-    assert torch.equal(hits, wanted) and torch.allclose(losses, F.cross_entropy(logits[chosen], labels[:, 1:][chosen], reduction="none"), atol=1e-4)
+    assert torch.equal(hits, logits.argmax(-1) == targets) and torch.allclose(losses, F.cross_entropy(logits, targets, reduction="none"), atol=1e-4)
 
 
 def test_measure_counts_hits_by_row(base):
@@ -195,7 +199,7 @@ def test_part_of_the_rows_are_the_first_of_the_seeds_order(many, monkeypatch):
     monkeypatch.setattr(report, "FIRST_ANSWERS", 8)
     whole = report.make(*many)
     some = report.make(*many, repeat={"probe": whole["probe"], "answers": {"made": 24}})
-    assert some["answers"]["made"] == 24 and 8 <= some["answers"]["asked"] <= 24
+    assert some["answers"]["made"] == 24 and 8 <= some["answers"]["asked"] < 24
     assert some["rows"]["improved"] == whole["rows"]["improved"] and some["examples"] == whole["examples"]
     assert any(f"{some['answers']['asked']} of 40 held-out rows were answered" in its for its in some["says"])
 
