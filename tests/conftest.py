@@ -57,15 +57,17 @@ def trained(base, tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs without long answers, at a given precision, with all evaluations wanted; the monkeypatch itself, for more."""
+    """Runs without long answers and with a short probe, at a given precision, with all evaluations wanted; the monkeypatch itself, for more."""
     make_quick(monkeypatch)
     return monkeypatch
 
 
 def make_quick(monkeypatch) -> None:
-    from tuner import models, plan, report, train
+    from tuner import models, plan, probe, report, train
 
+    few = [*probe.items()[:4], *probe.items()[-2:]]
     monkeypatch.setattr(models, "choose_precision", lambda device: "bfloat16")
     monkeypatch.setattr(train, "SAMPLE_TOKENS", 4)
     monkeypatch.setattr(plan, "EVALUATION_SHARE", 10)
     monkeypatch.setattr(report, "ANSWER_TOKENS", 4)
+    monkeypatch.setattr(probe, "items", lambda: few)

@@ -12,7 +12,7 @@ import yaml
 
 from tests.hub_client import ALICE, BOB, Client
 from tests.stand_in_hub import Fault, StandInHub
-from tuner import chat, chat_worker, models
+from tuner import chat, chat_worker, figures, models
 from tuner.errors import UserError
 
 PRELUDE = """
@@ -100,8 +100,19 @@ def test_the_card_tells_the_truth(hub, client, base):
     assert data["base_model"] == "test/small" and data["base_model_relation"] == "adapter"
     assert data["library_name"] == "peft" and data["license"] == "apache-2.0" and "datasets" not in data
     report = json.loads(next(client.home.glob("runs/local/*/report.json")).read_text())
-    found = {its["type"]: its["value"] for its in data["model-index"][0]["results"][0]["metrics"]}
-    assert found == {"loss": round(report["tuned"]["loss"], 4), "perplexity": round(report["tuned"]["perplexity"], 3)}
+    found = {(its["dataset"]["name"], one["type"]): one["value"] for its in data["model-index"][0]["results"] for one in its["metrics"]}
+    own, short = report["tuned"], report["answers"]["short"]["tuned"]
+    assert found == {
+        **{("held-out rows", name): round(value, 4) for name, value in (
+            ("loss", own["loss"]), ("perplexity", own["perplexity"]), ("accuracy", own["token_accuracy"]), ("exact_match", short["exact_match"]),
+            ("f1", short["f1"]), ("stopped", report["answers"]["tuned"]["stopped"]),
+        )},
+        ("Tuner's forgetting probe", "accuracy"): round(report["probe"]["questions"]["tuned"], 4),
+        ("Tuner's forgetting probe", "loss"): round(report["probe"]["texts"]["tuned"], 4),
+    }
+    for its in map(figures.shown, figures.measures(report)):  # as the page and the terminal show them
+        assert f"| {its['name']} | {its['of']} | {its['base']} | {its['tuned']} | {its['change']} |" in text
+    assert report["says"] and all(words in text for words in report["says"]) and "Blind test" not in text
     for said in (
         "Trained on: a random model of two layers.", "Dataset: pasted rows, not published. 20 rows came in, 16 were trained on",
         f"{report['base']['loss']:.4f}", f"{report['tuned']['loss']:.4f}", 'from_pretrained("alice/animals")',
@@ -124,6 +135,36 @@ def test_the_card_names_a_dataset_only_if_the_hub_has_it(hub, client, source, na
     push(client)
     data, text = card_of(hub.repos["model", "alice/animals"])
     assert data.get("datasets") == named and f"Dataset: {said}." in text and "secret" not in text
+
+
+def test_the_card_tells_the_blind_test_where_that_is_wanted(hub, client):
+    path = next(client.home.glob("runs/local/*/votes.jsonl"), None)
+    assert path is None
+    client("""
+        from tuner import blind
+        worker = type("Worker", (), {"answers": lambda self, asked, **_: iter([("left", "a"), ("right", "b")])})()
+        for better in ("left", "same"):
+            test = blind.begin("local", run.id)
+            list(blind.answers("local", run.id, test, worker, "Hello?"))
+            blind.vote("local", run.id, test, better)
+    """)
+    push(client)
+    assert "lind" not in card_of(hub.repos["model", "alice/animals"])[1]
+    client("""
+        from tuner import blind
+        blind.show_in_card("local", run.id, True)
+    """)
+    push(client)
+    text = card_of(hub.repos["model", "alice/animals"])[1]
+    assert "## Blind test" in text and "In 2 blind comparisons the tuned model was better" in text and "Hello?" not in text
+
+
+def test_a_report_of_an_older_form_is_said_before_anything_is_pushed(hub, client):
+    path = next(client.home.glob("runs/local/*/report.json"))
+    path.write_text(json.dumps({"base": {"loss": 2.0}, "tuned": {"loss": 1.0}}))
+    with pytest.raises(UserError, match="report is missing or of an older form. Make it again: python -m tuner report"):
+        push(client)
+    assert ("model", "alice/animals") not in hub.repos
 
 
 def test_a_title_cannot_break_out_of_the_card(hub, client):

@@ -189,6 +189,7 @@ def test_the_main_job(app, hub, browser):
     page.wait_for_selector("#run-status .state-done", timeout=400_000)
     assert "held-out loss" in page.inner_text("#numbers")
     assert "done" in page.inner_text("#runs")
+    assert page.locator("#report .measure").count() >= 6 and "General questions right" in page.inner_text("#report")
     picture(page, "done-light")
 
     # Chat: base and tuned side by side.
@@ -204,8 +205,22 @@ def test_the_main_job(app, hub, browser):
     assert base_said != tuned_said
     picture(page, "chat-light")
 
+    # Which is better? No names before the vote.
+    page.get_by_label("Which is better?").click()
+    page.locator("#message textarea").fill("a rainy day at the market")
+    page.locator("#message textarea").press("Enter")
+    page.wait_for_selector("#vote-left:not([disabled])", timeout=90_000)
+    assert "model" not in page.inner_text("#blind-answers h4 >> nth=0") + page.inner_text("#blind-answers h4 >> nth=1")
+    picture(page, "blind-light")
+    page.click("#vote-right")
+    page.wait_for_function("document.querySelector('#tally').innerText.includes('In 1 blind comparison')")
+    named = [page.inner_text(f"#blind-answers h4 >> nth={side}") for side in (0, 1)]
+    assert sorted(name.split("the ")[1].split(" ")[0] for name in named) == ["base", "tuned"] and "your choice" in named[1]
+    assert page.locator("#vote-left").is_disabled()
+
     # Publish, privately, and open the share link.
     page.get_by_text("Publish to the Hugging Face Hub").click()
+    page.get_by_label("Tell the blind test in the card").check()
     page.locator("#repo-name input, #repo-name textarea").first.fill("headline-tuner")
     page.click("#show-card")
     page.wait_for_function("document.querySelector('#card')?.innerText.includes('base_model')")
@@ -213,7 +228,7 @@ def test_the_main_job(app, hub, browser):
     page.click("#push")
     page.wait_for_selector("#pushed a#share-link", timeout=60_000)
     repo = hub.repos["model", "alice/headline-tuner"]
-    assert repo.private
+    assert repo.private and b"In 1 blind comparison" in repo.files["README.md"]
     assert set(repo.files) - {".gitattributes"} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"}
     assert "private" in page.inner_text("#pushed")
     link = page.get_attribute("#share-link", "href")

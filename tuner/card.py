@@ -4,7 +4,8 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-from tuner import __version__
+from tuner import __version__, blind, figures
+from tuner.errors import UserError
 from tuner.recipe import HUB_ID, KNOBS
 
 _TEMPLATE = """---
@@ -28,17 +29,23 @@ A LoRA adapter for [{{ base }}](https://huggingface.co/{{ base }}), tuned with Q
 
 ## Before and after
 
-On the {{ report.held_out_rows }} held-out rows, which were not trained on ({{ report.held_out_tokens }} learned tokens):
+{{ report.says | join(' ') }}
 
-| | base | tuned |
-|---|---|---|
-| loss (nats a token) | {{ "%.4f" | format(report.base.loss) }} | {{ "%.4f" | format(report.tuned.loss) }} |
-| perplexity | {{ "%.2f" | format(report.base.perplexity) }} | {{ "%.2f" | format(report.tuned.perplexity) }} |
+| | measured on | base | tuned | change (95 % interval) |
+|---|---|---|---|---|
+{%- for its in figures %}
+| {{ its.name }} | {{ its.of }} | {{ its.base }} | {{ its.tuned }} | {{ its.change }} |
+{%- endfor %}
 
-{{ report.rows_better }} of {{ report.held_out_rows }} rows became likelier. The version of step {{ report.best_step }} \
-of {{ plan.steps }} is the one published. The training loss went from {{ "%.3f" | format(first_loss) }} to \
-{{ "%.3f" | format(last_loss) }}.
+The held-out rows ({{ report.held_out_tokens }} learned tokens) were not trained on. Intervals are paired bootstraps over rows. General questions \
+and texts are Tuner's own small probe, {{ report.probe.items }} items by log-likelihood; it shows what was forgotten, not how able a model is. \
+The version of step {{ report.best_step }} of {{ plan.steps }} is the one published. The training loss went from \
+{{ "%.3f" | format(first_loss) }} to {{ "%.3f" | format(last_loss) }}.
+{% if blind %}
+## Blind test
 
+{{ blind }} The author voted without knowing which answer was whose.
+{% endif %}
 ## Load it
 
 ```python
@@ -58,7 +65,7 @@ Computed in {{ plan.precision }} on {{ plan.device }}, {{ minutes }} minutes; {{
 
 ## Limits
 
-The adapter has the base model's knowledge and faults, and the dataset's. It was measured on the held-out rows only. \
+The adapter has the base model's knowledge and faults, and the dataset's. It was measured on the held-out rows and that probe only. \
 The base model's licence{{ licence_words }} applies to what is built on it.
 """
 
@@ -80,10 +87,15 @@ def build(run, repo_id: str, share_link: str) -> str:
 
     `base_model`, `license` and `datasets` are named only as they really are: the licence is the base's own, a dataset
     only where it is a Hub dataset.
-    """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    base, plan, report = run.read("base"), run.read("plan"), run.read("report")
+    Raises:
+        UserError: the run's report is of an older form.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base, plan, report = run.read("base"), run.read("plan"), figures.of(run)
+    if not report:
+        raise UserError(f"This run's report is missing or of an older form. Make it again: python -m tuner report {run.id}")
     receipt = run.read("data/receipt")
     hub_dataset = receipt["source"].get("hub_id", "")
     hub_dataset = hub_dataset if HUB_ID.fullmatch(hub_dataset) else ""
@@ -95,16 +107,7 @@ def build(run, repo_id: str, share_link: str) -> str:
         datasets=[hub_dataset] if hub_dataset else None,
         tags=["lora", "qlora", "transformers", "conversational", f"base_model:adapter:{base['id']}", "tuner"],
         model_name=title,
-        eval_results=[
-            EvalResult(
-                task_type="text-generation", dataset_type=hub_dataset or "private", dataset_name="held-out rows",
-                metric_type="loss", metric_value=round(report["tuned"]["loss"], 4), metric_name="loss (nats a token)",
-            ),
-            EvalResult(
-                task_type="text-generation", dataset_type=hub_dataset or "private", dataset_name="held-out rows",
-                metric_type="perplexity", metric_value=round(report["tuned"]["perplexity"], 3),
-            ),
-        ],
+        eval_results=_results(report, hub_dataset),
         **base["licence"],
     )
     events, _ = run.events()
@@ -118,12 +121,27 @@ def build(run, repo_id: str, share_link: str) -> str:
             about=_plain(run.recipe.about), trained_on=base["what"],
             dataset=f"[{hub_dataset}](https://huggingface.co/datasets/{hub_dataset})" if hub_dataset
             else kind.get(receipt["source"].get("kind"), "rows of the author's own, not published"),
-            receipt=receipt, report=report, plan=plan, first_loss=losses[0], last_loss=losses[-1],
+            receipt=receipt, report=report, figures=[figures.shown(its) for its in figures.measures(report)], plan=plan,
+            blind=blind.words(blind.tally(run)) if blind.is_in_card(run) else "", first_loss=losses[0], last_loss=losses[-1],
             learned="every token" if run.recipe.learn == "everything" else "the assistant's turns and their end token",
             recipe=recipe_text(run.recipe), minutes=round((seconds[-1] if seconds else 0) / 60, 1), versions=versions(),
             licence_words=f" ({licence}{', ' + link if link else ''})" if licence else "",
         )
     )
+
+
+def _results(report: dict, hub_dataset: str) -> list:
+    """The tuned model's figures for the card's model-index, the same that the table shows; shares from 0 to 1."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type="tuner-probe" if its["general"] else hub_dataset or "private",
+            dataset_name="Tuner's forgetting probe" if its["general"] else "held-out rows", metric_type=its["metric"],
+            metric_value=round(its["tuned"], 4), metric_name=f"{its['name']}{' (nats a token)' if its['unit'] == 'nats' else ''}",
+        )
+        for its in figures.measures(report)
+    ]
 
 
 def recipe_text(recipe) -> str:

@@ -454,14 +454,15 @@ def _try(asked) -> int:
 
 
 def _report(asked) -> int:
-    from tuner import report
+    from tuner import figures, report
 
-    made = report.remake(_run(asked.what))
+    made = report.remake(_run(asked.what), _say)
     if asked.json:
         print(json.dumps(made, ensure_ascii=False))
-    else:
-        print(f"held-out loss {made['base']['loss']:.4f} -> {made['tuned']['loss']:.4f} ({made['change']:+.0%}), "
-              f"{made['rows_better']} of {made['held_out_rows']} rows better")
+        return 0
+    for its in map(figures.shown, figures.measures(made)):
+        print(f"{its['name']:<32} {its['base']:>10} -> {its['tuned']:>10}   {its['change']:<32} {its['of']}")
+    print("\n".join(["", *made["says"], *figures.advice(made)]))
     return 0
 
 

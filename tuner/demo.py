@@ -18,9 +18,11 @@ def main() -> int:
         f"\nOn {report['held_out_rows']} held-out rows the loss went from {report['base']['loss']:.3f} to "
         f"{report['tuned']['loss']:.3f} ({report['change']:+.0%}).\n"
     )
-    for answer in report["answers"]:
+    for answer in report["examples"]:
         print(f"  {answer['prompt']}")
         for who in ("base", "tuned"):
+            if answer[who]["text"] is None:
+                continue  # there was no time for it
             unended = "" if answer[who]["ended"] else " … (did not stop)"
             print(f"    {who:>5}: {' '.join(answer[who]['text'].split())}{unended}")
         print()

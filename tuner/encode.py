@@ -174,6 +174,17 @@ def encode_text(text: str, tokenizer, max_tokens: int, keep_control_tokens: bool
     return _labelled(marked, [(0, len(marked))], [], tokenizer, max_tokens, BY_TEXT, keep_end=True)
 
 
+def encode_continuation(before: str, text: str, tokenizer, max_tokens: int) -> Encoded:
+    """Plain text whose end is learned, without an end token: what its log-likelihood after `before` is taken on.
+
+    Args:
+        before: "" to take every token but the first.
+    """
+    start = tokenizer.bos_token if _adds_bos(tokenizer) else ""
+    place = len(start) + len(before)
+    return _labelled(f"{start}{before}{text}", [(place, place + len(text))], [], tokenizer, max_tokens, BY_TEXT, keep_end=True)
+
+
 def prompt_ids(
     messages: list[dict], tokenizer, *, tools=None, keep_control_tokens: bool = False, date: str = "2026-01-01"
 ) -> list[int]:

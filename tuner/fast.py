@@ -82,27 +82,43 @@ class Path:
             losses: (n,) fp32, in the order of rows, then positions.
             rows: (n,) the row that each loss belongs to.
         """
+        return self._losses(batch, *batching.learned(batch))
+
+    @torch.no_grad()
+    def judge(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`losses` without gradients, and whether each token was the likeliest: (n,) bool."""
         places, targets, rows = batching.learned(batch)
+        hits = torch.empty_like(targets, dtype=torch.bool)
+        return *self._losses(batch, places, targets, rows, hits), hits
+
+    def _losses(self, batch, places, targets, rows, hits=None) -> tuple[torch.Tensor, torch.Tensor]:
         # The parts below choose their precision themselves; the Trainer's autocast (fp16 on old cards) would undo it.
         with torch.autocast(batch["input_ids"].device.type, enabled=False):
             if self.decoder is None:
-                return self._plain(batch, places, targets), rows
+                return self._plain(batch, targets, hits), rows
             hidden = self.decoder.hidden(batch, self.checkpointing and torch.is_grad_enabled())[places]
             hidden = blocks.norm_rows(hidden, self.decoder.norm)
             if self.slices:
-                return loss.cross_entropy(hidden, self.decoder.head, targets, self.passes), rows
-            return F.cross_entropy(self.decoder.head.base(hidden).float(), targets, reduction="none"), rows
+                return loss.cross_entropy(hidden, self.decoder.head, targets, self.passes, hits), rows
+            return _whole(self.decoder.head.base(hidden), targets, hits), rows
 
-    def _plain(self, batch: dict, places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _plain(self, batch: dict, targets: torch.Tensor, hits: torch.Tensor | None) -> torch.Tensor:
         """The model's own forward on padded rows."""
         ids, mask, labels = batching.pad(batch, self.pad_id)
         chosen = labels[:, 1:] != batching.IGNORE  # rows, then positions: the order of `places`
         if not self.slices:
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1][chosen]
-            return F.cross_entropy(logits.float(), targets, reduction="none")
+            return _whole(logits, targets, hits)
         plain = plain_model(self.model)
         hidden = plain.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return loss.cross_entropy(hidden[:, :-1][chosen], blocks.Linear(plain.lm_head), targets)
+        return loss.cross_entropy(hidden[:, :-1][chosen], blocks.Linear(plain.lm_head), targets, hits=hits)
+
+
+def _whole(logits: torch.Tensor, targets: torch.Tensor, hits: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy from all logits at once, see `loss.cross_entropy`: (n,)."""
+    if hits is not None:
+        torch.eq(logits.argmax(-1), targets, out=hits)
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def plain_model(model: nn.Module) -> nn.Module:

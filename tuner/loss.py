@@ -20,7 +20,9 @@ def slice_rows(vocab: int, itemsize: int) -> int:
     return rows
 
 
-def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor, passes: native.Native | None = None) -> torch.Tensor:
+def cross_entropy(
+    hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor, passes: native.Native | None = None, hits: torch.Tensor | None = None
+) -> torch.Tensor:
     """-log softmax(hidden head^T)[target] of each token; the head is frozen.
 
     Args:
@@ -28,17 +30,19 @@ def cross_entropy(hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tens
         head: (D) -> (V) without a bias.
         targets: (N,).
         passes: the compiled passes, where they are used.
+        hits: (N,) bool, filled with whether the target is the likeliest token; only where no gradient is wanted.
 
     Returns:
         (N,) in fp32. Where a gradient is wanted it is made here, slice by slice, so that no logits are kept.
     """
     if hidden.requires_grad and torch.is_grad_enabled():
         return _CrossEntropy.apply(hidden, head, targets, passes)
-    rows = slice_rows(head.base.out_features, 4)
-    parts = [
-        F.cross_entropy(head.rows_through(hidden[start : start + rows]).float(), targets[start : start + rows], reduction="none")
-        for start in range(0, len(targets), rows)
-    ]
+    rows, parts = slice_rows(head.base.out_features, 4), []
+    for start in range(0, len(targets), rows):
+        logits, wanted = head.rows_through(hidden[start : start + rows]).float(), targets[start : start + rows]
+        parts.append(F.cross_entropy(logits, wanted, reduction="none"))
+        if hits is not None:
+            torch.eq(logits.argmax(1), wanted, out=hits[start : start + rows])
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 

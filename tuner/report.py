@@ -1,19 +1,34 @@
 """Before and after on held-out rows: the same rows through the base and through the tuned model."""
 
 import math
+import random
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from tuner import answer, bases, batching, encode, fast, models, survey, tasks
+from tuner import answer, bases, batching, encode, fast, figures, models, probe, survey, tasks
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
 
-ANSWERS = 5
-ANSWER_TOKENS = 60
 # Nats a token on every row: what is less is rounding.
 NOTHING = 1e-6
+# What a report may take: the larger of this share of the run's own time and so many seconds. The losses of all held-out
+# rows are always measured; questions of the probe and answers are fewer where they would not fit.
+SHARE_OF_RUN, LEAST_S = 0.25, 60.0
+# The least of the probe that still says something.
+LEAST_PROBE = 0.25
+# The longest answer, and how it is fitted to the rows' own: half as long again as nearly all of them.
+ANSWER_TOKENS, FEWEST_TOKENS, TEXT_TOKENS, LONGER = 256, 32, 64, 1.5
+ANSWERS_AT_ONCE = {"cpu": 8, "cuda": 32}
+# More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
+MOST_ANSWERS = 1000
+# Rows answered before those that changed most: by then the metrics have something to stand on.
+FIRST_ANSWERS = 16
+MOST_CHANGED, EXAMPLES = 10, 5
+MOST_LETTERS = 2000
 
 
 def perplexity(loss: float) -> float:
@@ -22,14 +37,18 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048) -> dict:
+def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048, hits: bool = False) -> dict:
     """The mean loss over all learned tokens of the rows, and each row's own.
 
+    Args:
+        hits: also whether each token was the likeliest.
+
     Returns:
-        {"loss": float, "tokens": int, "row_losses": [float]}: losses in nats a token, rows in the order given.
+        {"loss", "tokens", "row_losses": [float], "row_tokens": [int]}: losses in nats a token, rows in the order given;
+        with `hits` also "token_accuracy" and "row_hits": [int].
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    sums, counts, right = (torch.zeros(len(rows), dtype=torch.float64) for _ in range(3))
     device = next(path.model.parameters()).device
     start = 0
     for lengths in plans.cut([len(rows[index].ids) for index in order], tokens_at_once):
@@ -37,54 +56,208 @@ def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048) -> dict:
         start += len(lengths)
         batch = batching.collate([rows[index] for index in chosen])
         batch = {name: its.to(device) if torch.is_tensor(its) else its for name, its in batch.items()}
-        losses, owners = path.losses(batch)
+        losses, owners, *seen = path.judge(batch) if hits else path.losses(batch)
         where = torch.tensor(chosen)[owners.cpu()]
         sums.index_add_(0, where, losses.double().cpu())
         counts.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
-    return {
-        "loss": float(sums.sum() / counts.sum()),
-        "tokens": int(counts.sum()),
-        "row_losses": (sums / counts.clamp(min=1)).tolist(),
+        if hits:
+            right.index_add_(0, where, seen[0].double().cpu())
+    found = {
+        "loss": float(sums.sum() / counts.sum()), "tokens": int(counts.sum()),
+        "row_losses": (sums / counts.clamp(min=1)).tolist(), "row_tokens": counts.int().tolist(),
     }
+    if hits:
+        found |= {"token_accuracy": float(right.sum() / counts.sum()), "row_hits": right.int().tolist()}
+    return found
 
 
-def make(run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int) -> dict:
+def budget_s(run_s: float) -> float:
+    """Seconds that the report of a run of so many seconds may take."""
+    return max(LEAST_S, SHARE_OF_RUN * run_s)
+
+
+def make(
+    run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int, seconds: float = math.inf, repeat: dict | None = None,
+    on_status=lambda words: None,
+) -> dict:
     """The report of a PeftModel against its own base, on all held-out rows.
+
+    Args:
+        seconds: see `budget_s`; where they do not suffice, fewer rows are answered, the same ones for the same seed.
+        repeat: an earlier report of the same run, whose amount of work is done again whatever time it takes.
+        on_status: called with words as it goes on.
+
+    Returns:
+        What report.json holds; `figures.measures` reads it. No times are in it: made again it is the same, bit for bit.
 
     Raises:
         UserError: the adapter changed nothing.
     """
-    recipe = run.recipe
+    began, seed = time.monotonic(), run.recipe.seed
     path = fast.Path(model, tokenizer.pad_token_id, plan["fast"])
-    tuned = measure(path, held_set.encoded)
-    stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    task = tasks.get(recipe.task)
-    questions = task.questions(held_rows[:ANSWERS], recipe)
-    prompts = [task.prompt_ids(question, tokenizer, recipe) for question in questions]
-    told = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
-    with model.disable_adapter():
-        base = measure(path, held_set.encoded)
-        said = answer.answers(model, tokenizer, prompts, stops, ANSWER_TOKENS)
-    spoken = [
-        {
-            "prompt": question["messages"][-1]["content"],
-            "base": {"text": before, "ended": why_before == "stop"}, "tuned": {"text": after, "ended": why_after == "stop"},
-        }
-        for question, (before, why_before), (after, why_after) in zip(questions, said, told)
-    ]
+    on_status("Comparing with the base model on all held-out rows")
+    base, tuned = _both(model, lambda: measure(path, held_set.encoded, hits=True))
     if max(abs(after - before) for after, before in zip(tuned["row_losses"], base["row_losses"])) < NOTHING:
         raise UserError(
             "The adapter changed nothing: every held-out row has the loss it had before. Raise the learning rate or the "
             "number of steps."
         )
-    return {
-        "held_out_rows": len(held_rows), "held_out_tokens": tuned["tokens"], "best_step": best_step,
-        "base": {"loss": base["loss"], "perplexity": perplexity(base["loss"])},
-        "tuned": {"loss": tuned["loss"], "perplexity": perplexity(tuned["loss"])},
+    tokens_per_s = 2 * sum(len(row.ids) for row in held_set.encoded) / (time.monotonic() - began)
+    rows = _by_row(held_set.owners, base, tuned)
+    left = lambda: seconds - (time.monotonic() - began)  # noqa: E731
+    on_status("Asking general questions, before and after")
+    probed = _probe(path, tokenizer, seed, left(), tokens_per_s, repeat and repeat["probe"]["share"])
+    told = _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s, repeat and repeat["answers"], on_status)
+    change, weights = rows["tuned"] - rows["base"], rows["tokens"]
+    loss = figures.interval(change, weights, seed)
+    steps = [event["step"] for event in run.events(kind="eval")[0]]
+    made = {
+        "held_out_rows": len(rows["place"]), "held_out_tokens": tuned["tokens"], "best_step": best_step,
+        **{
+            name: {"loss": its["loss"], "perplexity": perplexity(its["loss"]), "token_accuracy": its["token_accuracy"]}
+            for name, its in (("base", base), ("tuned", tuned))
+        },
         "change": tuned["loss"] / base["loss"] - 1,
-        "rows_better": sum(after < before for after, before in zip(tuned["row_losses"], base["row_losses"])),
-        "answers": spoken,
+        "difference": {
+            "loss": loss, "perplexity": _of_perplexity(base["loss"], loss),
+            "token_accuracy": figures.interval((rows["tuned_hits"] - rows["base_hits"]) / weights, weights, seed),
+        },
+        "rows_better": int((change < 0).sum()), "rows_worse": int((change > 0).sum()),
+        **told, "probe": probed,
     }
+    made["says"] = figures.verdicts(made, steps[-1] if steps else best_step)
+    return made
+
+
+def _both(model, act) -> tuple:
+    """The same through the base and through the tuned model."""
+    tuned = act()
+    with model.disable_adapter():
+        return act(), tuned
+
+
+def _of_perplexity(base_loss: float, loss: dict) -> dict:
+    """The interval of a loss's change as one of perplexity's."""
+    moved = lambda its: None if its is None else perplexity(base_loss + its) - perplexity(base_loss)  # noqa: E731
+    return {**loss, **{name: moved(loss[name]) for name in ("mean", "low", "high")}}
+
+
+def _by_row(owners: list[int], base: dict, tuned: dict) -> dict[str, np.ndarray]:
+    """Sequences put together to the rows they come from, in the rows' order.
+
+    Returns:
+        place: (n,) of each row among all held-out rows; base, tuned: (n,) nats a token; base_hits, tuned_hits, tokens: (n,).
+    """
+    place, which = np.unique(owners, return_inverse=True)
+    total = lambda values: np.bincount(which, weights=values)  # noqa: E731
+    tokens = total(base["row_tokens"])
+    return {
+        "place": place, "tokens": tokens,
+        "base": total(np.multiply(base["row_losses"], base["row_tokens"])) / tokens,
+        "tuned": total(np.multiply(tuned["row_losses"], tuned["row_tokens"])) / tokens,
+        "base_hits": total(base["row_hits"]), "tuned_hits": total(tuned["row_hits"]),
+    }
+
+
+def _probe(path: fast.Path, tokenizer, seed: int, left_s: float, tokens_per_s: float, share: float | None) -> dict:
+    """The forgetting probe: all of it, or the part that takes no more than half of the time that is left."""
+    if share is None:
+        needed_s = 2 * sum(len(row.ids) for row in probe.rows(list(probe.items()), tokenizer)) / tokens_per_s
+        share = min(1.0, max(LEAST_PROBE, left_s / 2 / needed_s))
+    chosen = probe.choose(share, seed)
+    rows = probe.rows(chosen, tokenizer)
+    base, tuned = _both(path.model, lambda: measure(path, rows))
+    return {"share": share, **probe.compare(chosen, base["row_losses"], tuned["row_losses"], base["row_tokens"], seed)}
+
+
+def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: float, repeat: dict | None, on_status) -> dict:
+    """Held-out rows answered by both models, in batches, for as long as there is time.
+
+    The order is the seed's; after the first few come the rows that changed most, which are shown side by side. What is
+    counted is the seed's first so many rows, so that the rows shown weigh no more than others.
+
+    Returns:
+        answers: shares and scores over the counted rows; rows: those that changed most; examples: the first few.
+    """
+    recipe, seed = run.recipe, run.recipe.seed
+    task = tasks.get(recipe.task)
+    order = list(range(len(rows["place"])))
+    random.Random(f"{seed}/answers").shuffle(order)
+    change = rows["tuned"] - rows["base"]
+    by_change = [int(index) for index in np.argsort(change, kind="stable")]
+    improved = [index for index in by_change if change[index] < 0][:MOST_CHANGED]
+    worsened = [index for index in reversed(by_change) if change[index] > 0][:MOST_CHANGED]
+    todo = list(dict.fromkeys([*order[:FIRST_ANSWERS], *improved, *worsened, *order[:MOST_ANSWERS]]))
+    wanted = dict(zip(todo, task.first_answers([held_rows[rows["place"][index]] for index in todo])))
+    questions = dict(zip(todo, task.questions([held_rows[rows["place"][index]] for index in todo], recipe)))
+    longest = _longest(list(wanted.values()), tokenizer)
+    stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+    at_once = ANSWERS_AT_ONCE.get(plan["device"], 8)
+    said: dict[int, dict] = {}
+    # A step of one batch takes about as long as a forward pass over as many tokens as fast.TOKENS_STEP.
+    batch_s = 2 * longest * fast.TOKENS_STEP / tokens_per_s
+    for start in range(0, len(todo), at_once):
+        if (start >= repeat["made"]) if repeat else (left() < batch_s):
+            break
+        on_status(f"Answering held-out rows: {start:,} of {len(todo):,}")
+        began, batch = time.monotonic(), todo[start : start + at_once]
+        prompts = [task.prompt_ids(questions[index], tokenizer, recipe) for index in batch]
+        before, after = _both(model, lambda: answer.answers(model, tokenizer, prompts, stops, longest))  # noqa: B023
+        for index, one, other in zip(batch, before, after):
+            said[index] = {name: {"text": text, "ended": why == "stop"} for name, (text, why) in (("base", one), ("tuned", other))}
+        spent = time.monotonic() - began
+        batch_s = 1.2 * (max(batch_s / 1.2, spent) if start else spent)
+    counted = order[: next((number for number, index in enumerate(order) if index not in said), len(order))]
+
+    def shown(index: int) -> dict:
+        its = said.get(index, {"base": {"text": None, "ended": None}, "tuned": {"text": None, "ended": None}})
+        return {
+            "row": held_rows[rows["place"][index]]["n"], "prompt": _cut(questions[index]["messages"][-1]["content"]), "wanted": _cut(wanted[index]),
+            **{name: {"loss": float(rows[name][index]), "text": _cut(its[name]["text"]), "ended": its[name]["ended"]} for name in ("base", "tuned")},
+        }
+
+    return {
+        "answers": {
+            "asked": len(counted), "made": len(said), "of": len(order), "most_tokens": longest,
+            **_compared([said[index] for index in counted], lambda its, _: its["ended"], [""] * len(counted), "stopped", seed),
+            "short": _short(counted, said, wanted, seed),
+        },
+        "rows": {"improved": [shown(index) for index in improved], "worsened": [shown(index) for index in worsened]},
+        "examples": [shown(index) for index in order[:EXAMPLES]],
+    }
+
+
+def _longest(wanted: list[str], tokenizer) -> int:
+    """How many tokens an answer may have: enough for nearly all of the rows' own, and to see whether it stops."""
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted if text]
+    usual = LONGER * float(np.percentile(lengths, 95)) if lengths else TEXT_TOKENS
+    return min(ANSWER_TOKENS, max(FEWEST_TOKENS, math.ceil(usual)))
+
+
+def _compared(said: list[dict], score, wanted: list[str], name: str, seed: int) -> dict:
+    """{"base": {name: mean}, "tuned": ..., "difference": {name: interval}} of a score of (answer, wanted text)."""
+    both = [[float(score(its[who], text)) for its, text in zip(said, wanted)] for who in ("base", "tuned")]
+    change = figures.interval(np.subtract(both[1], both[0]), seed=seed)
+    mean = lambda values: sum(values) / len(values) if values else None  # noqa: E731
+    return {"base": {name: mean(both[0])}, "tuned": {name: mean(both[1])}, "difference": {name: change}}
+
+
+def _short(counted: list[int], said: dict, wanted: dict, seed: int) -> dict | None:
+    """Exact match and token F1 over the counted rows whose own answer is short; None where there is none."""
+    short = [index for index in counted if wanted[index] and 0 < len(figures.words(wanted[index])) <= figures.SHORT_WORDS]
+    if not short:
+        return None
+    found: dict = {"rows": len(short)}
+    for name, score in (("exact_match", figures.exact_match), ("f1", figures.token_f1)):
+        made = _compared([said[index] for index in short], lambda its, text: score(its["text"], text), [wanted[index] for index in short], name, seed)  # noqa: B023
+        for part, its in made.items():
+            found[part] = found.get(part, {}) | its
+    return found
+
+
+def _cut(text: str | None) -> str | None:
+    """A text that a page can show; the rows themselves are in the run's folder."""
+    return text if text is None or len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + " …"
 
 
 def load_tuned(run):
@@ -106,11 +279,12 @@ def load_tuned(run):
     return model, loaded.tokenizer, plan
 
 
-def remake(run) -> dict:
+def remake(run, on_status=lambda words: None) -> dict:
     """Measure a finished run again from its folder; the same numbers come out."""
     model, tokenizer, plan = load_tuned(run)
     held_rows = run.rows("held_out")
     held_set = survey.of(held_rows, tokenizer, run.recipe)
-    made = make(run, plan, model, tokenizer, held_rows, held_set, (run.read("report") or {}).get("best_step", 0))
+    best_step = (run.read("report") or {}).get("best_step", 0)
+    made = make(run, plan, model, tokenizer, held_rows, held_set, best_step, repeat=figures.of(run), on_status=on_status)
     write_json(run.folder / "report.json", made)
     return made

@@ -15,6 +15,7 @@ class Survey:
     Args:
         encoded: what will be learned from, in order; rows that teach nothing are not among it.
         numbers: of the row that each of those came from.
+        owners: for each of `encoded`, the place of its row among all rows.
         lengths: tokens in each sequence before any cut.
         learned: learned tokens in `encoded`.
         cut: numbers of rows that lose tokens at their end.
@@ -25,6 +26,7 @@ class Survey:
 
     encoded: list[Encoded] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     learned: int = 0
     cut: list[int] = field(default_factory=list)
@@ -53,7 +55,7 @@ def of(rows: list[dict], tokenizer, recipe) -> Survey:
     """Encode all rows as the trainer will, and count what happens to them."""
     found = Survey()
     encode_row = tasks.get(recipe.task).encode_row
-    for row in rows:
+    for place, row in enumerate(rows):
         try:
             sequences = encode_row(row, tokenizer, recipe)
         except UserError as error:
@@ -68,6 +70,7 @@ def of(rows: list[dict], tokenizer, recipe) -> Survey:
                 found.learned += sequence.learned
                 found.encoded.append(sequence.bare())
                 found.numbers.append(row["n"])
+                found.owners.append(place)
         if any(sequence.cut for sequence in sequences):
             found.cut.append(row["n"])
         if not taught:

@@ -442,7 +442,7 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     """Take the best version, measure it against the base, and only then say done."""
     from peft import set_peft_model_state_dict
 
-    run.log("status", state="checking", message="Comparing with the base model on all held-out rows")
+    run.log("status", state="checking", message="Taking the best version")
     last = best_step = trainer.state.global_step
     best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{trainer.best['step']}"
     if trainer.best["step"] == 0:
@@ -460,7 +460,10 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     shutil.rmtree(run.adapter_dir, ignore_errors=True)
     os.rename(partial, run.adapter_dir)
     model.eval()
-    made = report.make(run, plan, model, tokenizer, held_rows, held_set, best_step)
+    made = report.make(
+        run, plan, model, tokenizer, held_rows, held_set, best_step, report.budget_s(trainer.meter.elapsed_s),
+        on_status=lambda words: run.log("status", state="checking", message=words),
+    )
     write_json(run.folder / "report.json", made)
     state = "stopped" if run.stop_asked() else "done"
     run.log(

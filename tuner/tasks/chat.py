@@ -359,6 +359,11 @@ def questions(rows: list[dict], recipe) -> list[dict]:
     return found
 
 
+def first_answers(rows: list[dict]) -> list[str]:
+    """What each row itself answers to its question in `questions`; "" where that is no text."""
+    return ["" if "text" in row else next(m for m in row["messages"] if m["role"] == "assistant").get("content") or "" for row in rows]
+
+
 def prompt_ids(question: dict, tokenizer, recipe) -> list[int]:
     """The ids that ask this question; the same that stand before its answer in training."""
     from tuner import encode

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import card, chat, hub
+from tuner import blind, card, chat, figures, hub
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.ui import drawing
 
-BOTH, TUNED, BASE = "Side by side", "Tuned alone", "Base alone"
+BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
 BASE_CHOICE, HUB_CHOICE = "base", "hub"
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
 UPDATE_S = 0.08
@@ -22,17 +22,26 @@ def draw(page, browser, run_id) -> SimpleNamespace:
     with gr.Row(elem_id="chat-who"):
         its.subject = gr.Dropdown([("The base model alone", BASE_CHOICE)], value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
-        its.view = gr.Radio([BOTH, TUNED, BASE], value=BOTH, label="Show", elem_id="view", scale=3, min_width=380)
+        its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=6, min_width=380)
     its.about = gr.HTML("", elem_id="chat-about")
     boxes = dict(height=420, buttons=["copy"], render_markdown=False, feedback_options=None, allow_tags=False)
     with gr.Row():
         its.base = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="What the base model says", min_width=300, **boxes)
         its.tuned = gr.Chatbot(label="Tuned", elem_id="chat-tuned", placeholder="What the tuned model says", min_width=300, **boxes)
+    with gr.Column(visible=False, elem_id="blind") as its.blind_panel:
+        its.blind = gr.HTML(_no_answers(), elem_id="blind-answers")
+        with gr.Row(elem_id="votes"):
+            its.votes = {
+                better: gr.Button(words, interactive=False, elem_id=f"vote-{better}", min_width=90)
+                for better, words in (("left", "A is better"), ("same", "The same"), ("right", "B is better"))
+            }
+        its.tally = gr.HTML("", elem_id="tally")
+    its.blind_id, its.blind_said = gr.State(""), gr.State({})
     with gr.Row(elem_id="chat-line"):
         its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
         its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
         its.stop = gr.Button("Stop", elem_id="stop-chat", interactive=False, scale=0, min_width=90)
-    with gr.Row():
+    with gr.Row() as its.redo:
         its.retry = gr.Button("Answer again", size="sm", elem_id="retry", min_width=90)
         its.edit = gr.Button("Edit my last message", size="sm", elem_id="edit", min_width=90)
         its.clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=90)
@@ -47,6 +56,7 @@ def draw(page, browser, run_id) -> SimpleNamespace:
         with gr.Row():
             its.name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, elem_id="repo-name", scale=3, min_width=220)
             its.private = gr.Checkbox(True, label="Private", info="Only you can see it. You can open it later.", elem_id="private", scale=1, min_width=160)
+        its.blind_in_card = gr.Checkbox(False, label="Tell the blind test in the card", info="The votes you gave under “Which is better?”, with their interval.", visible=False, elem_id="blind-in-card")
         its.show_card = gr.Button("Show the card first", elem_id="show-card")
         its.card = gr.Code("", language="markdown", label="README.md, as it will be pushed", visible=False, lines=12, max_lines=24, elem_id="card")
         its.push = gr.Button("Push", variant="primary", elem_id="push")
@@ -119,12 +129,15 @@ def wire(its, train, tabs) -> None:
     @in_words
     def answer(message, base_said, tuned_said, choice, adapter_id, view, system, temperature, top_p, longest, base_model, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
-        message = (message or "").strip()
+        message, untouched = (message or "").strip(), [gr.skip()] * 6
         if not message:
             raise UserError("The message is empty. Write something first.")
         sampling = chat.check_sampling(max_new_tokens=longest, temperature=temperature, top_p=top_p, seed=time.time_ns() % 2**31 if temperature else 0)
         base_talk, tuned_talk = _plain(base_said), _plain(tuned_said)
-        yield "", base_talk, tuned_talk, drawing.notice("Getting the model ready …")
+        if view == BLIND:
+            yield from compare(visitor.owner, choice, message, system or "", sampling)
+            return
+        yield "", base_talk, tuned_talk, drawing.notice("Getting the model ready …"), *untouched
         subject = subject_of(choice, adapter_id, base_model, visitor)
         speakers = {}
         if view != TUNED or not subject.adapter_dir:
@@ -139,22 +152,56 @@ def wire(its, train, tabs) -> None:
         for talk in speakers.values():
             talk.append({"role": "assistant", "content": ""})
         about = _about(subject)
-        yield "", base_talk, tuned_talk, about
+        yield "", base_talk, tuned_talk, about, *untouched
         shown = time.monotonic()
         try:
             for name, piece in page.worker.answers(asked, **sampling):
                 speakers[name][-1]["content"] += piece
                 if time.monotonic() - shown > UPDATE_S:
                     shown = time.monotonic()
-                    yield gr.skip(), base_talk, tuned_talk, gr.skip()
+                    yield gr.skip(), base_talk, tuned_talk, gr.skip(), *untouched
         except UserError:
             for talk in speakers.values():
                 del talk[-2:]
-            yield message, base_talk, tuned_talk, gr.skip()
+            yield message, base_talk, tuned_talk, gr.skip(), *untouched
             raise
         for talk in speakers.values():
             talk[-1]["content"] = talk[-1]["content"].strip() or "(it ended without a word)"
-        yield gr.skip(), base_talk, tuned_talk, about
+        yield gr.skip(), base_talk, tuned_talk, about, *untouched
+
+    def compare(owner, choice, message, system, sampling):
+        """Two answers without names: which is which is the engine's secret until there is a vote."""
+        if choice in (BASE_CHOICE, HUB_CHOICE, None):
+            raise UserError("Choose one of your runs under “Talk to” first: its tuned model is compared with its base.")
+        test_id = blind.begin(owner, choice)
+        said = {"prompt": message, "left": "", "right": ""}
+        skip, locked, ready = gr.skip(), [gr.update(interactive=False)] * 3, [gr.update(interactive=True)] * 3
+        yield "", skip, skip, drawing.notice("Getting the model ready …"), _blind_answers(said), "", {}, *locked
+        shown = time.monotonic()
+        try:
+            for side, piece in blind.answers(owner, choice, test_id, page.worker, message, system, **sampling):
+                said[side] += piece
+                if time.monotonic() - shown > UPDATE_S:
+                    shown = time.monotonic()
+                    yield skip, skip, skip, "", _blind_answers(said), *[skip] * 5
+        except UserError:
+            yield message, skip, skip, "", _no_answers(), "", {}, *locked
+            raise
+        yield skip, skip, skip, "", _blind_answers(said), test_id, said, *ready
+
+    def voting(better):
+        @in_words
+        def vote(choice, test_id, said, browser_id, token: gr.OAuthToken | None):
+            owner = page.visitor(browser_id, token).owner
+            names = blind.vote(owner, str(choice), test_id, better)
+            counted = blind.words(blind.tally(runs.find(owner, str(choice))))
+            return _blind_answers(said, names, better), _tally(counted), *[gr.update(interactive=False)] * 3, gr.update(visible=True)
+
+        return vote
+
+    @in_words
+    def tell_in_card(choice, shown, browser_id, token: gr.OAuthToken | None):
+        blind.show_in_card(page.visitor(browser_id, token).owner, str(choice), shown is True)
 
     def take_back(base_said, tuned_said):
         """Both conversations without their last exchange, and what was asked in it."""
@@ -171,17 +218,18 @@ def wire(its, train, tabs) -> None:
 
     @in_words
     def change_view(view):
-        return gr.update(visible=view != TUNED), gr.update(visible=view != BASE)
+        return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
     def meet(choice, adapter_id, browser_id, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
         visitor = page.visitor(browser_id, token)
-        ask, publish, name = "", "", gr.skip()
+        ask, publish, name, counted, in_card = "", "", gr.skip(), "", False
         if choice not in (BASE_CHOICE, HUB_CHOICE, None):
             run = runs.find(visitor.owner, str(choice))
-            report = run.read("report")
-            ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["answers"][0]["prompt"], 90))}”</p>' if report else ""
+            if report := figures.of(run):
+                ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["examples"][0]["prompt"], 90))}”</p>'
+            counted, in_card = blind.words(blind.tally(run)), blind.is_in_card(run)
             publish = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
             if not visitor.token:
                 publish += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
@@ -190,7 +238,7 @@ def wire(its, train, tabs) -> None:
             ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
         else:
             ask = '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
-        return [], [], ask, publish or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), "", gr.update(visible=False)
+        return [], [], ask, publish or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), "", gr.update(visible=False), _no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))
 
     def chosen_run(choice, visitor) -> runs.Run:
         if choice in (BASE_CHOICE, HUB_CHOICE, None, ""):
@@ -222,7 +270,7 @@ def wire(its, train, tabs) -> None:
 
     talk = dict(
         fn=answer, inputs=[its.message, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
-        outputs=[its.message, its.base, its.tuned, its.about], concurrency_limit=16, **quiet,
+        outputs=[its.message, its.base, its.tuned, its.about, its.blind, its.blind_id, its.blind_said, *its.votes.values()], concurrency_limit=16, **quiet,
     )
     redo = dict(fn=retry, inputs=[its.base, its.tuned], outputs=[its.message, its.base, its.tuned], **quiet)
     busy = dict(fn=lambda: (gr.update(interactive=False), gr.update(interactive=True)), outputs=[its.send, its.stop], queue=False, **quiet)
@@ -234,10 +282,13 @@ def wire(its, train, tabs) -> None:
     its.edit.click(**redo)
     its.stop.click(cancels=going, **ready)
     its.clear.click(lambda: ([], [], gr.update(interactive=True), gr.update(interactive=False)), None, [its.base, its.tuned, its.send, its.stop], cancels=going, queue=False, **quiet)
-    its.view.change(change_view, [its.view], [its.base, its.tuned], **quiet)
+    its.view.change(change_view, [its.view], [its.base, its.tuned, its.blind_panel, its.redo], **quiet)
+    for better, button in its.votes.items():
+        button.click(voting(better), [its.subject, its.blind_id, its.blind_said, *who], [its.blind, its.tally, *its.votes.values(), its.blind_in_card], **quiet)
+    its.blind_in_card.input(tell_in_card, [its.subject, its.blind_in_card, *who], None, **quiet)
     its.subject.change(
         meet, [its.subject, its.adapter_id, *who],
-        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, its.pushed, its.open_up], **quiet,
+        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, its.pushed, its.open_up, its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card], **quiet,
     )
     its.adapter_id.submit(**its.arrive)
     spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
@@ -256,6 +307,25 @@ def _plain(said) -> list[dict]:
         if message.get("role") in ("user", "assistant") and isinstance(content, str):
             kept.append({"role": message["role"], "content": content})
     return kept
+
+
+def _no_answers() -> str:
+    return drawing.empty("Ask something: two answers come, without names.", "One is the base model’s, one the tuned model’s; who is who is told after your vote.")
+
+
+def _blind_answers(said: dict, names: dict | None = None, better: str = "") -> str:
+    """Both answers beside each other; with their names once there was a vote."""
+    sides = []
+    for side, letter in (("left", "A"), ("right", "B")):
+        name = f" — the {names[side]} model" if names else ""
+        chosen = " class=chosen" if better == side else ""
+        words = drawing.text(said[side].strip() or ("(it ended without a word)" if names else "…"))
+        sides.append(f'<div{chosen}><h4>{letter}{name}{" · your choice" if chosen else ""}</h4><div class="answer">{words}</div></div>')
+    return f'<div class="blind"><p class="asked">“{drawing.text(shorten(said["prompt"], 300))}”</p><div class="beside">{"".join(sides)}</div></div>'
+
+
+def _tally(words: str) -> str:
+    return f'<p class="tally figures" role="status">{drawing.text(words)}</p>' if words else '<p class="tally quiet">No votes yet.</p>'
 
 
 def _about(subject: chat.Subject) -> str:

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, hub, machine, proposals, quote, trials
+from tuner import check, cost, data, figures, hub, machine, proposals, quote, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.events import latest
 from tuner.home import on_a_space
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, quote_view, trial_view
+from tuner.ui import drawing, quote_view, report_view, trial_view
 
 FORM = (*OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
@@ -56,6 +56,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             its.to_chat = gr.Button("Talk to it →", variant="primary", visible=False, elem_id="to-chat")
             gr.HTML("<h3>Watch it learn</h3>")
             its.samples = gr.HTML(drawing.samples([]), elem_id="samples")
+    its.report = gr.HTML("", elem_id="report")
     gr.HTML("<h3>My runs</h3>")
     its.table = gr.HTML(drawing.runs_table([]), elem_id="runs")
     with gr.Row(elem_id="run-actions"):
@@ -133,14 +134,14 @@ def wire(its, dataset, talk, tabs) -> None:
 
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
-    view = [its.status, its.curve, its.numbers, its.samples, its.start, its.stop, its.resume, its.to_chat, its.timer, its.seen]
+    view = [its.status, its.curve, its.numbers, its.samples, its.report, its.start, its.stop, its.resume, its.to_chat, its.timer, its.seen]
     lists = [its.table, its.chosen]
 
     def view_of(run: runs.Run | None) -> list:
         """Everything the tab shows of a run."""
         if run is None:
             return [
-                "", drawing.curve([], [], 0), "", drawing.samples([]), gr.update(interactive=True, value="Start"),
+                "", drawing.curve([], [], 0), "", drawing.samples([]), "", gr.update(interactive=True, value="Start"),
                 gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
             ]
         events, size = run.events()
@@ -180,8 +181,9 @@ def wire(its, dataset, talk, tabs) -> None:
             ])
         else:
             numbers = ""
+        made = figures.of(run) if state in ("done", "stopped") else None
         return [
-            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told),
+            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
             gr.update(interactive=not live, value="Training …" if live else "Start"), gr.update(visible=live),
             gr.update(visible=state in ("interrupted", "failed")), gr.update(visible=state in ("done", "stopped")),
             gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{len(told)}",
