@@ -17,7 +17,9 @@ from tuner.errors import UserError
 
 PRELUDE = """
 from dataclasses import asdict
-from tuner import chat, data, hub, run as runs
+from tuner import chat, data, hub, publish, run as runs, transfer
+transfer.PAUSES_S = (0, 0, 0)
+publish.compare = lambda run, there, folder: {}  # what plain PEFT says of it is in test_publish.py
 run = runs.mine("local")[0]
 """
 LINK = "lambda repo_id: 'https://page.example/?adapter=' + repo_id"
@@ -66,7 +68,7 @@ def client(process, tmp_path, trained):
 
 
 def push(client, name="animals", private=True, token=ALICE):
-    return client(f"result = hub.push(run, {name!r}, {private}, {token!r}, {LINK})")
+    return client(f"result = publish.publish(run, {name!r}, {private}, {token!r}, {LINK})")
 
 
 def small_files(base: Path) -> dict[str, bytes]:
@@ -79,7 +81,8 @@ def small_files(base: Path) -> dict[str, bytes]:
 def test_a_push_is_private_whole_and_nothing_but_the_adapter(hub, client):
     told = push(client)
     repo = hub.repos["model", "alice/animals"]
-    assert told == {"repo_id": "alice/animals", "url": f"{hub.url}/alice/animals", "private": True, "commit": repo.sha}
+    expected = {"state": "verified", "repo_id": "alice/animals", "url": f"{hub.url}/alice/animals", "private": True, "commit": repo.sha}
+    assert expected.items() <= told.items()
     assert repo.private and len(repo.commits) == 2  # created, and one commit with everything
     assert set(repo.files) == {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"}
     adapter = next(client.home.glob("runs/local/*/adapter"))
@@ -232,11 +235,10 @@ def test_a_fault_of_the_hub_is_told_in_words_and_the_adapter_stays(hub, client, 
     assert push(client)["commit"] == hub.repos["model", "alice/animals"].sha
 
 
-def test_a_commit_whose_answer_was_lost_is_made_good_by_pushing_again(hub, client):
+def test_a_commit_whose_answer_was_lost_is_found_done(hub, client):
     hub.faults.append(Fault("lost", method="POST", path="/commit/"))
-    with pytest.raises(UserError, match="The Hub cannot be reached"):
-        push(client)
     assert push(client)["private"] is True
+    assert len(hub.repos["model", "alice/animals"].commits) == 2  # not made twice
     assert set(hub.repos["model", "alice/animals"].files) >= {"adapter_model.safetensors", "tuner.json"}
 
 

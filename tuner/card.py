@@ -1,11 +1,9 @@
 """The model card: what was learned from what, with which result, and how to load it; nothing that is not so."""
 
-import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 
-from tuner import __version__
-from tuner.recipe import HUB_ID, KNOBS
+from tuner import __version__, licences, provenance
+from tuner.recipe import HUB_ID
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -49,17 +47,7 @@ tokenizer = AutoTokenizer.from_pretrained("{{ base }}")
 
 Or talk to it in the browser: {{ share_link }}
 
-## Recipe
-
-```toml
-{{ recipe }}```
-
-Computed in {{ plan.precision }} on {{ plan.device }}, {{ minutes }} minutes; {{ versions }}.
-
-## Limits
-
-The adapter has the base model's knowledge and faults, and the dataset's. It was measured on the held-out rows only. \
-The base model's licence{{ licence_words }} applies to what is built on it.
+{{ provenance }}
 """
 
 
@@ -105,13 +93,10 @@ def build(run, repo_id: str, share_link: str) -> str:
                 metric_type="perplexity", metric_value=round(report["tuned"]["perplexity"], 3),
             ),
         ],
-        **base["licence"],
+        **licences.metadata(base),
     )
     events, _ = run.events()
     losses = [event["loss"] for event in events if event["kind"] == "step"]
-    seconds = [event["elapsed_s"] for event in events if event["kind"] == "result"]
-    licence = base["licence"].get("license_name") or base["licence"].get("license")
-    link = base["licence"].get("license_link")
     return str(
         ModelCard.from_template(
             data, template_str=_TEMPLATE, title=title, base=base["id"], repo_id=repo_id, share_link=share_link,
@@ -120,29 +105,9 @@ def build(run, repo_id: str, share_link: str) -> str:
             else kind.get(receipt["source"].get("kind"), "rows of the author's own, not published"),
             receipt=receipt, report=report, plan=plan, first_loss=losses[0], last_loss=losses[-1],
             learned="every token" if run.recipe.learn == "everything" else "the assistant's turns and their end token",
-            recipe=recipe_text(run.recipe), minutes=round((seconds[-1] if seconds else 0) / 60, 1), versions=versions(),
-            licence_words=f" ({licence}{', ' + link if link else ''})" if licence else "",
+            provenance=provenance.sections(run),
         )
     )
-
-
-def recipe_text(recipe) -> str:
-    """The settings that shape the result, as TOML; names of local files and titles are left out."""
-    import tomlkit
-
-    hidden = ("title", "about", "dataset", "sample_prompt", "columns")
-    return tomlkit.dumps({name: getattr(recipe, name) for name in KNOBS if name not in hidden and getattr(recipe, name) != ""})
-
-
-def versions() -> str:
-    """The libraries that made it, with their versions."""
-    found = [f"Python {platform.python_version()}"]
-    for name in ("torch", "transformers", "peft", "bitsandbytes"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            pass
-    return ", ".join(found)
 
 
 def _plain(text: str) -> str:
