@@ -108,7 +108,7 @@ def test_the_card_tells_the_truth(hub, client, base):
     for said in (
         "Trained on: a random model of two layers.", "Dataset: pasted rows, not published. 20 rows came in, 16 were trained on",
         f"{report['base']['loss']:.4f}", f"{report['tuned']['loss']:.4f}", 'from_pretrained("alice/animals")',
-        "https://page.example/?adapter=alice/animals", "lora_rank = 8", "licence (apache-2.0) applies",
+        "https://page.example/?adapter=alice/animals", "lora_rank = 8", "The base model's licence, [apache-2.0](https://www.apache.org/licenses/LICENSE-2.0), applies", "python -m tuner train recipe.toml dataset=FILE",
     ):
         assert said in text, said
     everything = b"".join(repo.files.values()).decode(errors="replace")
@@ -145,7 +145,7 @@ def test_an_untouched_base_licence_is_kept_whole(hub, client):
     path.write_text(json.dumps({**json.loads(path.read_text()), "licence": licence}))
     push(client)
     data, text = card_of(hub.repos["model", "alice/animals"])
-    assert {name: data[name] for name in licence} == licence and "(my-licence, https://example.com/licence)" in text
+    assert {name: data[name] for name in licence} == licence and "[my-licence](https://example.com/licence)" in text
 
 
 def test_pushing_again_to_the_same_repository_is_fine(hub, client):
