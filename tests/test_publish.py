@@ -18,6 +18,7 @@ from tuner.errors import UserError
 # The client's own sleeps are left out and its waits are short, so that every way to fail takes a fraction of a second.
 PRELUDE = """
 import time
+import os
 import huggingface_hub.file_download, huggingface_hub.utils._http
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from tests.finished_run import CARD, finished_run
 from tuner import card, hub, outgoing, publish, transfer, run as runs
 huggingface_hub.utils._http.time = SimpleNamespace(sleep=lambda seconds: None)
 huggingface_hub.file_download._ETAG_RETRY_TIMEOUT = 0.3
+os.fsync = lambda handle: None
 transfer.ANSWER_S, transfer.PAUSES_S, transfer.time, hub.TIMEOUT_S = 0.3, (0, 0, 0), time, 0.3
 card.build = lambda run, repo_id, link: CARD
 publish.compare = lambda run, there, folder: {"tokens": 1, "prompts": 1}
@@ -239,6 +241,14 @@ def test_a_run_that_learned_more_is_not_verified_any_more(hub, client):
 def test_the_name_meant_at_the_start_is_kept(hub, client):
     assert client("publish.intend(run, 'animals')\nresult = publish.state(run)") == {"state": "intended", "name": "animals"}
     assert client("(run.folder / 'publish.json').write_text('broken')\nresult = publish.state(run)") == {"state": "none"}
+
+
+def test_a_second_push_that_fails_does_not_forget_the_first(hub, client):
+    first, _ = push(client)
+    for _ in range(2):
+        hub.faults[:] = [Fault("500", path="whoami", times=10**6)]
+        last, _ = push(client)
+        assert last["state"] == "failed" and last["before"] == {name: first[name] for name in ("repo_id", "url", "commit")}
 
 
 def test_opening_it_up_is_told_in_the_folder(hub, client):

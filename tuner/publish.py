@@ -137,7 +137,8 @@ def state(run) -> dict:
 
     Returns:
         {"state": none, intended, checking, pushing, verifying, verified, unverified, failed or interrupted; "name";
-        "repo_id", "url", "private", "commit" from the push on; "sent_bytes", "total_bytes"; "reason": in words}.
+        "repo_id", "url", "private", "commit" from the push on; "sent_bytes", "total_bytes"; "reason": in words; "before": what
+        an earlier push left on the Hub}.
     """
     try:
         its = read_json(run.folder / "publish.json", {"state": "none"})
@@ -234,11 +235,14 @@ def _begin(run, name: str, private: bool, token: str | None, on_state) -> _Telle
     if not token:
         hub.account(token)  # says how to sign in
     with _beginning:
-        if state(run)["state"] in LIVE:
+        before = state(run)
+        if before["state"] in LIVE:
             raise UserError("This run is being published already. Wait for its end.")
         for left in run.folder.glob(".published-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         teller = _Teller(run, token, on_state, name=name, private=private, weights=_weights_stamp(run), process=lease.this_process())
+        there = before if before.get("commit") else before.get("before", {})
+        teller.known["before"] = {name: there[name] for name in ("repo_id", "url", "commit") if name in there}
         teller.say(state="checking", reason="")
     return teller
 

@@ -26,7 +26,8 @@ def state(its: dict, link: str) -> str:
         words = drawing.notice(f"Published but NOT verified. {its['reason']}", "warning")
         return f'{words}<div class="pushed"><p>It lies at {_repository(its)}.</p>{_share(its, link)}</div>'
     if what == "failed":
-        return drawing.notice(f"Not published. {its['reason']}\nThe adapter is safe in your run.", "error")
+        words = drawing.notice(f"Not published. {its['reason']}\nThe adapter is safe in your run.", "error")
+        return words + (f'<p class="quiet">What was published before is still at {_repository(its["before"])}.</p>' if its.get("before") else "")
     if what == "interrupted":
         return drawing.notice(f"Publishing was interrupted. {its['reason']}", "warning")
     return ""
