@@ -176,8 +176,8 @@ def test_a_pause_that_the_hub_asks_for_is_kept_and_one_without_end_is_not(hub, c
 def test_the_pause_is_told_while_it_lasts(hub, client):
     hub.faults[:] = [Fault("500", path="/commit/")]
     _, seen = push(client)
-    told = [its["reason"] for its in seen if its["state"] == "pushing" and its["reason"]]
-    assert told == ["The Hub has a fault of its own (HTTP 500). Try again in a minute; nothing was lost. Trying again in 0 s."]
+    told = {its["reason"] for its in seen if its["state"] == "pushing" and its["reason"]}
+    assert told == {"The Hub has a fault of its own (HTTP 500). Try again in a minute; nothing was lost. Trying again in 0 s."}
     assert seen[-1]["reason"] == ""
 
 
@@ -348,7 +348,7 @@ def test_all_that_stands_in_the_way_is_said_at_once(hub, client):
     hub.auths[ALICE] = {"type": "access_token", "accessToken": {"role": "read"}, "expiresAt": "2020-01-01T00:00:00.000Z"}
     with pytest.raises(UserError) as caught:
         before(client, name="a--b")
-    assert [words[:24] for words in caught.value.problems] == ["'a--b' is not a name the ", "This token may only read", "Your sign-in ends in 0 m"]
+    assert [words[:24] for words in caught.value.problems] == ["'a--b' is not a name the", "This token may only read", "Your sign-in ends in 0 m"]
 
 
 def test_a_taken_name_is_said_and_an_empty_one_of_ours_is_not(hub, client):
