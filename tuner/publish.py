@@ -272,6 +272,7 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
     exists is taken, a commit that would change nothing is not made.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     run, token, name = teller.run, teller.token, teller.known["name"]
     base, api = run.read("base"), HfApi()
@@ -305,7 +306,7 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
         with transfer.watching(size, teller.sent):
             try:
                 return api.create_commit(repo_id, operations, commit_message="Adapter tuned with Tuner", token=token)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, HfHubHTTPError):  # ValueErrors too, and told apart by `hub.in_words`
                 raise
             except ValueError as error:
                 raise UserError(f"The Hub refused what was sent: {shorten(str(error), 200)}. Nothing was published.") from None
