@@ -106,7 +106,7 @@ class Fault:
     """Something that goes wrong with the `nth` matching request and the `times - 1` matching ones after it.
 
     kind:
-        "429", "500", "503", ... is the status; the request is not handled;
+        "429", "500", "503", ... is the status; the request is not handled; the answer asks to wait `wait_s` seconds, if any;
         "reset"     the connection is reset; the request is not handled;
         "timeout"   no answer until the client gives up; the request is not handled;
         "lost"      the request is handled, then the connection is reset instead of an answer;
@@ -121,6 +121,7 @@ class Fault:
     nth: int = 1
     times: int = 1
     seen: int = 0
+    wait_s: int | None = None
 
     def __post_init__(self):
         if not (callable(self.kind) or re.fullmatch(r"[45]\d\d|reset|timeout|lost|truncate", self.kind)):
@@ -137,11 +138,14 @@ class Fault:
 class StandInHub:
     """The stand-in; enter it to serve. Tests may read and change its attributes while it does.
 
-    Not imitated: Xet and LFS transfer, branches, pull requests, search, Jobs, organizations, limits of rate and size.
+    Not imitated: Xet transfer, branches, pull requests, search, Jobs, organizations, limits of rate and size.
 
     Attributes:
         url: what clients need as HF_ENDPOINT.
         users: token -> user name; a user owns the namespace of that name.
+        auths: token -> what whoami says of it under "auth"; a token that may write, without an entry.
+        lfs: whether weights are uploaded as large files, each by itself; else inside the commit.
+        blobs: SHA-256 -> bytes of such files.
         repos: (repo_type, "user/name") -> Repo.
         requests: what came in, oldest first.
         faults: what is to go wrong. A request struck by one is not seen by those after it, so faults that match
@@ -150,6 +154,9 @@ class StandInHub:
 
     def __init__(self, port: int = 0):
         self.users = {"hf_test_alice": "alice", "hf_test_bob": "bob"}
+        self.auths: dict[str, dict] = {}
+        self.lfs = False
+        self.blobs: dict[str, bytes] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[LoggedRequest] = []
         self.faults: list[Fault] = []
@@ -162,6 +169,9 @@ class StandInHub:
             ("POST", "/api/repos/create", self.create_repo),
             ("DELETE", "/api/repos/delete", self.delete_repo),
             ("GET POST PUT DELETE", "/api/jobs/{rest:path}", self.refuse_jobs),
+            ("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", self.lfs_batch),
+            ("PUT", "/lfs/{oid}", self.lfs_put),
+            ("POST", "/lfs/{oid}/verify", self.lfs_verify),
             ("GET", repo, self.repo_info),
             ("GET", repo + "/revision/{revision}", self.repo_info),
             ("PUT", repo + "/settings", self.update_settings),
@@ -181,6 +191,8 @@ class StandInHub:
 
     def __enter__(self) -> "StandInHub":
         listener = socket.create_server(("127.0.0.1", self._port))  # listens at once; early clients wait in its queue
+        # Inherited by its connections; asyncio does not set it on such sockets, and every answer would take 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         options = dict(interface="asgi3", http="h11", ws="none", lifespan="off", proxy_headers=False, log_level="error")
         self._server = uvicorn.Server(uvicorn.Config(self._serve, **options))
@@ -206,7 +218,8 @@ class StandInHub:
         if user is None:
             raise HubError(401, "Invalid username or password.")
         about = {"type": "user", "id": user, "name": user, "fullname": user.title(), "isPro": False, "orgs": []}
-        auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        auth = self.auths.get(token, {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}})
         return about | {"auth": auth, "avatarUrl": f"{self.url}/avatars/{user}.svg"}
 
     async def validate_yaml(self, request: Request):
@@ -259,9 +272,29 @@ class StandInHub:
         paths = [file["path"] for file in (await request.json())["files"]]
         old = self._find(request, kind, namespace, name, need="write").commit_at(revision).files
         # "regular" for every file keeps Xet and LFS out; the client drops a file whose oid shows it unchanged.
-        oids = {path: git_oid(old[path]) if path in old else None for path in paths}
-        common = {"uploadMode": "regular", "shouldIgnore": False}
-        return {"files": [{"path": path, "oid": oid, **common} for path, oid in oids.items()]}
+        modes = {path: "lfs" if self.lfs and path.endswith(LFS_SUFFIXES) else "regular" for path in paths}
+        hashes = {"regular": git_oid, "lfs": lambda data: hashlib.sha256(data).hexdigest()}
+        oids = {path: hashes[modes[path]](old[path]) if path in old else None for path in paths}
+        return {"files": [{"path": path, "oid": oid, "uploadMode": modes[path], "shouldIgnore": False} for path, oid in oids.items()]}
+
+    async def lfs_batch(self, request: Request, namespace, name):
+        self._find(request, "models", namespace, name, need="write")
+        objects = (await request.json())["objects"]
+        for its in objects:
+            if its["oid"] not in self.blobs:  # what is there already is not sent again
+                href = f"{self.url}/lfs/{its['oid']}"
+                its["actions"] = {"upload": {"href": href}, "verify": {"href": href + "/verify"}}
+        return {"transfer": "basic", "objects": objects}
+
+    async def lfs_put(self, request: Request, oid):
+        data = await request.body()
+        if hashlib.sha256(data).hexdigest() != oid:
+            raise HubError(400, "The content does not have this hash")
+        self.blobs[oid] = data
+
+    async def lfs_verify(self, request: Request, oid):
+        if len(self.blobs.get(oid, b"")) != (await request.json())["size"]:
+            raise HubError(404, "No such object of this size")
 
     async def commit(self, request: Request, kind, namespace, name, revision):
         header, *operations = [json.loads(line) for line in (await request.body()).splitlines()]
@@ -274,6 +307,10 @@ class StandInHub:
         for key, value in ((operation["key"], operation["value"]) for operation in operations):
             if key == "file":
                 added[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                if value["oid"] not in self.blobs:
+                    raise HubError(400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist: {value['path']}")
+                added[value["path"]] = self.blobs[value["oid"]]
             elif key in ("deletedFile", "deletedFolder"):
                 deleted.append(value["path"].rstrip("/") + ("/" if key == "deletedFolder" else ""))
             else:
@@ -355,7 +392,8 @@ class StandInHub:
         method, path = scope["method"], scope["path"]
         token = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ") or None
         self.requests.append(LoggedRequest(method, path, self.users.get(token), token))
-        kind = next((fault.kind for fault in self.faults if fault.strikes(method, path)), None)
+        fault = next((fault for fault in self.faults if fault.strikes(method, path)), None)
+        kind = fault and fault.kind
         if callable(kind):
             kind(self)
         if kind is None or callable(kind):
@@ -364,7 +402,8 @@ class StandInHub:
             while (await receive()).get("more_body"):  # take it all, or the client may already fail while it sends
                 pass
         if kind.isdecimal():
-            headers = {"RateLimit": '"api";r=0;t=0'} if kind == "429" else {}
+            headers = {"RateLimit": '"api";r=0;t=0'} if kind == "429" and fault.wait_s is None else {}
+            headers |= {"Retry-After": str(fault.wait_s)} if fault.wait_s is not None else {}
             return await JSONResponse({"error": f"Fault {kind}"}, int(kind), headers)(scope, receive, send)
 
         async def send_part(message):

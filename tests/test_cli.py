@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.hub_client import ALICE, ROOT, Client
 from tests.small_run import RECORDS
-from tests.stand_in_hub import StandInHub
+from tests.stand_in_hub import Fault, StandInHub
 
 RECIPE = """
 title = "Animals"
@@ -218,15 +219,30 @@ def test_quote_says_what_a_recipe_needs(tuner):
     assert code == 0 and out.startswith("16 steps,")
 
 
-def test_push_publishes(tuner, trained, hub):
-    code, out, _ = tuner("push", trained["run"], "animals", "--json")
-    assert code == 0 and json.loads(out)["repo_id"] == "alice/animals" and json.loads(out)["private"] is True
+def test_push_publishes_and_verifies(tuner, trained, hub):
+    """The second time nothing is sent again, but it is compared again."""
+    code, out, err = tuner("push", trained["run"], "animals", "--json")
+    told = json.loads(out)
+    assert code == 0 and (told["state"], told["repo_id"], told["private"]) == ("verified", "alice/animals", True), err
+    assert err.splitlines()[0] == "Checking ..." and "Downloading it again and comparing ..." in err
+    assert re.search(r"^Pushing (\d+\.\d) of \1 MB", err, re.MULTILINE)
     code, out, _ = tuner("push", trained["run"], "alice/animals")
-    assert code == 0 and out == f"Published privately: {hub.url}/alice/animals\n"
-    code, out, _ = tuner("push", trained["run"], "open", "--public")
-    assert code == 0 and "for everybody" in out and hub.repos["model", "alice/open"].private is False
+    assert code == 0 and out == f"Published privately and verified: {hub.url}/alice/animals\n"
+    assert len(hub.repos["model", "alice/animals"].commits) == 2
     code, _, err = tuner("push", trained["run"], "bob/animals")
     assert code == 1 and "'bob' is not the account you are logged in with (alice)" in err
+
+
+def test_push_that_is_not_verified_is_exit_code_1(tuner, trained, hub):
+    """For everybody to see, and with a file that comes back other than it went."""
+    def spoil(server):
+        files = server.repos["model", "alice/open"].files
+        files["tuner.json"] = files["tuner.json"].replace(b"made_with", b"made_With")
+
+    hub.faults.append(Fault(spoil, method="HEAD|GET", path="alice/open/resolve/.*tuner.json"))
+    code, out, err = tuner("push", trained["run"], "open", "--public", "--json")
+    assert code == 1 and "but NOT verified: tuner.json came back from alice/open other than it was sent" in json.loads(out)["error"][0]
+    assert hub.repos["model", "alice/open"].private is False
 
 
 @pytest.mark.parametrize("argv, words", [

@@ -169,6 +169,11 @@ def test_the_main_job(app, hub, browser):
         page.locator("#knob-max_steps input").fill("8")
         page.locator("#knob-max_steps input").press("Tab")
         page.wait_for_function("document.querySelector('#quote').innerText.includes('8\\nsteps')")
+    # It is said beforehand whether it could be published.
+    page.locator("#mean-to-publish input").check()
+    page.locator("#publish-name input, #publish-name textarea").first.fill("headline-tuner")
+    page.locator("#publish-name input, #publish-name textarea").first.press("Enter")
+    page.wait_for_function("document.querySelector('#publish-check').innerText.includes('alice/headline-tuner is free')", timeout=60_000)
     page.click("#start")
     page.wait_for_selector("#run-status .state-training", timeout=90_000)
     page.wait_for_function("document.querySelectorAll('#curve .wide polyline.train').length > 0", timeout=60_000)
@@ -221,12 +226,17 @@ def test_the_main_job(app, hub, browser):
     # Publish, privately, and open the share link.
     page.get_by_text("Publish to the Hugging Face Hub").click()
     page.get_by_label("Tell the blind test in the card").check()
-    page.locator("#repo-name input, #repo-name textarea").first.fill("headline-tuner")
+    assert page.locator("#repo-name input, #repo-name textarea").first.input_value() == "headline-tuner"
     page.click("#show-card")
     page.wait_for_function("document.querySelector('#card')?.innerText.includes('base_model')")
     picture(page, "publish-light")
     page.click("#push")
-    page.wait_for_selector("#pushed a#share-link", timeout=60_000)
+    page.wait_for_selector("#pushed .pushing", timeout=10_000)
+    page.reload()  # it goes on without the page, which finds it again
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    tab(page, "Chat")
+    page.get_by_text("Publish to the Hugging Face Hub").click()
+    page.wait_for_function("document.querySelector('#pushed').innerText.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/headline-tuner"]
     assert repo.private and b"In 1 blind comparison" in repo.files["README.md"]
     assert set(repo.files) - {".gitattributes"} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"}

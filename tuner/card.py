@@ -1,12 +1,10 @@
 """The model card: what was learned from what, with which result, and how to load it; nothing that is not so."""
 
-import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 
-from tuner import __version__, blind, figures
+from tuner import __version__, blind, figures, licences, provenance
 from tuner.errors import UserError
-from tuner.recipe import HUB_ID, KNOBS
+from tuner.recipe import HUB_ID
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -56,17 +54,7 @@ tokenizer = AutoTokenizer.from_pretrained("{{ base }}")
 
 Or talk to it in the browser: {{ share_link }}
 
-## Recipe
-
-```toml
-{{ recipe }}```
-
-Computed in {{ plan.precision }} on {{ plan.device }}, {{ minutes }} minutes; {{ versions }}.
-
-## Limits
-
-The adapter has the base model's knowledge and faults, and the dataset's. It was measured on the held-out rows and that probe only. \
-The base model's licence{{ licence_words }} applies to what is built on it.
+{{ provenance }}
 """
 
 
@@ -108,13 +96,10 @@ def build(run, repo_id: str, share_link: str) -> str:
         tags=["lora", "qlora", "transformers", "conversational", f"base_model:adapter:{base['id']}", "tuner"],
         model_name=title,
         eval_results=_results(report, hub_dataset),
-        **base["licence"],
+        **licences.metadata(base),
     )
     events, _ = run.events()
     losses = [event["loss"] for event in events if event["kind"] == "step"]
-    seconds = [event["elapsed_s"] for event in events if event["kind"] == "result"]
-    licence = base["licence"].get("license_name") or base["licence"].get("license")
-    link = base["licence"].get("license_link")
     return str(
         ModelCard.from_template(
             data, template_str=_TEMPLATE, title=title, base=base["id"], repo_id=repo_id, share_link=share_link,
@@ -124,8 +109,7 @@ def build(run, repo_id: str, share_link: str) -> str:
             receipt=receipt, report=report, figures=[figures.shown(its) for its in figures.measures(report)], plan=plan,
             blind=blind.words(blind.tally(run)) if blind.is_in_card(run) else "", first_loss=losses[0], last_loss=losses[-1],
             learned="every token" if run.recipe.learn == "everything" else "the assistant's turns and their end token",
-            recipe=recipe_text(run.recipe), minutes=round((seconds[-1] if seconds else 0) / 60, 1), versions=versions(),
-            licence_words=f" ({licence}{', ' + link if link else ''})" if licence else "",
+            provenance=provenance.sections(run),
         )
     )
 
@@ -142,25 +126,6 @@ def _results(report: dict, hub_dataset: str) -> list:
         )
         for its in figures.measures(report)
     ]
-
-
-def recipe_text(recipe) -> str:
-    """The settings that shape the result, as TOML; names of local files and titles are left out."""
-    import tomlkit
-
-    hidden = ("title", "about", "dataset", "sample_prompt", "columns")
-    return tomlkit.dumps({name: getattr(recipe, name) for name in KNOBS if name not in hidden and getattr(recipe, name) != ""})
-
-
-def versions() -> str:
-    """The libraries that made it, with their versions."""
-    found = [f"Python {platform.python_version()}"]
-    for name in ("torch", "transformers", "peft", "bitsandbytes"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            pass
-    return ", ".join(found)
 
 
 def _plain(text: str) -> str:

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     its.add_argument("settings", nargs="*", metavar="field=value")
     its = verb("report", _report, "measure a finished run again")
     its.add_argument("what", metavar="RUN")
-    its = verb("push", _push, "publish a finished run's adapter")
+    its = verb("push", _push, "publish a finished run's adapter, download it again and verify it")
     its.add_argument("what", metavar="RUN")
     its.add_argument("repo", metavar="REPO_ID", help="name, or user/name of your own account")
     its.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
@@ -467,7 +467,7 @@ def _report(asked) -> int:
 
 
 def _push(asked) -> int:
-    from tuner import hub
+    from tuner import hub, publish
 
     token = hub.own_token()
     name = asked.repo
@@ -475,8 +475,22 @@ def _push(asked) -> int:
         user, name = name.split("/", 1)
         if user != hub.whoami(token):
             raise UserError(f"{user!r} is not the account you are logged in with ({hub.whoami(token)}). Write the name alone.")
-    done = hub.push(_run(asked.what), name, not asked.public, token, hub.page_url)
-    print(json.dumps(done) if asked.json else f"Published {'privately' if done['private'] else 'for everybody'}: {done['url']}")
+    words = {"checking": "Checking ...", "pushing": "Pushing {sent} of {total} MB ...", "verifying": "Downloading it again and comparing ..."}
+    said = [""]
+
+    def tell(its: dict) -> None:
+        line = words.get(its["state"], "").format(sent=f"{its.get('sent_bytes', 0) / 1e6:.1f}", total=f"{its.get('total_bytes', 0) / 1e6:.1f}")
+        line += f" {its['reason']}" if its["state"] in words and its.get("reason") else ""
+        if line and line != said[0]:
+            said[0] = line
+            _say(line)
+
+    done = publish.publish(_run(asked.what), name, not asked.public, token, hub.page_url, tell)
+    if done["state"] != "verified":
+        raise UserError(f"Published at {done['url']}, but NOT verified: {done['reason']}")
+    told = {name: done[name] for name in ("state", "repo_id", "url", "private", "commit", "sha256")}
+    who = "privately" if done["private"] else "for everybody"
+    print(json.dumps(told) if asked.json else f"Published {who} and verified: {done['url']}")
     return 0
 
 

@@ -1,28 +1,24 @@
-"""Everything said to the Hugging Face Hub: who am I, may I, fetch a base, stream a dataset, push; errors in words."""
+"""Everything asked of the Hugging Face Hub: who am I, may I, fetch a base, stream a dataset, fetch an adapter; errors in words."""
 
 import contextlib
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import bases, card, sizes, starter
+from tuner import sizes, starter, transfer
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, require_free, tuner_home, write_json
 from tuner.recipe import HUB_ID, STARTER_MODEL
+from tuner.transfer import Transient, Unreachable
 
 # What a base model's repository may put on this disk: weights as safetensors, JSON and plain text; never pickles or code.
 BASE_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "merges.txt", "vocab.txt"]
 ADAPTER_FILES = ["adapter_model.safetensors", "adapter_config.json", "tuner.json"]
 MAX_ADAPTER_BYTES = 4 * 2**30
 TIMEOUT_S = 15.0
-
-
-class Unreachable(UserError):
-    """The Hub did not answer at all."""
 
 
 def own_token() -> str | None:
@@ -44,11 +40,12 @@ def page_url(repo_id: str) -> str:
 
 
 @contextlib.contextmanager
-def _in_words(what: str, signed_in: bool) -> Iterator[None]:
-    """Map the client's errors, by type, to a sentence about `what`."""
+def in_words(what: str, signed_in: bool) -> Iterator[None]:
+    """Map the client's errors, by type, to a sentence about `what`; what may go right at the next try is Transient."""
     import httpx2
     from huggingface_hub import errors
 
+    transfer.set_up()
     try:
         yield
     except errors.GatedRepoError:
@@ -75,10 +72,14 @@ def _in_words(what: str, signed_in: bool) -> Iterator[None]:
         if code == 403:
             raise UserError(f"The Hub does not let this account do that with {what}. {said} Choose a name in your own account.") from None
         if code == 429:
-            raise UserError("The Hub asks for a pause (too many requests). Wait a minute, then try again; nothing was lost.") from None
+            wait_s = transfer.asked_pause_s(error.response.headers)
+            raise Transient("The Hub asks for a pause (too many requests). Wait a minute, then try again; nothing was lost.", wait_s=wait_s) from None
         if code >= 500:
-            raise UserError(f"The Hub has a fault of its own (HTTP {code}). Try again in a minute; nothing was lost.") from None
+            wait_s = transfer.asked_pause_s(error.response.headers)
+            raise Transient(f"The Hub has a fault of its own (HTTP {code}). Try again in a minute; nothing was lost.", wait_s=wait_s) from None
         raise UserError(f"The Hub refused {what} (HTTP {code}): {said or 'no reason given'}.") from None
+    except json.JSONDecodeError:
+        raise Transient("The Hub's answer cannot be read. Try again in a minute; nothing was lost.") from None
     except (errors.LocalEntryNotFoundError, httpx2.TransportError, ConnectionError, TimeoutError):
         raise Unreachable("The Hub cannot be reached. Check the connection, then try again; nothing was lost.") from None
 
@@ -104,7 +105,12 @@ def _require_access(info, token: str | None, repo_type: str = "model") -> None:
 
 
 def whoami(token: str | None) -> str:
-    """The user name behind a token.
+    """The user name behind a token; see `account`."""
+    return account(token)["name"]
+
+
+def account(token: str | None) -> dict:
+    """What the Hub tells of a token: "name", and in "auth" what it may do and until when.
 
     Raises:
         UserError: no token, or the Hub does not know it.
@@ -115,8 +121,8 @@ def whoami(token: str | None) -> str:
         )
     from huggingface_hub import HfApi
 
-    with _in_words("your account", True):
-        return HfApi().whoami(token=token)["name"]
+    with in_words("your account", True):
+        return HfApi().whoami(token=token)
 
 
 # Base models ------------------------------------------------------------------------------------------------------
@@ -159,7 +165,7 @@ def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress)
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
 
-    with _in_words(base_id, bool(token)):
+    with in_words(base_id, bool(token)):
         info = HfApi().model_info(base_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
         _require_access(info, token)
         names = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
@@ -174,9 +180,7 @@ def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress)
             base_id, revision=info.sha, allow_patterns=wanted, token=token or False,
             tqdm_class=_progress_bar(on_progress, total), max_workers=4,
         )
-        data = info.card_data.to_dict() if info.card_data else {}
-    licence = {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
-    base = {"id": base_id, "revision": info.sha, "dir": folder, "what": f"{base_id} at revision {info.sha[:12]}", "licence": licence}
+    base = {"id": base_id, "revision": info.sha, "dir": folder, "what": f"{base_id} at revision {info.sha[:12]}", "licence": _licence(info)}
     for asked in {revision, info.sha}:
         _remember(asked, base, for_anybody=not info.private and not info.gated)
     return base
@@ -255,7 +259,7 @@ def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: floa
 
     base_id = require_id(base_id, "a base model's Hub id")
     try:
-        with _in_words(base_id, bool(token)):
+        with in_words(base_id, bool(token)):
             info = HfApi().model_info(base_id, revision=revision or None, token=token or False, timeout=5.0)
             _require_access(info, token)
             return snapshot_download(
@@ -321,7 +325,7 @@ def _headers_on_hub(base_id: str, sha: str, token: str | None) -> dict[str, tupl
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    with _in_words(base_id, bool(token)):
+    with in_words(base_id, bool(token)):
         try:
             found = HfApi().get_safetensors_metadata(base_id, revision=sha, token=token or False, timeout=TIMEOUT_S)
         except NotASafetensorsRepoError:
@@ -338,7 +342,7 @@ def require_dataset(hub_id: str, revision: str, token: str | None) -> str:
     """The commit of a Hub dataset that this token may read; raises UserError otherwise."""
     from huggingface_hub import HfApi
 
-    with _in_words(hub_id, bool(token)):
+    with in_words(hub_id, bool(token)):
         info = HfApi().dataset_info(hub_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S)
         _require_access(info, token, "dataset")
         return info.sha
@@ -354,7 +358,7 @@ def stream_dataset(hub_id: str, config: str, split: str, revision: str, token: s
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
     datasets.disable_progress_bars()
-    with _in_words(hub_id, bool(token)):
+    with in_words(hub_id, bool(token)):
         try:
             # With the scheme, since a bare name would be read from a local folder of that name first.
             parts = datasets.load_dataset(
@@ -388,7 +392,7 @@ def fetch_adapter(repo_id: str, revision: str, token: str | None) -> tuple[Path,
     from huggingface_hub import HfApi, snapshot_download
 
     repo_id = require_id(repo_id, "an adapter's Hub id")
-    with _in_words(repo_id, bool(token)):
+    with in_words(repo_id, bool(token)):
         info = HfApi().model_info(repo_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
         _require_access(info, token)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
@@ -410,87 +414,25 @@ def fetch_adapter(repo_id: str, revision: str, token: str | None) -> tuple[Path,
     return folder, config
 
 
+def licence_of(base_id: str, revision: str, token: str | None) -> dict:
+    """A base's licence as its own card names it: {"license", "license_name", "license_link"}, those that are there."""
+    from huggingface_hub import HfApi
+
+    with in_words(base_id, bool(token)):
+        info = HfApi().model_info(base_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S)
+    return _licence(info)
+
+
+def _licence(info) -> dict:
+    data = info.card_data.to_dict() if info.card_data else {}
+    return {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}
+
+
 def is_private(repo_id: str, token: str | None) -> bool:
     from huggingface_hub import HfApi
 
-    with _in_words(repo_id, bool(token)):
+    with in_words(repo_id, bool(token)):
         return bool(HfApi().model_info(repo_id, token=token or False, timeout=TIMEOUT_S).private)
-
-
-# Publishing -------------------------------------------------------------------------------------------------------
-
-_REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}[A-Za-z0-9_]")
-
-
-def check_name(name: str) -> str:
-    """The repository's name (without the user), if the Hub will take it.
-
-    Raises:
-        UserError: saying what is wrong with it, before anything is spent.
-    """
-    name = str(name).strip()
-    if not _REPO_NAME.fullmatch(name) or name.endswith((".git", ".ipynb")):
-        raise UserError(
-            f"{shorten(name) or 'An empty name'!r} is not a name the Hub takes: 2 to 96 letters, digits, '-', '_' or '.', "
-            "no '--' or '..', beginning and ending with a letter or digit."
-        )
-    return name
-
-
-def push(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str]) -> dict:
-    """Publish a finished run's adapter as user/name, in one commit.
-
-    Args:
-        name: the repository's name; the user comes from the token, never from what was typed.
-        share_link: the page's address for a repository id, printed in the card.
-
-    Returns:
-        {"repo_id", "url", "private", "commit"}.
-
-    Raises:
-        UserError: the run is not done, no token, a name the Hub refuses or that holds something else, or the Hub is
-            out of reach. The local adapter is untouched whatever happens.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    name = check_name(name)
-    if not run.read("done"):
-        raise UserError(f"This run is {run.state()}. Publish it once it is done.")
-    bases.require_same(run.read("base"), run.read("plan")["base_sha256"])
-    user = whoami(token)
-    repo_id = f"{user}/{name}"
-    api = HfApi()
-    with _in_words(repo_id, True):
-        if api.repo_exists(repo_id, token=token):
-            held = set(api.list_repo_files(repo_id, token=token))
-            ours = "tuner.json" in held and _run_in(repo_id, token) == run.id
-            if held - {".gitattributes", "README.md"} and not ours:
-                raise UserError(f"{repo_id} exists already and holds something else. Choose another name; nothing was changed.")
-        text = card.build(run, repo_id, share_link(repo_id))
-        api.create_repo(repo_id, private=private, exist_ok=True, token=token)
-        record = {"run": run.id, **card.record(run)}
-        operations = [
-            CommitOperationAdd("README.md", text.encode()),
-            CommitOperationAdd("adapter_config.json", (run.adapter_dir / "adapter_config.json").read_bytes()),
-            CommitOperationAdd("adapter_model.safetensors", str(run.adapter_dir / "adapter_model.safetensors")),
-            CommitOperationAdd("tuner.json", json.dumps(record, ensure_ascii=False, indent=1).encode()),
-        ]
-        done = api.create_commit(repo_id, operations, commit_message="Adapter tuned with Tuner", token=token)
-        found = {file.path: file.size for file in api.list_repo_tree(repo_id, revision=done.oid, token=token) if hasattr(file, "size")}
-    weights = (run.adapter_dir / "adapter_model.safetensors").stat().st_size
-    if found.get("adapter_model.safetensors") != weights:
-        raise UserError(f"{repo_id} does not hold the whole adapter after the push. Push again; the local adapter is whole.")
-    return {"repo_id": repo_id, "url": page_url(repo_id), "private": is_private(repo_id, token), "commit": done.oid}
-
-
-def _run_in(repo_id: str, token: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        record = read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token)), {})
-    except ValueError:
-        return ""
-    return record.get("run", "") if isinstance(record, dict) else ""
 
 
 def make_public(repo_id: str, token: str | None) -> None:
@@ -500,5 +442,5 @@ def make_public(repo_id: str, token: str | None) -> None:
     user = whoami(token)
     if repo_id.split("/")[0] != user:
         raise UserError(f"{repo_id} is not in your account ({user}), so it cannot be changed here.")
-    with _in_words(repo_id, True):
+    with in_words(repo_id, True):
         HfApi().update_repo_settings(repo_id, private=False, token=token)

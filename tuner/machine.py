@@ -83,6 +83,11 @@ def memory() -> Memory:
     return main_memory()
 
 
+def name() -> str:
+    """What this machine computes with, in words: its card, else its processor and cores."""
+    return memory().card or fingerprint()
+
+
 def main_memory() -> Memory:
     """Memory outside any card; the container's limit counts where it is lower than what the machine has."""
     seen = psutil.virtual_memory()

@@ -260,6 +260,7 @@ def claim(run: Run) -> None:
             (run.folder / name).unlink(missing_ok=True)
         _end_cut_line(run.folder / "events.jsonl")
         write_json(run.folder / "process.json", lease.this_process())
+        write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
 
 
 def _end_cut_line(path: Path) -> None:

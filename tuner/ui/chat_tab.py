@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import blind, card, chat, figures, hub
+from tuner import blind, card, chat, figures, hub, publish
 from tuner import run as runs
 from tuner.errors import UserError, shorten
-from tuner.ui import drawing
+from tuner.ui import drawing, publish_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
 BASE_CHOICE, HUB_CHOICE = "base", "hub"
@@ -61,7 +61,8 @@ def draw(page, browser, run_id) -> SimpleNamespace:
         its.card = gr.Code("", language="markdown", label="README.md, as it will be pushed", visible=False, lines=12, max_lines=24, elem_id="card")
         its.push = gr.Button("Push", variant="primary", elem_id="push")
         its.pushed = gr.HTML("", elem_id="pushed")
-        its.pushed_id = gr.State("")
+        its.publish_seen = gr.State("")
+        its.publish_timer = gr.Timer(1.0, active=False)
         its.open_up = gr.Button("Make it public", visible=False, elem_id="make-public")
     its.take_run, its.refresh, its.open_publish, its.arrive = {}, {}, {}, {}
     _wire_lists(its)
@@ -221,24 +222,38 @@ def wire(its, train, tabs) -> None:
         return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
-    def meet(choice, adapter_id, browser_id, token: gr.OAuthToken | None):
+    def meet(choice, adapter_id, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
         visitor = page.visitor(browser_id, token)
-        ask, publish, name, counted, in_card = "", "", gr.skip(), "", False
+        ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
+        shown = ["", gr.update(interactive=True, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
         if choice not in (BASE_CHOICE, HUB_CHOICE, None):
             run = runs.find(visitor.owner, str(choice))
             if report := figures.of(run):
                 ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["examples"][0]["prompt"], 90))}”</p>'
             counted, in_card = blind.words(blind.tally(run)), blind.is_in_card(run)
-            publish = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
+            offer = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
             if not visitor.token:
-                publish += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
-            name = _repo_name(run)
+                offer += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
+            its_state = publish.state(run)
+            name, shown = its_state.get("name") or _repo_name(run), publish_shown(run, its_state, request)
         elif choice == HUB_CHOICE:
             ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
         else:
             ask = '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
-        return [], [], ask, publish or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), "", gr.update(visible=False), _no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))
+        voting_shown = [_no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
+        return [], [], ask, offer or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), *shown, *voting_shown
+
+    def publish_shown(run: runs.Run, its_state: dict, request: gr.Request | None) -> list:
+        """What the publishing part shows of a run: the words, the buttons, whether to look again, and what was seen."""
+        what, live = its_state["state"], its_state["state"] in publish.LIVE
+        link = page.link(its_state["repo_id"], request) if its_state.get("repo_id") else ""
+        label = "Publishing …" if live else "Push again" if what not in ("none", "intended") else "Push"
+        return [
+            publish_view.state(its_state, link), gr.update(interactive=not live, value=label),
+            gr.update(visible=what in ("verified", "unverified") and its_state.get("private", False)), gr.Timer(active=live),
+            f"{run.id}/{what}/{its_state.get('sent_bytes', 0)}/{its_state.get('reason', '')}",
+        ]
 
     def chosen_run(choice, visitor) -> runs.Run:
         if choice in (BASE_CHOICE, HUB_CHOICE, None, ""):
@@ -252,21 +267,30 @@ def wire(its, train, tabs) -> None:
     def show_card(choice, name, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
         run = chosen_run(choice, visitor)
-        repo_id = f"{hub.whoami(visitor.token) if visitor.token else 'you'}/{hub.check_name(name)}"
+        repo_id = f"{hub.whoami(visitor.token) if visitor.token else 'you'}/{publish.check_name(name)}"
         return gr.update(value=card.build(run, repo_id, page.link(repo_id, request)), visible=True)
 
     @in_words
     def push(choice, name, private, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
         run = chosen_run(choice, visitor)
-        done = hub.push(run, name, private is not False, visitor.token, lambda repo_id: page.link(repo_id, request))
-        return _pushed(done["repo_id"], done["url"], page.link(done["repo_id"], request), done["private"]), done["repo_id"], gr.update(visible=done["private"])
+        start = page.link("", request)  # now: the thread outlives this request
+        publish.begin(run, name, private is not False, visitor.token, lambda repo_id: start + repo_id)
+        return publish_shown(run, publish.state(run), request)
 
     @in_words
-    def open_up(repo_id, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+    def poll(choice, seen, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+        if choice in (BASE_CHOICE, HUB_CHOICE, None, ""):
+            return [gr.skip()] * 3 + [gr.Timer(active=False), ""]
+        run = runs.find(page.visitor(browser_id, token).owner, str(choice))
+        shown = publish_shown(run, publish.state(run), request)
+        return [gr.skip()] * 5 if shown[-1] == seen else shown
+
+    @in_words
+    def open_up(choice, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
-        hub.make_public(hub.require_id(repo_id, "a repository"), visitor.token)
-        return _pushed(repo_id, hub.page_url(repo_id), page.link(repo_id, request), False), gr.update(visible=False)
+        run = chosen_run(choice, visitor)
+        return publish_shown(run, publish.open_up(run, visitor.token), request)
 
     talk = dict(
         fn=answer, inputs=[its.message, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
@@ -286,15 +310,18 @@ def wire(its, train, tabs) -> None:
     for better, button in its.votes.items():
         button.click(voting(better), [its.subject, its.blind_id, its.blind_said, *who], [its.blind, its.tally, *its.votes.values(), its.blind_in_card], **quiet)
     its.blind_in_card.input(tell_in_card, [its.subject, its.blind_in_card, *who], None, **quiet)
+    published = [its.pushed, its.push, its.open_up, its.publish_timer, its.publish_seen]
+    voted = [its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card]
     its.subject.change(
         meet, [its.subject, its.adapter_id, *who],
-        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, its.pushed, its.open_up, its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card], **quiet,
+        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted], **quiet,
     )
     its.adapter_id.submit(**its.arrive)
     spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
     its.show_card.click(show_card, [its.subject, its.name, *who], [its.card], **quiet)
-    its.push.click(push, [its.subject, its.name, its.private, *who], [its.pushed, its.pushed_id, its.open_up], **spin)
-    its.open_up.click(open_up, [its.pushed_id, *who], [its.pushed, its.open_up], **spin)
+    its.push.click(push, [its.subject, its.name, its.private, *who], published, **spin)
+    its.publish_timer.tick(poll, [its.subject, its.publish_seen, *who], published, concurrency_limit=None, trigger_mode="once", **quiet)
+    its.open_up.click(open_up, [its.subject, *who], published, **spin)
 
 
 def _plain(said) -> list[dict]:
@@ -340,14 +367,3 @@ def _repo_name(run: runs.Run) -> str:
     while "--" in kept:
         kept = kept.replace("--", "-")
     return kept.strip("-._")[:80].strip("-._")
-
-
-def _pushed(repo_id: str, url: str, link: str, private: bool) -> str:
-    """What the page says after a push: where it lies, and the link to share."""
-    who = "It is private, so the link opens for you only; others are told so. Make it public to share it." if private else "It is public: anybody can open the link and chat with it."
-    return (
-        f'<div class="pushed"><p>Published as <a href="{drawing.text(url)}" target="_blank" rel="noopener">{drawing.text(repo_id)}</a>.</p>'
-        f'<p>Share: <a href="{drawing.text(link)}" id="share-link">{drawing.text(link)}</a></p><p class="quiet">{who}</p></div>'
-    )
-
-

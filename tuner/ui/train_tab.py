@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, figures, hub, machine, proposals, quote, trials
+from tuner import check, cost, data, figures, hub, machine, proposals, publish, quote, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -37,6 +37,9 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
                 with gr.Row():
                     its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in pair}
             its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
+            its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
+            its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
+            its.publish_check = gr.HTML("", elem_id="publish-check")
             its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
             its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
             with gr.Accordion("More settings", open=False, elem_id="more"):
@@ -232,6 +235,34 @@ def wire(its, dataset, talk, tabs) -> None:
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried
 
+    def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
+        """See `publish.check_before`, for a run of these settings on this dataset; `token` is the sign-in, where there is one."""
+        its_data = data.find(visitor.owner, dataset_id)
+        look, blind = dataset_tab.eyes(recipe, visitor.token)
+        if look is None:
+            raise UserError(blind)
+        rows, going = check.look_at(its_data, look)
+        sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
+        worked_on = quote.Rows.of(rows.figures(recipe), max(1.0, its_data.count / rows.came_in) if going else 1.0)
+        try:
+            base = {"id": recipe.base_model, "licence": hub.licence_of(recipe.base_model, recipe.base_revision, visitor.token)}
+        except UserError:  # the packaged starter, or out of reach, which the check itself will say
+            base = None
+        sign_in = {"scopes": token.scope, "expires_at": token.expires_at} if token is not None and on_a_space() else {}
+        return publish.check_before(name, visitor.token, quote.here(recipe, sizes, worked_on).seconds, base, **sign_in)
+
+    @in_words
+    def mean(wanted, dataset_id, browser_id, token: gr.OAuthToken | None, name, *form):
+        """The tick, or the name beside it: what a run published under it would meet, said at once."""
+        shown = gr.update(visible=bool(wanted))
+        if not wanted or not str(name or "").strip():
+            return shown, '<p class="quiet">Name the repository.</p>' if wanted else ""
+        try:
+            said = check_publishing(dataset_id, its.strict(form), name, page.visitor(browser_id, token), token)
+        except UserError as error:
+            return shown, drawing.notice(str(error), "error")
+        return shown, drawing.notice(said)
+
     def smaller_bases(recipe, token):
         for base_id in proposals.smaller_of(recipe.base_model, [preset.base_model for preset in its.presets.values()]):
             try:
@@ -313,10 +344,12 @@ def wire(its, dataset, talk, tabs) -> None:
         return [newest.id if newest else "", *trial_of(newest)]
 
     @in_words
-    def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, *form):
+    def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, publishing, name, *form):
         visitor = page.visitor(browser_id, token)
         require_machine(visitor)
         recipe = its.strict(form)
+        if publishing:
+            check_publishing(dataset_id, recipe, name, visitor, token)
         its_data = data.find(visitor.owner, dataset_id)
         named = its.presets.get(preset)
         title = named.title if named and named.dataset and its_data.source.get("kind") == "demo" else its_data.name
@@ -328,6 +361,8 @@ def wire(its, dataset, talk, tabs) -> None:
             "columns": its_data.mapping.columns,
         })
         run = runs.create(visitor.owner, recipe, its_data)
+        if publishing:
+            publish.intend(run, name)
         runs.start(run, visitor.token)
         return [run.id, *view_of(run), *lists_of(visitor.owner, run.id)]
 
@@ -410,6 +445,13 @@ def wire(its, dataset, talk, tabs) -> None:
         knob.change(**asks)
     dataset.known.change(**asks)
     its.measuring.tick(**asks)
+    means = dict(
+        fn=mean, inputs=[its.mean_to_publish, its.dataset_id, *who, its.publish_name, *its.form], outputs=[its.publish_name, its.publish_check],
+        trigger_mode="always_last", **quiet,
+    )
+    its.mean_to_publish.change(**means)
+    its.publish_name.blur(**means)
+    its.publish_name.submit(**means)
     its.quote.click(take, its.form, its.form, **quiet)
     tries = [its.trial, its.cancel_trial, its.trying, its.try_rate, its.try_enough]
     for button, fn in ((its.try_rate, try_rate), (its.try_enough, try_enough)):
@@ -420,7 +462,7 @@ def wire(its, dataset, talk, tabs) -> None:
     its.trial.click(take, its.form, its.form, **quiet)
     its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
-        fn=start, inputs=[its.dataset_id, *who, its.preset, *its.form], outputs=[its.run_id, *view, *lists],
+        fn=start, inputs=[its.dataset_id, *who, its.preset, its.mean_to_publish, its.publish_name, *its.form], outputs=[its.run_id, *view, *lists],
         show_progress="minimal", show_progress_on=[its.status], api_visibility="private", concurrency_limit=4,
     )
     its.follow_up = talk.refresh

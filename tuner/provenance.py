@@ -1,0 +1,117 @@
+"""How an adapter came about and how to make it again, in the card's words: recipe, command, hardware, time, terms, limits."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import tomlkit
+
+from tuner import licences
+from tuner.recipe import HUB_ID, KNOBS
+
+# Names for lists and folders of this machine; they shape nothing.
+_NOT_IN_A_CARD = ("title", "about", "sample_prompt")
+_ONLY_FOR_HUB_DATASETS = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "dataset_format", "columns")
+
+_TEXT = """## Make it again
+
+{how}
+
+```bash
+{command}
+```
+
+The recipe in full:
+
+```toml
+{recipe}```
+
+Computed in {precision} on {hardware}; {minutes} minutes, {tokens} tokens. {versions}.
+
+## Licence and terms
+
+{terms}
+
+## Limits
+
+{limits}
+"""
+
+
+def sections(run) -> str:
+    """The card's last sections of a finished run, as Markdown."""
+    plan, base, receipt = run.read("plan"), run.read("base"), run.read("data/receipt")
+    steps, _ = run.events(kind="step")
+    results, _ = run.events(kind="result")
+    minutes = (results[-1]["elapsed_s"] if results else 0) / 60
+    how, command = reproduce(run.recipe, receipt)
+    return _TEXT.format(
+        how=how, command=command, recipe=recipe_text(run.recipe, base, receipt), precision=plan["precision"],
+        hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{steps[-1]['tokens']:,}" if steps else "no", versions=versions(),
+        terms="\n".join(f"- {line}" for line in licences.terms(base)), limits="\n".join(f"- {line}" for line in limits(run)),
+    )
+
+
+def _hub_dataset(receipt: dict) -> str:
+    name = str(receipt["source"].get("hub_id", ""))
+    return name if HUB_ID.fullmatch(name) and ".." not in name else ""
+
+
+def recipe_text(recipe, base: dict, receipt: dict) -> str:
+    """Every setting that shapes the result, as TOML that `recipe.load` takes; the base pinned to the revision it was.
+
+    A dataset is named only where others can have it: one on the Hub.
+    """
+    left_out = _NOT_IN_A_CARD + (() if _hub_dataset(receipt) else _ONLY_FOR_HUB_DATASETS)
+    found = {name: getattr(recipe, name) for name in KNOBS if name not in left_out}
+    if base.get("revision"):
+        found["base_revision"] = base["revision"]
+    return tomlkit.dumps({name: value for name, value in found.items() if value not in ("", {})})
+
+
+def reproduce(recipe, receipt: dict) -> tuple[str, str]:
+    """(what to do first, the command) that trains it again."""
+    if _hub_dataset(receipt):
+        how, command = "Save the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml"
+    elif receipt["source"].get("kind") == "demo":
+        how, command = "Save the recipe as `recipe.toml` in Tuner's folder, then:", "python -m tuner train recipe.toml dataset=presets/data/headlines.jsonl"
+    else:
+        how, command = "The rows are not published; whoever has them saves the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml dataset=FILE"
+    if [step for step in receipt["steps"] if "rows_out" in step]:
+        how = "The rows were put right first, as listed above (`python -m tuner check FILE --fix NAME --out ROWS`). " + how
+    return how, command
+
+
+def hardware(run) -> str:
+    """What the run was computed on, by name where its start noted it."""
+    device = run.read("plan")["device"]
+    named = (run.read("hardware") or {}).get("name", "")
+    return f"{named} ({device})" if named else {"cpu": "a CPU", "cuda": "a CUDA card"}.get(device, device)
+
+
+def versions() -> str:
+    """The libraries that are installed where the card is made, with their versions."""
+    found = [f"Python {platform.python_version()}"]
+    for name in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            pass
+    return ", ".join(found)
+
+
+def limits(run) -> list[str]:
+    """What nobody should expect of this adapter, as far as its run can tell."""
+    recipe, plan, receipt = run.recipe, run.read("plan"), run.read("data/receipt")
+    said = [
+        "It has the base model's knowledge and faults, and its dataset's; what is right in style may be wrong in fact.",
+        f"It was measured on {receipt['held_out_rows']} held-out rows of the same dataset and on the probe only: nothing is known of other subjects, languages or formats.",
+        f"It saw rows of at most {recipe.max_tokens:,} tokens; longer conversations are beyond what it practised.",
+    ]
+    if recipe.quantisation == "nf4":
+        said.append("It was trained on the base in 4 bits (NF4); on the base in 16 bits its answers can differ a little.")
+    if receipt["train_rows"] < 200:
+        said.append(f"It learned from {receipt['train_rows']} rows, which is few: expect it to repeat them.")
+    if run.read("done", {}).get("state") == "stopped":
+        said.append(f"The run was stopped by hand before its {plan['steps']} steps were done.")
+    said.append("Nobody has tested it for safety. Test it on your own cases before you rely on it.")
+    return said
