@@ -13,8 +13,8 @@ from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
 
-# Nats a token on every row: what is less is rounding.
-NOTHING = 1e-6
+# Nats a token, on each row: what is less is bf16's rounding.
+NOTHING = 1e-4
 # What a report may take: the larger of this share of the run's own time and so many seconds. The losses of all held-out
 # rows are always measured; questions of the probe and answers are fewer where they would not fit.
 SHARE_OF_RUN, LEAST_S = 0.25, 60.0

@@ -163,6 +163,13 @@ class Tuning(Trainer):
             remove_unused_columns=False,
             label_names=["labels"],
         )
+        trained = [its for its in model.parameters() if its.requires_grad]
+
+        def forget_gradients(set_to_none: bool = True) -> None:
+            for its in trained:
+                its.grad = None
+
+        model.zero_grad = forget_gradients  # the model's own walks every module, at each step
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
         self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
         self.add_callback(_Obey(run, plan["evaluate_at"]))
