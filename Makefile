@@ -2,6 +2,7 @@
 # make bench: speed, memory and loss of training against TRL and the plain Trainer (under half an hour).
 # make bench-chat: what an answer costs (minutes). make bench-page: how quick the page stays beside a training.
 # make bench-quote: what runs were said to need, and what they took (about twenty minutes).
+# make torture: a hundred kills at random moments; each run must end as one that was never killed.
 # make bench-data: what large datasets cost (a quarter of an hour).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: app demo test lint bench bench-chat bench-page bench-quote bench-data clean
+.PHONY: app demo test torture lint bench bench-chat bench-page bench-quote bench-data clean
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
@@ -22,6 +23,9 @@ demo: $(VENV)/.app
 test: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q
+
+torture: $(VENV)/.dev
+	@$(PY) -m tests.torture
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import psutil
+
 from tuner import check, child, data, events, lease, machine, proposals, receipt
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
 from tuner.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 LIVE = ("waiting", "rehearsing", "training", "checking")
 ENDED = ("done", "stopped", "failed", "interrupted")
@@ -298,6 +303,72 @@ def keep(run: Run, token: str | None = None) -> threading.Thread:
     return thread
 
 
+def longer(run: Run, epochs: float, token: str | None = None) -> threading.Thread:
+    """Go on from a run's newest checkpoint for so many epochs more; with a schedule that falls, its rate is the longer run's.
+
+    Raises:
+        UserError: it is going, it has no checkpoint, or so many epochs cannot be.
+    """
+    if run.state() in LIVE:
+        raise UserError(f"This run is {run.state()}. Stop it first, or let it end.")
+    if not list((run.folder / "checkpoints").glob("checkpoint-*")):
+        raise UserError("This run has no checkpoint to go on from. Start a new one with more epochs.")
+    old = run.recipe
+    settings = {**old.changed(), "epochs": old.epochs + epochs}
+    plan = run.read("plan")
+    if old.max_steps and plan:
+        settings["max_steps"] = plan["steps"] + max(1, round(plan["steps"] * epochs / old.epochs))
+    changed = recipes.from_dict(settings)  # which names what cannot be
+    (run.folder / "done").unlink(missing_ok=True)
+    write_whole(run.folder / "recipe.toml", changed.to_toml())
+    return start(Run(run.owner, run.id), token)
+
+
+# So often a run is taken up by itself from one and the same checkpoint: what ends a machine three times would end it again.
+_TAKEN_UP_AT_MOST = 3
+
+
+def take_up() -> list[Run]:
+    """Go on, in their order, with the runs that were going when this app's machine went away; those that were taken up.
+
+    A run that its owner asked to stop is left, and so is one that has got no further in several starts.
+    """
+    root, taken = tuner_home() / "runs", []
+    folders = sorted((path for path in root.glob("*/*") if (path / "process.json").is_file()), key=lambda path: path.name)
+    for folder in folders:
+        run = from_folder(folder)
+        if run.state() != "interrupted" or run.stop_asked():
+            continue
+        at = max((int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("checkpoint-*")), default=0)
+        before = run.read("taken_up", {"step": -1, "times": 0})
+        times = before["times"] + 1 if before["step"] == at else 1
+        if times > _TAKEN_UP_AT_MOST:
+            continue
+        write_json(folder / "taken_up.json", {"step": at, "times": times})
+        try:
+            start(run)
+        except UserError:  # somebody else was quicker
+            continue
+        run.log("note", message="The app was restarted in the middle of this run, which goes on by itself.")
+        taken.append(run)
+    return taken
+
+
+def put_down(seconds: float = 10.0) -> None:
+    """Ask every training that this process has started to keep its last step and end, and wait for it, at most so long."""
+    its = []
+    for path in (tuner_home() / "runs").glob("*/*/process.json"):
+        process = read_json(path)
+        try:
+            child_process = psutil.Process(process["pid"])
+            if lease.is_alive(process) and child_process.ppid() == os.getpid():
+                child_process.terminate()
+                its.append(child_process)
+        except (psutil.Error, TypeError, KeyError):
+            continue
+    psutil.wait_procs(its, timeout=seconds)
+
+
 def _fetch_and_train(run: Run, token: str | None) -> None:
     try:
         fetch_base(run, token)
@@ -312,7 +383,10 @@ def _fetch_and_train(run: Run, token: str | None) -> None:
     except Exception as error:  # a fault of ours: the page must not show it as waiting for ever
         write_whole(run.folder / "error.txt", f"The run could not be started ({type(error).__name__}). Try again.")
         raise
-    watch(run, process, killed_before)
+    try:
+        watch(run, process, killed_before)
+    except (OSError, UserError) as error:  # a disk that is full or read-only takes no words; the page calls it interrupted
+        log.warning("A run ended, and why could not be written: %s", error)
 
 
 def fetch_base(run: Run, token: str | None = None) -> dict:

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from tuner import answer, bases, batching, checkpoints, encode, events, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks, watch
 from tuner import plan as plans
 from tuner.errors import UserError
-from tuner.home import read_json, write_json, write_whole
+from tuner.home import disk_error, read_json, write_json, write_whole
 from tuner.run import Run
 
 # Fixed prompts, answered together after each evaluation: on two cores a step of three answers costs little more than of one.
@@ -70,6 +71,8 @@ def _train_with_the_machine(run: Run) -> dict:
     if not plan:
         plan = make_plan(recipe, loaded.plan, path, train_set, held_set, weights, sizes.in_folder(base["dir"]))
         write_json(run.folder / "plan.json", plan)
+    elif (wanted := plans.steps(recipe, len(train_set.encoded))) > plan["steps"]:
+        plan = lengthen(run, plan, wanted, train_set, held_set)
     path.checkpointing = plan["gradient_checkpointing"]
     fast.speed_up_lora(model)  # for the answers; a path through the model's own forward has done it
     if path.decoder is None:
@@ -89,7 +92,13 @@ def _train_with_the_machine(run: Run) -> dict:
     if checkpoint and run.stop_asked():  # before it went on: what there is already is kept as it is
         trainer.go_back(checkpoint)
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except _Over:
+            pass
+        except SystemExit:
+            trainer.leave()
+            raise
     return _finish(run, plan, model, tokenizer, held_rows, held_set, trainer)
 
 
@@ -118,6 +127,50 @@ def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weigh
     }
 
 
+def lengthen(run: Run, plan: dict, steps: int, train_set, held_set) -> dict:
+    """The plan of a run that is to take more steps than it was begun with: the same rows are measured, at more steps."""
+    lengths = [len(row.ids) for row in train_set.encoded]
+    tokens = sum(lengths) * steps / math.ceil(len(lengths) / run.recipe.batch_size)
+    evaluate_at, _ = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], run.recipe.evaluations, run.recipe.seed)
+    longer = {
+        **plan, "steps": steps, "longer_from": max(checkpoints.steps(run.folder / "checkpoints"), default=0),
+        "evaluate_at": [*plan["evaluate_at"], *(step for step in evaluate_at if step > plan["steps"])],
+    }
+    write_json(run.folder / "plan.json", longer)
+    run.log(
+        "note", message=f"Trained longer: {steps:,} steps instead of {plan['steps']:,}. From here on the learning rate is that of the longer run.",
+    )
+    return longer
+
+
+class _Leaving:
+    """What a SIGTERM does: it ends this process at once, or as soon as what must not be cut in two is whole."""
+
+    def __init__(self):
+        self.is_held = self.is_asked = False
+
+    def __call__(self, *_):
+        self.is_asked = True
+        if not self.is_held:
+            raise SystemExit(143)
+
+    def hold(self) -> None:
+        self.is_held = True
+
+    def release(self) -> None:
+        self.is_held = False
+        if self.is_asked:
+            raise SystemExit(143)
+
+
+# A process has one answer to a signal.
+_leaving = _Leaving()
+
+
+class _Over(Exception):
+    """Training has ended before the step that was about to begin."""
+
+
 class Tuning(Trainer):
     """The HF Trainer with our batches, loss, evaluation and checkpoints."""
 
@@ -136,6 +189,9 @@ class Tuning(Trainer):
         # A resumed run reads this back from its checkpoint.
         self.best = {"loss": math.inf, "step": None, "worse": 0}
         self.measured_at: int | None = None
+        # What the newest checkpoint holds, and the random states after the last whole step.
+        self.saved_at, self.random = 0, None
+        self.is_over = False
         self.seen = _Watch(run, plan["steps"])
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
@@ -190,6 +246,8 @@ class Tuning(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Gradients of the mean cross-entropy over the learned tokens of one optimiser batch, taken part by part."""
+        if self.is_over:
+            raise _Over
         self.indices = inputs.pop("indices")
         total = self.gradients(inputs, num_items_in_batch)
         self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
@@ -253,15 +311,17 @@ class Tuning(Trainer):
                 float(norm) if norm is not None and math.isfinite(norm) else None,  # of a step that the scaler skipped
             )
             self.seen.step(self.state.global_step, loss, logs["learning_rate"])
+            self.random = checkpoints.random_state()
+            _leaving.release()  # held since just before the weights were changed
 
     # Evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *_args, **_kwargs) -> dict:
         """Measure the held-out rows and answer the fixed prompts; keep a checkpoint; say if this is the best."""
         step = self.state.global_step
-        # Asked again at the end of an epoch and at the start of a resumed run: one measurement a step is enough.
-        if step != self.measured_at:
-            self.measured_at = step
+        # Asked at every start and again at the end of an epoch: a resumed run measures where an uninterrupted one does.
+        due = step == 0 or step in self.plan["evaluate_at"] or self.run.stop_asked()
+        if due and step != self.measured_at:
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
                 measured = report.measure(self.path, self.held)
@@ -271,27 +331,42 @@ class Tuning(Trainer):
             if not math.isfinite(loss):
                 bad = [number for number, its in zip(self.held_numbers, measured["row_losses"]) if not math.isfinite(its)]
                 raise proposals.not_a_number(self.run, "The held-out loss", step, sorted(set(bad)), True)
-            best = loss < self.best["loss"]
-            self.best = (
-                {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
-            )
-            self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
-            for number, (question, (text, why)) in enumerate(zip(self.questions, told)):
-                prompt = question["messages"][-1]["content"]
-                self.run.log("sample", step=step, number=number, prompt=prompt, text=text, ended=why == "stop")
-            self.seen.evaluation(step, loss)
-            if step:
-                self.control.should_save = True
-                if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:
-                    self.run.log(
-                        "note",
-                        message=f"The held-out loss has not improved in {self.recipe.patience} evaluations, so training "
-                        f"ends early. The version of step {self.best['step']} is kept.",
-                    )
-                    self.control.should_training_stop = True
+            _leaving.hold()
+            self._note(step, loss, told)
+            _leaving.release()
         return {"eval_loss": self.best["loss"]}
 
+    def _note(self, step: int, loss: float, told: list) -> None:
+        """Take over what was measured at a step: its events, the best so far, and whether to go on."""
+        self.measured_at = step
+        best = loss < self.best["loss"]
+        self.best = (
+            {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
+        )
+        self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
+        for number, (question, (text, why)) in enumerate(zip(self.questions, told)):
+            prompt = question["messages"][-1]["content"]
+            self.run.log("sample", step=step, number=number, prompt=prompt, text=text, ended=why == "stop")
+        self.seen.evaluation(step, loss)
+        if not step:
+            return
+        self.control.should_save = True
+        if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:
+            self.run.log(
+                "note",
+                message=f"The held-out loss has not improved in {self.recipe.patience} evaluations, so training "
+                f"ends early. The version of step {self.best['step']} is kept.",
+            )
+            self.control.should_training_stop = self.is_over = True
+
     # Checkpoints ----------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Keep the last whole step before this process ends; the step in progress is dropped."""
+        if self.random is not None and self.state.global_step > self.saved_at:
+            checkpoints.restore_random_state(self.random)
+            self._save_checkpoint(None, None)
+            self.run.log("note", message=f"The machine asked the training to end; step {self.state.global_step} is kept.")
 
     def _save_checkpoint(self, model, trial) -> None:
         self.state.log_history = []
@@ -301,16 +376,17 @@ class Tuning(Trainer):
                 self.optimizer.state_dict(), self.lr_scheduler.state_dict(),
                 {
                     "trainer_state": dataclasses.asdict(self.state),
-                    "tuning": {"best": self.best, "elapsed_s": self.meter.elapsed_s},
+                    "tuning": {"best": self.best, "elapsed_s": self.meter.elapsed_s, "measured_at": self.measured_at},
                     **({"scaler": self.accelerator.scaler.state_dict()} if self.accelerator.scaler else {}),
                 },
             )
             checkpoints.prune(self.run.folder / "checkpoints", self.best["step"])
+            self.saved_at = self.state.global_step
 
     def go_back(self, checkpoint: Path) -> None:
         """Be where a checkpoint is, without going on."""
         self._load_from_checkpoint(checkpoint)
-        self.state.global_step = self.measured_at
+        self.state.global_step = self.saved_at
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         from peft import set_peft_model_state_dict
@@ -319,9 +395,12 @@ class Tuning(Trainer):
         set_peft_model_state_dict(self.model, checkpoints.load_adapter(checkpoint))
         kept = read_json(checkpoint / "tuning.json")
         self.best = kept["best"]
-        self.measured_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
-        self.meter.resume(self.measured_at, kept["elapsed_s"])
-        self.seen.resume(self.measured_at)
+        self.saved_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
+        self.measured_at = kept.get("measured_at", self.saved_at)
+        if self.saved_at <= self.plan.get("longer_from", -1):  # its owner wants more, whatever patience said
+            self.best["worse"] = 0
+        self.meter.resume(self.saved_at, kept["elapsed_s"])
+        self.seen.resume(self.saved_at)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint:
@@ -342,6 +421,9 @@ class _Obey(TrainerCallback):
 
     def __init__(self, run: Run, evaluate_at: list[int]):
         self.run, self.evaluate_at = run, set(evaluate_at)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        _leaving.hold()  # until the step is counted and logged
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_evaluate = state.global_step in self.evaluate_at
@@ -485,18 +567,24 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
 
 def main(run: Run) -> int:
     """Train and put every ending into the folder; the exit code is 0 only when the run is done or stopped."""
-    def on_term(*_):
-        raise SystemExit(143)
-
-    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGTERM, _leaving)
     try:
         train(run)
         return 0
     except UserError as error:
-        write_whole(run.folder / "error.txt", str(error))
-        return 1
+        said = error
+    except OSError as error:  # a log or a file that could not be written
+        said = disk_error(error, run.folder / "events.jsonl")
+        if said is error:
+            raise
     except Exception as error:
         if not rehearsal.is_out_of_memory(error):
             raise
-        write_whole(run.folder / "error.txt", str(proposals.refuse(run, "The run ran out of memory.")))
-        return 1
+        said = proposals.refuse(run, "The run ran out of memory.")
+    for leftover in (*(run.folder / "checkpoints").glob(".tmp-*"), run.folder / ".adapter"):  # room for the words, on a full disk
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        write_whole(run.folder / "error.txt", str(said))
+    except (OSError, UserError):
+        print(said, file=sys.stderr)  # the page's process will find it in the log, or not at all
+    return 1

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
 from tuner import chat, hub, reading, starter
+from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
 from tuner.gate import Gate
@@ -219,12 +220,14 @@ def serve(share: bool = False) -> None:
     if starter.is_installed() and not starter.is_ready():
         # The first look at the demo waits for this; begun now, it is done when the page has been read.
         threading.Thread(target=_prepare_starter, daemon=True).start()
+    threading.Thread(target=runs.take_up, daemon=True).start()
     print(f"Tuner is at http://{host}:{port}", flush=True)
     if share:
         threading.Thread(target=_open_tunnel, args=(host, port), daemon=True).start()
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
     finally:
+        runs.put_down()
         page.worker.close()
 
 

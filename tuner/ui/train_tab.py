@@ -56,6 +56,9 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             its.curve = gr.HTML(drawing.curve([], [], 0), elem_id="curve")
             its.numbers = gr.HTML("", elem_id="numbers")
             its.resume = gr.Button("Resume this run", visible=False, elem_id="resume")
+            with gr.Row(visible=False, elem_id="longer-row") as its.longer_row:
+                its.more = gr.Number(1, label="Epochs more", minimum=0.1, maximum=100, elem_id="more-epochs", min_width=100)
+                its.longer = gr.Button("Train longer", elem_id="longer", min_width=130)
             its.to_chat = gr.Button("Talk to it →", variant="primary", visible=False, elem_id="to-chat")
             gr.HTML("<h3>Watch it learn</h3>")
             its.samples = gr.HTML(drawing.samples([]), elem_id="samples")
@@ -137,7 +140,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
-    view = [its.status, its.curve, its.numbers, its.samples, its.report, its.start, its.stop, its.resume, its.to_chat, its.timer, its.seen]
+    view = [its.status, its.curve, its.numbers, its.samples, its.report, its.start, its.stop, its.resume, its.longer_row, its.to_chat, its.timer, its.seen]
     lists = [its.table, its.chosen]
 
     def view_of(run: runs.Run | None) -> list:
@@ -145,7 +148,7 @@ def wire(its, dataset, talk, tabs) -> None:
         if run is None:
             return [
                 "", drawing.curve([], [], 0), "", drawing.samples([]), "", gr.update(interactive=True, value="Start"),
-                gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
+                gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
             ]
         events, size = run.events()
         state = run.state()
@@ -188,7 +191,8 @@ def wire(its, dataset, talk, tabs) -> None:
         return [
             top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
             gr.update(interactive=not live, value="Training …" if live else "Start"), gr.update(visible=live),
-            gr.update(visible=state in ("interrupted", "failed")), gr.update(visible=state in ("done", "stopped")),
+            gr.update(visible=state in ("interrupted", "failed", "stopped")),
+            gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
             gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{len(told)}",
         ]
 
@@ -395,6 +399,13 @@ def wire(its, dataset, talk, tabs) -> None:
         return [*view_of(run), *lists_of(visitor.owner, run_id)]
 
     @in_words
+    def longer(run_id, more, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        require_machine(visitor)
+        runs.longer(runs.find(visitor.owner, run_id), float(more or 0), visitor.token)
+        return [*view_of(runs.find(visitor.owner, run_id)), *lists_of(visitor.owner, run_id)]
+
+    @in_words
     def reattach(browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
         mine = runs.mine(visitor.owner)
@@ -470,6 +481,7 @@ def wire(its, dataset, talk, tabs) -> None:
     its.timer.tick(poll, [its.run_id, its.seen, *who], [*view, *lists], concurrency_limit=None, trigger_mode="once", **quiet)
     its.stop.click(stop, [its.run_id, *who], view, **quiet)
     its.resume.click(resume, [its.run_id, *who], [*view, *lists], **quiet)
+    its.longer.click(longer, [its.run_id, its.more, *who], [*view, *lists], **quiet)
     its.reattach = dict(fn=reattach, inputs=who, outputs=[its.run_id, *view, *lists], **quiet)
     its.open_run.click(open_run, [its.chosen, *who], [its.run_id, *view, *lists, its.new_title], **quiet)
     renamed = its.rename.click(rename, [its.chosen, its.new_title, its.run_id, *who], lists, **quiet)

@@ -1,0 +1,250 @@
+"""What a run survives: kills at any moment, a SIGTERM, an app that restarts, disks that take no more; and training longer."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_run import adapter_hash, events, losses, notes, small_run
+from tuner import checkpoints, lease, train
+from tuner import run as runs
+from tuner.errors import UserError
+from tuner.home import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_twelve_kills_at_random_moments_change_nothing():
+    done = subprocess.run([sys.executable, "-m", "tests.torture", "--kills", "12", "--seed", "1"], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "12 of 12 resumed" in done.stdout
+
+
+# A SIGTERM ----------------------------------------------------------------------------------------------------------
+
+
+def term_when(patch, owner, name: str, at: int):
+    """Let this process get a SIGTERM just before the `at`-th call of a method."""
+    plain, calls = getattr(owner, name), []
+
+    def asked(*arguments, **named):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments, **named)
+
+    patch.setattr(owner, name, asked)
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """The signal's own answer is put back, and nothing of one test is asked of the next."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train._leaving, "is_asked", False)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    train._leaving.is_held = train._leaving.is_asked = False
+
+
+@pytest.mark.parametrize(
+    "name, at, kept",
+    [("gradients", 5 + 2, 4), ("log", 6, 6), ("_save_checkpoint", 2, 4), ("_note", 3, 4)],
+    ids=["in a step", "while a step is taken over", "while saving", "after measuring"],
+)
+def test_a_sigterm_keeps_the_last_whole_step_and_changes_nothing(base, home, quick, signals, name, at, kept):
+    whole = small_run(base)
+    train.train(whole)
+    run = small_run(base)
+    with pytest.MonkeyPatch.context() as patch:
+        term_when(patch, train.Tuning, name, at)
+        runs.claim(run)
+        with pytest.raises(SystemExit) as end:
+            train.main(run)
+    assert end.value.code == 143 and checkpoints.steps(run.folder / "checkpoints")[-1] == kept
+    train._leaving.is_held = train._leaving.is_asked = False
+    train.train(run)
+    assert losses(run) == losses(whole) and adapter_hash(run.adapter_dir) == adapter_hash(whole.adapter_dir)
+    measured = lambda its: {event["step"]: event["loss"] for event in events(its, "eval")}  # noqa: E731
+    assert measured(run) == measured(whole)
+    first = [event["step"] for event in events(run, "step")]
+    assert first == sorted(set(first)), "a step was done twice"
+
+
+def test_patience_that_ran_out_in_the_last_moment_is_remembered(base, home, quick, signals):
+    """The machine goes away between the last measurement and the end that it decided."""
+    settings = dict(learning_rate=0.5, patience=1, epochs=4.0, evaluations=8)
+    whole = small_run(base, **settings)
+    train.train(whole)
+    assert "training ends early" in notes(whole)
+    stopped_at = losses(whole)
+    run = small_run(base, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        saved = train.Tuning._save_checkpoint
+
+        def gone(self, *_):
+            if self.is_over:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return saved(self, *_)
+
+        patch.setattr(train.Tuning, "_save_checkpoint", gone)
+        runs.claim(run)
+        with pytest.raises(SystemExit):
+            train.main(run)
+    train._leaving.is_held = train._leaving.is_asked = False
+    train.train(run)
+    assert losses(run) == stopped_at and adapter_hash(run.adapter_dir) == adapter_hash(whole.adapter_dir)
+
+
+# The app goes and comes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The runs that are started, instead of starting them."""
+    found = []
+    monkeypatch.setattr(runs, "start", lambda run, token=None: found.append(run.id))
+    return found
+
+
+def gone(run, **files) -> None:
+    """The run as a machine that went away leaves it."""
+    write_json(run.folder / "process.json", {"pid": 2**22 + 5, "started": 0.0})
+    for name in files:
+        (run.folder / name).write_text("asked\n")
+
+
+def test_after_a_restart_runs_go_on_by_themselves_unless_their_owner_stopped_them(base, home, started):
+    first, stopped, second, never, other = (small_run(base, owner=owner) for owner in ("local", "local", "local", "local", "anna"))
+    for run in (first, second, other):
+        gone(run)
+    gone(stopped, stop=True)
+    failed = small_run(base)
+    gone(failed, **{"error.txt": True})
+    live = small_run(base)
+    write_json(live.folder / "process.json", lease.this_process())
+    assert [run.id for run in runs.take_up()] == started
+    assert set(started) == {first.id, second.id, other.id}
+    assert "restarted in the middle" in notes(first) and never.state() == "new" and stopped.state() == "interrupted"
+
+
+def test_a_run_that_gets_no_further_is_not_taken_up_for_ever(base, home, started):
+    run = small_run(base)
+    gone(run)
+    for _ in range(5):
+        runs.take_up()
+    assert len(started) == 3
+    (run.folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)  # it got further after all
+    runs.take_up()
+    assert len(started) == 4
+
+
+def test_an_app_that_ends_lets_its_trainings_keep_their_last_step(base, home, tmp_path):
+    """A child of this process that minds SIGTERM, and one of somebody else's that is let be."""
+    mine, others = small_run(base), small_run(base)
+    mark = tmp_path / "kept"
+    waits = "import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit(143))); print('up', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", waits, str(mark)], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    from tuner import child as children
+
+    write_json(mine.folder / "process.json", children.stamp(child.pid))
+    write_json(others.folder / "process.json", children.stamp(os.getppid()))
+    runs.put_down()
+    assert child.wait(1) == 143 and mark.exists()
+
+
+# Disks that take no more --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code, words", [(errno.ENOSPC, "The disk is full"), (errno.EROFS, "read-only")])
+def test_a_disk_that_takes_no_events_ends_the_run_in_words_and_it_goes_on_later(base, home, quick, code, words):
+    whole = small_run(base)
+    train.train(whole)
+    run = small_run(base)
+    with pytest.MonkeyPatch.context() as patch:
+        plain = runs.Run.log
+
+        def full(self, kind, **fields):
+            if kind == "step" and fields["step"] == 5:
+                raise OSError(code, os.strerror(code))
+            plain(self, kind, **fields)
+
+        patch.setattr(runs.Run, "log", full)
+        runs.claim(run)
+        assert train.main(run) == 1
+    assert words in run.error() and run.state() == "failed"
+    assert checkpoints.newest(run.folder / "checkpoints").name == "checkpoint-4"
+    train._leaving.is_held = False
+    runs.claim(run)
+    assert train.main(run) == 0 and adapter_hash(run.adapter_dir) == adapter_hash(whole.adapter_dir)
+
+
+def test_a_disk_too_full_for_the_words_leaves_the_checkpoint_and_no_traceback(base, home, quick, capsys):
+    run = small_run(base)
+    with pytest.MonkeyPatch.context() as patch:
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(train, "write_whole", full)
+        patch.setattr(checkpoints, "save_file", full)
+        runs.claim(run)
+        assert train.main(run) == 1
+    said = capsys.readouterr().err
+    assert "The disk is full" in said and "Traceback" not in said
+    assert not list((run.folder / "checkpoints").glob(".tmp-*"))
+
+
+# Longer -------------------------------------------------------------------------------------------------------------
+
+
+def train_here(patch) -> None:
+    """What `runs.start` starts, in this process."""
+    def start(run, token=None):
+        runs.claim(run)
+        assert train.main(run) == 0, run.error()
+
+    patch.setattr(runs, "start", start)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_steps": 8}], ids=["epochs", "steps"])
+def test_a_finished_run_is_trained_longer(base, home, quick, settings):
+    run = small_run(base, **settings)
+    train.train(run)
+    before, measured = losses(run), run.read("plan")["evaluated_rows"]
+    train_here(quick)
+    runs.longer(run, 1.0)
+    longer = runs.find(run.owner, run.id)
+    assert longer.recipe.epochs == 3.0 and longer.state() == "done"
+    assert losses(longer)[:8] == before and len(losses(longer)) == 12
+    plan = longer.read("plan")
+    assert plan["steps"] == 12 == plan["evaluate_at"][-1] and plan["evaluated_rows"] == measured
+    assert "12 steps instead of 8" in notes(longer)
+
+
+def test_patience_does_not_end_at_once_what_was_asked_to_go_on(base, home, quick):
+    run = small_run(base, learning_rate=0.5, patience=1, epochs=4.0, evaluations=8)
+    train.train(run)
+    stopped_at = len(losses(run))
+    assert stopped_at < 16
+    train_here(quick)
+    runs.longer(run, 1.0)
+    assert len(losses(runs.find(run.owner, run.id))) > stopped_at
+
+
+def test_what_cannot_be_trained_longer_says_why(base, home):
+    run = small_run(base)
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        runs.longer(run, 1.0)
+    (run.folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    write_json(run.folder / "done", {"state": "done"})
+    with pytest.raises(UserError, match="epochs"):
+        runs.longer(run, -5.0)
+    assert run.state() == "done"  # nothing of it was undone
+    (run.folder / "done").unlink()
+    write_json(run.folder / "process.json", lease.this_process())
+    with pytest.raises(UserError, match="Stop it first"):
+        runs.longer(run, 1.0)

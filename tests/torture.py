@@ -1,0 +1,157 @@
+"""Training is killed at random moments, again and again; each run must end as one that was never killed.
+
+    make torture                                 # 100 kills
+    python -m tests.torture --kills 12 --seed 1
+
+Everything is imported once; each life of a run is a fork of this process, so that a hundred kills take minutes. A quarter
+of them are SIGTERM, which has to keep the last whole step and end within ten seconds; the rest are SIGKILL, which may cost
+one interval between two checkpoints.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.small_run import adapter_hash, events, losses, small_run
+
+TERM_SHARE = 0.25
+TERM_S = 10.0
+
+
+def life(run, log: Path) -> int:
+    """Start or resume the run in a fork; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        with open(log, "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        from tuner import run as runs
+        from tuner import train
+
+        runs.claim(run)
+        code = train.main(run)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(pid: int) -> int | None:
+    """The exit code as a shell tells it, negative for a signal; None while it lives."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    until = time.monotonic() + seconds
+    while (code := ended(pid)) is None and time.monotonic() < until:
+        time.sleep(0.002)
+    return code
+
+
+def result(run) -> tuple:
+    """What must not depend on how often it was killed."""
+    measured = sorted({event["step"]: event["loss"] for event in events(run, "eval")}.items())
+    return adapter_hash(run.adapter_dir), losses(run), measured, run.read("report")["best_step"], run.read("done")
+
+
+def doing(run) -> str:
+    """What a life was at when it ended, for the tally."""
+    if list((run.folder / "checkpoints").glob(".tmp-*")):
+        return "writing a checkpoint"
+    told = [event for event in run.events()[0] if event["kind"] in ("status", "step", "eval", "sample")]
+    last = told[-1] if told else {"kind": "status", "state": "starting"}
+    return last["state"] if last["kind"] == "status" else {"step": "a step", "eval": "evaluating", "sample": "after an evaluation"}[last["kind"]]
+
+
+def last_step(run) -> int:
+    return max((event["step"] for event in events(run, "step")), default=0)
+
+
+def torture(kills: int, seed: int, base: Path, folder: Path) -> list[str]:
+    """So many kills; what went wrong, "" each where nothing did."""
+    chance = random.Random(seed)
+    settings = dict(epochs=4.0, evaluations=5, patience=0)
+    whole = small_run(base, **settings)
+    began = time.monotonic()
+    if code := wait(life(whole, folder / "log.txt"), 300):
+        return [f"The run that nobody killed ended with {code}:\n{(folder / 'log.txt').read_text()[-2000:]}"]
+    took, wanted = time.monotonic() - began, result(whole)
+    plan = whole.read("plan")
+    interval = max(b - a for a, b in zip([0, *plan["evaluate_at"]], plan["evaluate_at"]))
+    print(f"never killed: {took:.1f} s, {plan['steps']} steps, a checkpoint every {interval} at most", flush=True)
+    wrong, tally, done, runs_ended, slowest_term = [], Counter(), 0, 0, 0.0
+    while done < kills:
+        run, code = small_run(base, **settings), None
+        while code != 0:
+            before, first_event = last_step(run), len(run.events()[0])
+            pid = life(run, folder / "log.txt")
+            # A life that goes on from half way is shorter; the last ones of a run end by themselves.
+            code = wait(pid, chance.uniform(0.0, 0.8 * took)) if done < kills else wait(pid, 300)
+            if code is None:
+                how = signal.SIGTERM if chance.random() < TERM_SHARE else signal.SIGKILL
+                os.kill(pid, how)
+                asked = time.monotonic()
+                code = wait(pid, 60)
+                done += 1
+                tally[doing(run)] += 1
+                if how == signal.SIGTERM and code != 0:
+                    slowest_term = max(slowest_term, time.monotonic() - asked)
+                    if code != 143 or time.monotonic() - asked > TERM_S:
+                        wrong.append(f"A SIGTERM ended it with {code} after {time.monotonic() - asked:.1f} s")
+            elif code != 0:
+                wrong.append(f"A resumed run failed with {code}: {run.error() or (folder / 'log.txt').read_text()[-1500:]}")
+                break
+            again = [event["step"] for event in run.events()[0][first_event:] if event["kind"] == "step"]
+            if again and before - (again[0] - 1) > interval:
+                wrong.append(f"After step {before} it went on from {again[0] - 1}, more than {interval} steps back")
+        if code == 0:
+            runs_ended += 1
+            if result(run) != wanted:
+                wrong.append("A run that was killed ended otherwise than the one that was not")
+    print(f"{done} kills over {runs_ended} runs; at: {', '.join(f'{name} {count}' for name, count in tally.most_common())}")
+    print(f"slowest end after a SIGTERM: {slowest_term:.1f} s")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    import gc
+
+    import pytest
+    import torch
+
+    torch.set_num_threads(1)  # a fork takes no threads along
+    from tests.conftest import make_quick
+    from tests.small import small_base
+    from tuner import train  # noqa: F401
+
+    with tempfile.TemporaryDirectory(prefix="tuner-torture-") as folder:
+        os.environ.update(TUNER_HOME=str(Path(folder) / "home"), HF_HUB_OFFLINE="1")
+        make_quick(pytest.MonkeyPatch())
+        base = small_base(Path(folder) / "base")
+        gc.collect()
+        gc.freeze()
+        wrong = torture(asked.kills, asked.seed, base, Path(folder))
+    print("\n".join(wrong) or f"{asked.kills} of {asked.kills} resumed, each run ended bit for bit as the one that was not killed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
