@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from tuner import cost
 from tuner.hardware import CARD_SHARE, CORE_GFLOPS, Hardware
 from tuner.home import private_dir, read_json, tuner_home, write_json
 
@@ -233,7 +234,7 @@ def reach(kind: str = "fast") -> Reach:
         return Reach(device, precision, gflops, 5.0 * cores, 6.0, 9.0, 0.5)
     precision = seen["precision"]
     name = f"{seen['device']}/{precision}/{kind}"
-    runs = [run for run in its.get("runs", ()) if run["kind"] == name][-REMEMBERED:]
+    runs = _taught_by(its, name)
     parts = {part for run in runs for part in run["ratios"]}
     ratios = {part: statistics.median(run["ratios"][part] for run in runs if part in run["ratios"]) for part in parts}
     return Reach(
@@ -245,7 +246,12 @@ def reach(kind: str = "fast") -> Reach:
 def runs_known(kind: str = "fast") -> int:
     """How many finished runs the corrections of `reach` rest on."""
     its, now = known(), reach(kind)
-    return len([run for run in its.get("runs", ()) if run["kind"] == f"{now.device}/{now.precision}/{kind}"][-REMEMBERED:])
+    return len(_taught_by(its, f"{now.device}/{now.precision}/{kind}"))
+
+
+def _taught_by(its: dict, kind: str) -> list[dict]:
+    """The newest finished runs of a kind; those that were quoted by other constants teach nothing about these."""
+    return [run for run in its.get("runs", ()) if run["kind"] == kind and run.get("fitted") == cost.FITTED][-REMEMBERED:]
 
 
 def remember(kind: str, ratios: dict[str, float]) -> None:
@@ -255,7 +261,7 @@ def remember(kind: str, ratios: dict[str, float]) -> None:
         kind: "device/precision/arithmetic", as `reach` looks for it.
     """
     with _kept() as its:
-        its["runs"] = [*its.get("runs", ()), {"kind": kind, "ratios": ratios, "t": round(time.time())}][-3 * REMEMBERED :]
+        its["runs"] = [*its.get("runs", ()), {"kind": kind, "ratios": ratios, "fitted": cost.FITTED, "t": round(time.time())}][-3 * REMEMBERED :]
 
 
 # Measuring --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from tuner.sizes import Sizes
 
 # A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
 EVALUATION_SHARE = 0.1
+# What the report at the end may take: the larger of this share of the run's own time and so many seconds. The losses of all
+# held-out rows are always measured; questions of the probe and answers are fewer where they would not fit.
+REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 # A mean over fewer held-out rows says nothing.
 FEWEST_ROWS = 16
 # Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
@@ -226,6 +229,11 @@ def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> t
             break
     chosen.sort()
     return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)}), chosen
+
+
+def report_budget_s(run_s: float) -> float:
+    """Seconds that the report of a run of so many seconds may take."""
+    return max(REPORT_LEAST_S, REPORT_SHARE * run_s)
 
 
 def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wanted: int) -> tuple[int, int]:

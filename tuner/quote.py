@@ -13,7 +13,10 @@ from tuner.receipt import ENOUGH_AT_ONCE, MOST_HELD_OUT
 from tuner.sizes import Sizes
 
 # Tokens of the fixed prompt's answer after each evaluation, and of the report's answers (tuner/train.py, tuner/report.py).
-SAMPLE_TOKENS, REPORT_TOKENS = 48, 60
+SAMPLE_TOKENS = 48
+# The report: the probe's tokens and how many of them count, answers at once, and how long they get beside the rows' own mean.
+PROBE_TOKENS, PROBE_LEARNED, ANSWERS_AT_ONCE, ANSWER_LONGER = 6_700, 2_900, 8, 2.4
+BATCH_OF_ANSWERS = 1.5  # what a step of eight costs, in steps of one
 # Tokens in one pass forward where nothing is learned (tuner/report.py).
 TOKENS_MEASURED_AT_ONCE = 2048
 
@@ -123,14 +126,19 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     # A tuned model answers about as long as its rows do; the base runs on.
     answered = min(SAMPLE_TOKENS, 1.2 * rows.learned / max(1, len(rows.lengths)))
     encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
+    rest = reach.ratio("rest")
     time = {
         "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
         "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * reach.ratio("train"),
         "training": cost.training_s(recipe, its, plan, work, reach) * reach.ratio("train"),
-        "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * reach.ratio("rest"),
-        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * reach.ratio("rest"),
-        "before and after": (cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) + cost.answer_s(its, 2 * REPORT_TOKENS, reach)) * reach.ratio("rest"),
+        "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * rest,
+        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * rest,
     }
+    both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
+    asked = cost.forward_s(recipe, its, plan, Work(2 * PROBE_TOKENS, 2 * PROBE_LEARNED, 2 * PROBE_TOKENS * 25, 980, 2 * PROBE_TOKENS / TOKENS_MEASURED_AT_ONCE, 0), reach) * rest
+    longest = min(256.0, max(32.0, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
+    told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / ANSWERS_AT_ONCE), reach) * BATCH_OF_ANSWERS * rest
+    time["before and after"] = max(both + 0.25 * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib)
     if "files being read" in memory:  # only as much of them is held as there is room for
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))

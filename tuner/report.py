@@ -15,9 +15,6 @@ from tuner.home import write_json
 
 # Nats a token, on each row: what is less is bf16's rounding.
 NOTHING = 1e-4
-# What a report may take: the larger of this share of the run's own time and so many seconds. The losses of all held-out
-# rows are always measured; questions of the probe and answers are fewer where they would not fit.
-SHARE_OF_RUN, LEAST_S = 0.25, 60.0
 # The least of the probe that still says something.
 LEAST_PROBE = 0.25
 # The longest answer, and how it is fitted to the rows' own: half as long again as nearly all of them.
@@ -71,11 +68,6 @@ def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048, hits: bool 
     return found
 
 
-def budget_s(run_s: float) -> float:
-    """Seconds that the report of a run of so many seconds may take."""
-    return max(LEAST_S, SHARE_OF_RUN * run_s)
-
-
 def make(
     run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int, seconds: float = math.inf, repeat: dict | None = None,
     on_status=lambda words: None,
@@ -83,7 +75,7 @@ def make(
     """The report of a PeftModel against its own base, on all held-out rows.
 
     Args:
-        seconds: see `budget_s`; where they do not suffice, fewer rows are answered, the same ones for the same seed.
+        seconds: see `plan.report_budget_s`; where they do not suffice, fewer rows are answered, the same ones for the same seed.
         repeat: an earlier report of the same run, whose amount of work is done again whatever time it takes.
         on_status: called with words as it goes on.
 

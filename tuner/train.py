@@ -550,7 +550,7 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     os.rename(partial, run.adapter_dir)
     model.eval()
     made = report.make(
-        run, plan, model, tokenizer, held_rows, held_set, best_step, report.budget_s(trainer.meter.elapsed_s),
+        run, plan, model, tokenizer, held_rows, held_set, best_step, plans.report_budget_s(trainer.meter.elapsed_s),
         on_status=lambda words: run.log("status", state="checking", message=words),
     )
     write_json(run.folder / "report.json", made)
