@@ -23,6 +23,8 @@ demo: $(VENV)/.app
 test: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q
+	@# Once more as on a processor without bf16, where training computes in fp32.
+	ONEDNN_MAX_CPU_ISA=AVX2 TUNER_NATIVE=0 $(PY) -m pytest -q tests/test_fast.py tests/test_models.py
 
 torture: $(VENV)/.dev
 	@$(PY) -m tests.torture
