@@ -80,11 +80,27 @@ def test_what_is_not_a_number_stays_so(passes):
         assert passes.norm(bad, torch.ones(64), 1e-5, True)[0][1].isnan().all()
         assert passes.gate(bad, bad, "silu")[1, 3].isnan()
         assert passes.cross_entropy(bad.clone(), torch.zeros(4, dtype=torch.long))[1].isnan()
-    if passes.has_attention:
+    if passes.has_pairs:
         q = random(20, 64, dtype=torch.bfloat16)
         q[7, 3] = math.nan
         told, _ = passes.attention(q, random(20, 64, dtype=torch.bfloat16), random(20, 64, dtype=torch.bfloat16), torch.tensor([0, 20]), 1, 1, 0.1, 0)
         assert told[7].isnan().all() and not told[6].isnan().any()
+
+
+@pytest.mark.parametrize("rows, width, rank", [(1, 16, 16), (37, 576, 16), (200, 64, 48), (64, 192, 32)])
+def test_thin_products(passes, rows, width, rank):
+    dtype = torch.bfloat16
+    x, w, thin = random(rows, width, dtype=dtype), random(width, rank, dtype=dtype, seed=1), random(rows, 2 * rank, dtype=dtype, seed=2)
+    if not passes.takes_thin(x, rank):
+        pytest.skip("this processor has no bf16 dot products")
+    out = torch.full((rows, 2 * rank), 7.0, dtype=dtype)
+    passes.thin_rows(x, w, out[:, rank:])
+    assert_near(out[:, rank:], x.float() @ w.float(), dtype)
+    assert (out[:, :rank] == 7).all()  # its neighbour's
+    wanted = 0.5 * x.float().t() @ thin[:, rank:].float()
+    assert_near(passes.thin_sum(x, thin[:, rank:], 0.5), wanted, torch.float32)
+    assert_near(passes.thin_sum(x, thin[:, rank:], 0.5, by_rank=True), wanted.t(), torch.float32)
+    assert not passes.takes_thin(x, rank + 8) and not passes.takes_thin(x.float(), rank)
 
 
 # Attention ----------------------------------------------------------------------------------------------------------
@@ -139,7 +155,8 @@ def test_threads_change_no_bit(passes):
         torch.set_num_threads(threads)
         try:
             its = [passes.norm(q, torch.ones(6 * width), 1e-5, True)[0], passes.gate(q, q, "silu"), passes.softmax(q.float()[:, :300].contiguous(), 1, 299, 0, 0.1)]
-            if passes.has_attention:
+            if passes.has_pairs:
+                its.append(passes.thin_sum(q, k[:, :16]))
                 told, lse = passes.attention(q, k, v, starts, 6, 2, 0.1, 0)
                 its += [told, lse, *passes.attention_back(q, k, v, d, lse, starts, 6, 2, 0.1, 0)]
         finally:

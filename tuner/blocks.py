@@ -134,19 +134,19 @@ class Linear:
         return ""
 
 
-def project(x: torch.Tensor, into: list[Linear]) -> list[torch.Tensor]:
+def project(x: torch.Tensor, into: list[Linear], passes: native.Native | None = None) -> list[torch.Tensor]:
     """x W^T + b + s (x A^T) B^T for each layer, (N, D_in) -> (N, D_out); x is not normed here."""
-    return list(_Project.apply(x, None, into, *_weights(into)))
+    return list(_Project.apply(x, None, into, passes, *_weights(into)))
 
 
 def norm_project(x: torch.Tensor, norm: Norm, into: list[Linear]) -> list[torch.Tensor]:
     """`project` of the normed rows; only x itself and each row's 1 / rms are kept."""
-    return list(_Project.apply(x, norm, into, *_weights(into)))
+    return list(_Project.apply(x, norm, into, norm.passes, *_weights(into)))
 
 
-def project_add(x: torch.Tensor, residual: torch.Tensor, into: Linear) -> torch.Tensor:
+def project_add(x: torch.Tensor, residual: torch.Tensor, into: Linear, passes: native.Native | None = None) -> torch.Tensor:
     """residual + `project`, without a pass of its own for the sum."""
-    return _ProjectAdd.apply(x, residual, into, *_weights([into]))
+    return _ProjectAdd.apply(x, residual, into, passes, *_weights([into]))
 
 
 def mlp(x: torch.Tensor, norm: Norm, gate: Linear, up: Linear, down: Linear, act: str, add: bool) -> torch.Tensor:
@@ -172,7 +172,8 @@ def _weights(layers: list[Linear]) -> list[torch.Tensor]:
 class _Thin:
     """The LoRA side of several layers that read the same rows: one product for all A, one for each B."""
 
-    def __init__(self, layers: list[Linear], dtype: torch.dtype):
+    def __init__(self, layers: list[Linear], dtype: torch.dtype, passes: native.Native | None = None):
+        self.passes = passes
         self.loras = [layer.lora() for layer in layers]
         with_lora = [its for its in self.loras if its is not None]
         self.down = torch.cat([a for a, _, _ in with_lora]).to(dtype) if with_lora else None  # (sum R, D_in)
@@ -210,11 +211,20 @@ class _Thin:
                 d_ups.append(None)
                 continue
             where = self.slices[index]
-            d_thin[:, where] = d_out @ self.ups[index]
-            d_ups.append((d_out.t() @ thin[:, where]).to(its[1].dtype).mul_(its[2]))
+            if self.passes and self.passes.takes_thin(d_out, its[0].shape[0]):
+                d_out = d_out.contiguous()
+                self.passes.thin_rows(d_out, self.ups[index], d_thin[:, where])
+                d_ups.append(self.passes.thin_sum(d_out, thin[:, where], its[2]))
+            else:
+                d_thin[:, where] = d_out @ self.ups[index]
+                d_ups.append((d_out.t() @ thin[:, where]).to(its[1].dtype).mul_(its[2]))
         if d_x is not None:
             d_x.addmm_(d_thin, self.down)
-        d_down = d_thin.t() @ rows()
+        read = rows()
+        if self.passes and self.passes.takes_thin(read, d_thin.shape[1]):
+            d_down = self.passes.thin_sum(read.contiguous(), d_thin, by_rank=True)
+        else:
+            d_down = d_thin.t() @ read
         found = []
         for index, its in enumerate(self.loras):
             if its is not None:
@@ -232,8 +242,8 @@ def _d_wide(d_outs: list[torch.Tensor], layers: list[Linear]) -> torch.Tensor:
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, norm, layers, *weights):
-        thin_side = _Thin(layers, x.dtype)
+    def forward(ctx, x, norm, layers, passes, *weights):
+        thin_side = _Thin(layers, x.dtype, passes)
         rows, inverse = (x, None) if norm is None else norm.forward(x)
         thin = thin_side.rows(rows)
         outs = [thin_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate(layers)]
@@ -249,13 +259,13 @@ class _Project(torch.autograd.Function):
         d_weights = ctx.thin_side.backward(d_outs, thin, d_rows, rows)
         if d_rows is not None and ctx.norm is not None:
             d_rows = ctx.norm.backward(d_rows, x, inverse)
-        return d_rows, None, None, *d_weights
+        return d_rows, None, None, None, *d_weights
 
 
 class _ProjectAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, layer, *weights):
-        thin_side = _Thin([layer], x.dtype)
+    def forward(ctx, x, residual, layer, passes, *weights):
+        thin_side = _Thin([layer], x.dtype, passes)
         thin = thin_side.rows(x)
         out = layer.rows_added(x, residual)
         ctx.save_for_backward(x, thin)
@@ -267,7 +277,7 @@ class _ProjectAdd(torch.autograd.Function):
         x, thin = ctx.saved_tensors
         d_x = ctx.layer.back(d_out)
         d_weights = ctx.thin_side.backward([d_out], thin, d_x, lambda: x)
-        return d_x, d_out, None, *d_weights
+        return d_x, d_out, None, None, *d_weights
 
 
 _ACT = {"silu": F.silu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")}
@@ -282,7 +292,7 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm, layers, act, add, *weights):
         gate, up, down = layers
-        wide_side, thin_side = _Thin([gate, up], x.dtype), _Thin([down], x.dtype)
+        wide_side, thin_side = _Thin([gate, up], x.dtype, norm.passes), _Thin([down], x.dtype, norm.passes)
         rows, inverse = norm.forward(x)
         thin = wide_side.rows(rows)
         gated, upper = (wide_side.add(layer.rows_through(rows), thin, index) for index, layer in enumerate((gate, up)))

@@ -171,9 +171,9 @@ class Layer:
             q, k = (blocks.norm_rows(its.reshape(-1, norm.weight.shape[0]), norm).view(its.shape) for its, norm in ((q, self.q_norm), (k, self.k_norm)))
         told = attention.attend(q, k, v, laid, tables.get(self.turns), self.kind)
         if self.after_attention is None:
-            x = blocks.project_add(told, x, self.o)
+            x = blocks.project_add(told, x, self.o, self.kind.passes)
             return blocks.mlp(x, self.before_mlp, self.gate, self.up, self.down, self.act, add=True)
-        x = x + blocks.norm_rows(blocks.project(told, [self.o])[0], self.after_attention)
+        x = x + blocks.norm_rows(blocks.project(told, [self.o], self.kind.passes)[0], self.after_attention)
         return x + blocks.norm_rows(blocks.mlp(x, self.before_mlp, self.gate, self.up, self.down, self.act, add=False), self.after_mlp)
 
 

@@ -14,7 +14,8 @@ import torch
 
 from tuner.home import private_dir, tuner_home
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_attention.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_attention.c", "native_thin.c")]
+HEADER = Path(__file__).with_name("native_bf16.h")
 _OPTIONS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 _COMPILE_S = 60
 # As in native.c.
@@ -25,9 +26,10 @@ _SIGNATURES = {
     "norm": "ppppnnfiii", "norm_back": "ppppppnni", "gate": "pppnii", "gate_back": "pppnii", "spread": "pppppnnnnii",
     "gather": "pppppnnnni", "turn": "pppppnnnii", "sum_heads": "pppppnnnni", "softmax": "pnnnnnfi", "softmax_back": "ppnnnnnfi", "cross_entropy": "pppnni",
 }
-_ATTENTION = {"attention": "ppppppnnnnfni", "attention_back": "pppppppppnnnnfni"}
-# Dims of a head that native_attention.c takes: whole products of four registers.
-_HEAD_STEP = 64
+# In bf16 alone, and only where the processor multiplies it in pairs.
+_PAIRS = {"attention": "ppppppnnnnfni", "attention_back": "pppppppppnnnnfni", "thin_rows": "pppnnnni", "thin_sum": "pppnnnnfii"}
+# Dims of a head that native_attention.c takes: whole products of four registers. Ranks and widths that native_thin.c takes.
+_HEAD_STEP, _RANK_STEP = 64, 16
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
 
 
@@ -49,7 +51,7 @@ def _library() -> Path:
     Raises:
         OSError, subprocess.SubprocessError: no compiler, or one that fails.
     """
-    known = [*(source.read_text("utf-8") for source in SOURCES), _processor(), torch.__version__, *_OPTIONS]
+    known = [*(source.read_text("utf-8") for source in (*SOURCES, HEADER)), _processor(), torch.__version__, *_OPTIONS]
     key = hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
     folder = private_dir(tuner_home() / "native")
     path = folder / f"{key}.so"
@@ -110,20 +112,35 @@ class Native:
                 function = getattr(library, name + suffix)
                 function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
                 self._functions[name + suffix] = function
-        for name, signature in _ATTENTION.items():
+        for name, signature in _PAIRS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
             self._functions[name] = function
-        self.has_attention = bool(library.attention_here())
+        self.has_pairs = bool(library.pairs_here())
 
     def _call(self, name: str, dtype: torch.dtype | None, *arguments) -> None:
         self._functions[name + (_SUFFIX[dtype] if dtype else "")](
             *(its.data_ptr() if isinstance(its, torch.Tensor) else its for its in arguments), torch.get_num_threads()
         )
 
+    def takes_thin(self, x: torch.Tensor, rank: int) -> bool:
+        """Whether `thin_rows` and `thin_sum` are here for rows like these and this rank."""
+        return self.has_pairs and x.dtype == torch.bfloat16 and x.shape[1] % _RANK_STEP == 0 and rank % _RANK_STEP == 0
+
+    def thin_rows(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> None:
+        """out = x w: (N, D) by (D, R) into (N, R), whose rows may stand apart."""
+        self._call("thin_rows", None, x, w, out, *x.shape, w.shape[1], out.stride(0))
+
+    def thin_sum(self, x: torch.Tensor, thin: torch.Tensor, factor: float = 1.0, by_rank: bool = False) -> torch.Tensor:
+        """x^T thin times the factor: (N, D) by (N, R), whose rows may stand apart, -> (D, R) fp32, or (R, D) if `by_rank`."""
+        rank = thin.shape[1]
+        out = x.new_empty((rank, x.shape[1]) if by_rank else (x.shape[1], rank), dtype=torch.float32)
+        self._call("thin_sum", None, x, thin, out, *x.shape, rank, thin.stride(0), factor, by_rank)
+        return out
+
     def attends(self, dtype: torch.dtype, width: int) -> bool:
         """Whether `attention` is here for heads of this width."""
-        return self.has_attention and dtype == torch.bfloat16 and width % _HEAD_STEP == 0
+        return self.has_pairs and dtype == torch.bfloat16 and width % _HEAD_STEP == 0
 
     def norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float, twice: bool, inverse: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of (N, D) over their rms, times the fp32 scale; and each row's 1 / rms, (N, 1) fp32, made unless given.
@@ -184,13 +201,15 @@ class Native:
             q: (N, heads * D), turned; k, v: (N, kv_heads * D).
             starts: (rows + 1,) where each row begins; what stands after the last is 0.
         """
-        out, lse = torch.zeros_like(q), q.new_zeros(len(q), heads, dtype=torch.float32)
+        out, lse = torch.empty_like(q), q.new_empty(len(q), heads, dtype=torch.float32)
+        out[int(starts[-1]) :] = 0
         self._call("attention", None, q, k, v, out, lse, starts, len(starts) - 1, heads, kv_heads, q.shape[1] // heads, scaling, window)
         return out, lse
 
     def attention_back(self, q, k, v, d_out: torch.Tensor, lse: torch.Tensor, starts: torch.Tensor, heads: int, kv_heads: int, scaling: float, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The gradients: of q like q; of k and v head by head, (N, heads * D) fp32, for `sum_heads`."""
-        d_q, d_k, d_v = torch.zeros_like(q), *(q.new_empty(q.shape, dtype=torch.float32) for _ in range(2))
+        d_q, d_k, d_v = torch.empty_like(q), *(q.new_empty(q.shape, dtype=torch.float32) for _ in range(2))
+        d_q[int(starts[-1]) :] = 0
         self._call(
             "attention_back", None, q, k, v, d_out.contiguous(), lse, d_q, d_k, d_v, starts, len(starts) - 1, heads, kv_heads,
             q.shape[1] // heads, scaling, window,

@@ -1,6 +1,6 @@
 /* Causal softmax attention of rows laid end to end, each with itself alone, in bf16 with fp32 sums.
 
-   For processors with AVX-512 BF16; elsewhere `attention_here` is 0 and the plain products do it. Nothing of the size
+   For processors with AVX-512 BF16; elsewhere `pairs_here` is 0 and the plain products do it. Nothing of the size
    T x T leaves the cache: a few queries at a time see all their keys at once, so that no rescaling is needed. The backward
    pass makes the probabilities again from each query's log of the sum of exponentials.
 
@@ -8,39 +8,25 @@
    by dims   [group of 16 rows][pair of dims][16 rows]     where sums run over dims (queries with keys);
    by rows   [pair of rows][all dims]                      where sums run over rows (probabilities with values).
 
-   Sequences of work are (row of the batch, head), shared among threads; each gives the same bits wherever it runs. */
-
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+   Pieces of work are (row of the batch, head), shared among threads; each gives the same bits wherever it runs. */
 
 #ifndef __AVX512BF16__
 
-int attention_here(void) { return 0; }
+int pairs_here(void) { return 0; }
 void attention(void) {}
 void attention_back(void) {}
 
 #else
 
-#include <immintrin.h>
+#include <math.h>
 
-#define LANES 16
+#include "native_bf16.h"
+
 #define WIDE 64     /* dims that a product takes at once: four registers */
 #define QUERIES 16  /* queries at once */
 #define SCORES 8    /* of these, rows of scores in registers */
 
-typedef uint16_t bf16;
-
-int attention_here(void) { return 1; }
-
-static inline __m512 dot(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-static inline __m512i widen(const bf16 *x) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)); }
-static inline __m512i narrow(__m512 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
-static inline __m512i pairs(__m512i low, __m512i high) { return _mm512_or_si512(low, _mm512_slli_epi32(high, 16)); }
-static inline void store(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
-static inline long up(long x, long step) { return (x + step - 1) / step * step; }
-static inline long least(long a, long b) { return a < b ? a : b; }
+int pairs_here(void) { return 1; }
 
 /* e^x for x <= 0, to 2e-7 of it; 0 far below. */
 static inline __m512 exponential(__m512 x) {
@@ -65,15 +51,6 @@ static void pack_by_dims(const bf16 *x, long stride, long count, long d, int32_t
             _mm512_store_si512(out + (group * d / 2 + pair) * LANES,
                                _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), real, lane, x + group * LANES * stride + 2 * pair, 1));
     }
-}
-
-static void pack_by_rows(const bf16 *x, long stride, long count, long padded, long d, int32_t *out) {
-    for (long pair = 0; pair < padded / 2; pair++)
-        for (long i = 0; i < d; i += LANES) {
-            __m512i low = 2 * pair < count ? widen(x + 2 * pair * stride + i) : _mm512_setzero_si512();
-            __m512i high = 2 * pair + 1 < count ? widen(x + (2 * pair + 1) * stride + i) : _mm512_setzero_si512();
-            _mm512_store_si512(out + pair * d + i, pairs(low, high));
-        }
 }
 
 /* scores[SCORES][wide] = x of SCORES rows (pointers) with keys packed by dims, groups [from, to). */
@@ -164,8 +141,6 @@ static inline __mmask16 seen(long query, long key, long window) {
     __mmask16 far = first <= 0 ? 0 : first >= LANES ? 0xffff : (1u << first) - 1;
     return below & ~far;
 }
-
-static void *room(long bytes) { return aligned_alloc(64, up(bytes, 64)); }
 
 /* q, out: (n, heads, d); k, v: (n, kv_heads, d); lse: (n, heads) fp32. Row r is the tokens [starts[r], starts[r + 1]). */
 void attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *lse, const long *starts, long rows, long heads, long kv_heads, long d,
