@@ -2,7 +2,8 @@
 # make bench: speed, memory and loss of training against TRL and the plain Trainer (under half an hour).
 # make bench-chat: what an answer costs (minutes). make bench-page: how quick the page stays beside a training.
 # make bench-quote: what runs were said to need, and what they took (about twenty minutes).
-# make torture: a hundred kills at random moments; each run must end as one that was never killed.
+# make torture: a hundred kills at random moments; each run must end as one that was never killed. And each request of a
+# push broken in every way.
 # make bench-data: what large datasets cost (a quarter of an hour).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -28,6 +29,7 @@ test: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	@$(PY) -m tests.torture
+	TUNER_TORTURE=1 $(PY) -m pytest -q tests/test_publish.py
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -229,6 +229,7 @@ def test_push_publishes_and_verifies(tuner, trained, hub):
     code, out, _ = tuner("push", trained["run"], "alice/animals")
     assert code == 0 and out == f"Published privately and verified: {hub.url}/alice/animals\n"
     assert len(hub.repos["model", "alice/animals"].commits) == 2
+    assert re.search(r"small probe, \d+ items by log-likelihood", hub.repos["model", "alice/animals"].files["README.md"].decode())
     code, _, err = tuner("push", trained["run"], "bob/animals")
     assert code == 1 and "'bob' is not the account you are logged in with (alice)" in err
 

@@ -236,7 +236,7 @@ def test_the_main_job(app, hub, browser):
     page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Chat")
     page.get_by_text("Publish to the Hugging Face Hub").click()
-    page.wait_for_function("document.querySelector('#pushed').innerText.includes('Published and verified')", timeout=240_000)
+    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/headline-tuner"]
     assert repo.private and b"In 1 blind comparison" in repo.files["README.md"]
     assert set(repo.files) - {".gitattributes"} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"}
@@ -244,7 +244,7 @@ def test_the_main_job(app, hub, browser):
     link = page.get_attribute("#share-link", "href")
     assert link == f"{app.url}/?adapter=alice/headline-tuner"
     page.click("#make-public")
-    page.wait_for_function("document.querySelector('#pushed').innerText.includes('anybody')")
+    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('anybody')")
     assert not repo.private
     picture(page, "published-light")
 
@@ -402,7 +402,7 @@ def test_a_learning_rate_is_found_before_a_run(app, browser):
     page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Fine-tune")
     page.get_by_text("Try before you train").click()
-    page.wait_for_function("document.querySelector('#trial-quote').innerText.includes('Learning-rate finder about')")
+    page.wait_for_function("document.querySelector('#trial-quote')?.innerText?.includes('Learning-rate finder about')")
     page.click("#try-rate")
     page.wait_for_selector("#trial .chart polyline", timeout=90_000)
     page.reload()

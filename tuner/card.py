@@ -36,7 +36,7 @@ A LoRA adapter for [{{ base }}](https://huggingface.co/{{ base }}), tuned with Q
 {%- endfor %}
 
 The held-out rows ({{ report.held_out_tokens }} learned tokens) were not trained on. Intervals are paired bootstraps over rows. General questions \
-and texts are Tuner's own small probe, {{ report.probe.items }} items by log-likelihood; it shows what was forgotten, not how able a model is. \
+and texts are Tuner's own small probe, {{ report.probe['items'] }} items by log-likelihood; it shows what was forgotten, not how able a model is. \
 The version of step {{ report.best_step }} of {{ plan.steps }} is the one published. The training loss went from \
 {{ "%.3f" | format(first_loss) }} to {{ "%.3f" | format(last_loss) }}.
 {% if blind %}

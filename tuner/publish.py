@@ -345,11 +345,13 @@ def _sha256(content: bytes | Path) -> str:
 def _require_ours(repo_id: str, run_id: str, token: str) -> None:
     """Refuse a repository that holds anything but this run's adapter; one that is empty or not there is fine."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     with hub.in_words(repo_id, True):
-        if not HfApi().repo_exists(repo_id, token=token):
+        try:  # `repo_exists` would wait for ever where no answer comes
+            held = {its.rfilename for its in HfApi().model_info(repo_id, token=token, timeout=hub.TIMEOUT_S).siblings}
+        except RepositoryNotFoundError:
             return
-        held = set(HfApi().list_repo_files(repo_id, token=token))
         ours = bool(run_id) and "tuner.json" in held and _run_in(repo_id, token) == run_id
     if held - {".gitattributes", "README.md"} and not ours:
         raise UserError(f"{repo_id} exists already and holds something else. Choose another name; nothing was changed.")

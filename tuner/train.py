@@ -219,10 +219,10 @@ class Tuning(Trainer):
             remove_unused_columns=False,
             label_names=["labels"],
         )
-        trained = [its for its in model.parameters() if its.requires_grad]
+        self.trained = [its for its in model.parameters() if its.requires_grad]
 
         def forget_gradients(set_to_none: bool = True) -> None:
-            for its in trained:
+            for its in self.trained:
                 its.grad = None
 
         model.zero_grad = forget_gradients  # the model's own walks every module, at each step
@@ -273,7 +273,8 @@ class Tuning(Trainer):
         return total
 
     def _clip_grad_norm(self, model):
-        norm = super()._clip_grad_norm(model)
+        # The Trainer's own walks every module twice to find them.
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
         scaler = self.accelerator.scaler
         # In 16-bit floats the scaler begins too high on purpose: it skips such a step and lowers itself, until it cannot.
         if not math.isfinite(float(norm)) and (scaler is None or scaler.get_scale() <= 1):

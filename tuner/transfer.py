@@ -82,8 +82,15 @@ def _client():
 
     client = default_client_factory()
     client.timeout = httpx2.Timeout(ANSWER_S, connect=CONNECT_S)
-    client.event_hooks = {"request": [*client.event_hooks["request"], _count], "response": [_refuse_long_pause]}
+    client.event_hooks = {"request": [*client.event_hooks["request"], _bound, _count], "response": [_refuse_long_pause]}
     return client
+
+
+def _bound(request) -> None:
+    """No request waits for ever: huggingface_hub passes "no limit" for some of them, which overrides the client's own."""
+    limits = request.extensions.get("timeout") or {}
+    own = {"connect": CONNECT_S, "read": ANSWER_S, "write": ANSWER_S, "pool": CONNECT_S}
+    request.extensions["timeout"] = {name: seconds if limits.get(name) is None else limits[name] for name, seconds in own.items()}
 
 
 def _refuse_long_pause(response) -> None:
