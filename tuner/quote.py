@@ -49,14 +49,16 @@ KEPT_ROWS = 256
 
 def summed_up(rows: Rows) -> dict:
     """The rows as few evenly chosen ones, as JSON, for a quote of the same run later."""
-    def chosen(lengths: plans.Lengths) -> list[int]:
-        places = np.linspace(0, len(lengths) - 1, min(len(lengths), KEPT_ROWS)).round().astype(int)
+    def chosen(lengths: plans.Lengths, most: int) -> list[int]:
+        places = np.linspace(0, len(lengths) - 1, min(len(lengths), most)).round().astype(int)
         return np.sort(lengths.tokens)[places].tolist()
 
-    few = chosen(rows.lengths)
+    few = chosen(rows.lengths, KEPT_ROWS)
+    scale = rows.count / len(few)
+    held = max(1, round(len(rows.held) * rows.scale / scale))  # each of them is to stand for as many as each of the others
     return {
-        "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held),
-        "scale": rows.count / len(few),
+        "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held, held),
+        "scale": scale,
     }
 
 
