@@ -199,6 +199,12 @@ def test_the_plan_brings_the_same_path_back(model):
     assert fast.Path(model, 0, first.plan).plan == first.plan and not first.plan["slices"]
 
 
+def test_a_base_in_4_bits_takes_the_compiled_code_too(base):
+    """Its own weights are bytes; what is computed with them is bf16."""
+    path = fast.Path(tuned(base, "bfloat16", "nf4"), 0)
+    assert path.decoder.layers[0].gate.is_4bit and path.plan["passes"] == (fast.native.load() is not None)
+
+
 def test_a_plan_from_before_compiled_code_goes_on_without_it_and_a_lost_one_is_told(model, monkeypatch):
     old = {name: on for name, on in fast.Path(model, 0).plan.items() if name not in ("passes", "whole")}
     path = fast.Path(model, 0, old)

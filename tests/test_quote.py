@@ -10,7 +10,7 @@ import torch
 from tests.small import small_base
 from tests.small_run import events, small_run
 from tests.test_models import FAMILIES
-from tuner import cost, hardware, machine, models, quote, rehearsal, sizes, train
+from tuner import cost, encode, hardware, machine, models, probe, quote, rehearsal, sizes, starter, train
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
@@ -95,6 +95,14 @@ def test_more_asked_for_needs_more(its):
     assert usual.dollars == pytest.approx(usual.seconds / 3600 * 0.6)
     # Layers that dropout keeps from our own arithmetic keep more.
     assert quoted(its, rows_of((3000,) * 200), lora_dropout=0.1).memory["activations"] > quoted(its, rows_of((3000,) * 200)).memory["activations"]
+
+
+def test_the_probe_is_quoted_as_long_as_it_is():
+    if not starter.is_installed():
+        pytest.skip("the starter model's package is not installed")
+    rows = probe.rows(list(probe.items()), encode.load_tokenizer(str(starter.prepare())))
+    lengths = [len(row.ids) for row in rows]
+    assert quote.PROBE == {"tokens": sum(lengths), "learned": sum(row.learned for row in rows), "squares": sum(length**2 for length in lengths), "rows": len(rows)}
 
 
 def test_rows_of_which_only_some_are_known_are_quoted_as_all(its):

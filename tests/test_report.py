@@ -182,7 +182,7 @@ def test_a_short_budget_leaves_fewer_answers_the_same_ones_and_says_so(many, mon
     run, whole = many[0], report.make(*many)
     assert whole["answers"]["asked"] == whole["answers"]["of"] == 40 and not any("were answered" in its for its in whole["says"])
     none = report.make(*many, seconds=0)
-    assert none["answers"]["asked"] == 0 and none["answers"]["short"] is None and none["probe"]["share"] == report.LEAST_PROBE
+    assert none["answers"]["asked"] == 0 and none["answers"]["short"] is None and none["probe"]["share"] == plans.LEAST_PROBE
     assert {name: none[name] for name in ("base", "tuned", "difference")} == {name: whole[name] for name in ("base", "tuned", "difference")}
     assert all(its["tuned"]["text"] is None for its in none["rows"]["improved"])
     assert any("0 of 40 held-out rows were answered" in its for its in none["says"])
@@ -213,10 +213,10 @@ def test_the_budget_is_a_quarter_of_the_run_or_a_minute(run_s, wanted):
 def test_the_longest_answer_fits_the_rows(base, monkeypatch):
     tokenizer = encode.load_tokenizer(str(base))
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    assert report._longest(["yes"] * 10, tokenizer) == report.FEWEST_TOKENS and report._longest(["", ""], tokenizer) == report.TEXT_TOKENS
+    assert report._longest(["yes"] * 10, tokenizer) == plans.FEWEST_ANSWER_TOKENS and report._longest(["", ""], tokenizer) == report.TEXT_TOKENS
     text = "a long answer with many words in it, again and again and once more"
-    assert report._longest([text] * 10, tokenizer) == max(report.FEWEST_TOKENS, math.ceil(1.5 * count(text)))
-    assert report._longest([text * 40], tokenizer) == report.ANSWER_TOKENS
+    assert report._longest([text] * 10, tokenizer) == max(plans.FEWEST_ANSWER_TOKENS, math.ceil(1.5 * count(text)))
+    assert report._longest([text * 40], tokenizer) == plans.MOST_ANSWER_TOKENS
 
 
 def test_plain_texts_are_measured_and_answered_too(base, home, quick):

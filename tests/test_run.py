@@ -152,7 +152,7 @@ def test_another_owner_s_dataset_makes_no_run(home):
 
 def test_a_run_s_folder_is_for_its_account_alone(home):
     run = new_run()
-    assert run.folder.stat().st_mode & 0o777 == 0o700 and runs.runs_dir("anna").stat().st_mode & 0o777 == 0o700
+    assert run.folder.stat().st_mode & 0o777 == 0o700 and runs.Run.place_of("anna").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_run_is_renamed(home):

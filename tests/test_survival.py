@@ -99,6 +99,22 @@ def test_patience_that_ran_out_in_the_last_moment_is_remembered(base, home, quic
     assert losses(run) == stopped_at and adapter_hash(run.adapter_dir) == adapter_hash(whole.adapter_dir)
 
 
+def test_a_run_killed_in_its_report_after_patience_ran_out_takes_no_further_step(base, home, quick):
+    settings = dict(learning_rate=5e-2, patience=1, epochs=8.0, evaluations=16)
+    run = small_run(base, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        def gone(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(train.report, "make", gone)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run)
+    assert "training ends early" in notes(run)
+    before = losses(run)
+    train.train(run)
+    assert losses(run) == before and run.read("done")["state"] == "done"
+
+
 # The app goes and comes ---------------------------------------------------------------------------------------------
 
 
@@ -131,6 +147,15 @@ def test_after_a_restart_runs_go_on_by_themselves_unless_their_owner_stopped_the
     assert "restarted in the middle" in notes(first) and never.state() == "new" and stopped.state() == "interrupted"
 
 
+def test_a_damaged_run_keeps_no_other_from_being_taken_up(base, home, started):
+    first, second = small_run(base), small_run(base)
+    for run in (first, second):
+        gone(run)
+    (first.folder / "process.json").write_text("{")
+    runs.take_up()
+    assert started == [second.id]
+
+
 def test_a_run_that_gets_no_further_is_not_taken_up_for_ever(base, home, started):
     run = small_run(base)
     gone(run)
@@ -142,19 +167,24 @@ def test_a_run_that_gets_no_further_is_not_taken_up_for_ever(base, home, started
     assert len(started) == 4
 
 
-def test_an_app_that_ends_lets_its_trainings_keep_their_last_step(base, home, tmp_path):
-    """A child of this process that minds SIGTERM, and one of somebody else's that is let be."""
-    mine, others = small_run(base), small_run(base)
-    mark = tmp_path / "kept"
-    waits = "import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit(143))); print('up', flush=True); time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", waits, str(mark)], stdout=subprocess.PIPE)
-    child.stdout.readline()
-    from tuner import child as children
-
-    write_json(mine.folder / "process.json", children.stamp(child.pid))
-    write_json(others.folder / "process.json", children.stamp(os.getppid()))
-    runs.put_down()
-    assert mark.exists() and not lease.is_alive(mine.read("process")) and lease.is_alive(others.read("process"))
+def test_an_app_that_ends_lets_its_trainings_keep_their_last_step(tmp_path):
+    """Its children get a SIGTERM and the time for it; one that takes no notice is not waited for without end."""
+    minds = "import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), pathlib.Path(sys.argv[1]).touch(), sys.exit(143))); print('up', flush=True); time.sleep(60)"
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(20)"
+    app = """
+import subprocess, sys, time
+from tuner import child
+for code in sys.argv[2:]:
+    subprocess.Popen([sys.executable, "-c", code, sys.argv[1]], stdout=subprocess.PIPE).stdout.readline()
+began = time.monotonic()
+child.put_down(2.0)
+print(time.monotonic() - began)
+"""
+    kept = tmp_path / "kept"
+    for codes, low, high in (([minds], 0.4, 1.9), ([deaf], 1.9, 5.0)):
+        done = subprocess.run([sys.executable, "-c", app, str(kept), *codes], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert low < float(done.stdout) < high, done.stderr
+    assert kept.exists()
 
 
 # Disks that take no more --------------------------------------------------------------------------------------------
@@ -241,8 +271,11 @@ def test_what_cannot_be_trained_longer_says_why(base, home):
         runs.longer(run, 1.0)
     (run.folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
     write_json(run.folder / "done", {"state": "done"})
-    with pytest.raises(UserError, match="epochs"):
-        runs.longer(run, -5.0)
+    for epochs in (-5.0, 0.0, float("nan")):
+        with pytest.raises(UserError, match="epochs more is not longer"):
+            runs.longer(run, epochs)
+    with pytest.raises(UserError, match="epochs is 1002"):
+        runs.longer(run, 1000.0)
     assert run.state() == "done"  # nothing of it was undone
     (run.folder / "done").unlink()
     write_json(run.folder / "process.json", lease.this_process())

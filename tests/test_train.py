@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_quick
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
-from tuner import answer, blocks, checkpoints, encode, fast, hub, models, rehearsal, report, train
+from tuner import answer, blocks, checkpoints, encode, fast, hub, models, rehearsal, report, telling, train
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
@@ -29,14 +29,14 @@ class Killed(BaseException):
 
 def at_step(monkeypatch, step: int, act) -> None:
     """Call `act` once that step's event is written."""
-    log_step = train._Meter.log_step
+    log_step = telling.Meter.log_step
 
     def then_act(self, now, *rest):
         log_step(self, now, *rest)
         if now == step:
             act()
 
-    monkeypatch.setattr(train._Meter, "log_step", then_act)
+    monkeypatch.setattr(telling.Meter, "log_step", then_act)
 
 
 def killed():

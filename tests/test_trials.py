@@ -132,11 +132,11 @@ def new_trial(kind: str, base=None, owner: str = "local", **settings) -> trials.
 
 def test_a_trial_is_its_owner_s_alone_and_no_run(home):
     trial = new_trial(trials.RATE, owner="anna")
-    assert trials.mine("anna") == [trial] == [trials.find("anna", trial.id)] and runs.mine("anna") == [] == trials.mine("bert")
-    assert trials.from_folder(trial.folder) == trial and trial.state() == "new"
+    assert runs.mine("anna", trials.Trial) == [trial] == [runs.find("anna", trial.id, trials.Trial)] and runs.mine("anna") == [] == runs.mine("bert", trials.Trial)
+    assert runs.from_folder(trial.folder, trials.Trial) == trial and trial.state() == "new"
     for owner, trial_id in (("bert", trial.id), ("anna", "../../runs"), ("anna", "")):
         with pytest.raises(UserError, match="is not among yours|is not known here"):
-            trials.find(owner, trial_id)
+            runs.find(owner, trial_id, trials.Trial)
     with pytest.raises(UserError, match="There is no trial 'other'"):
         new_trial("other")
 
@@ -145,10 +145,10 @@ def test_one_trial_at_a_time_and_old_ones_go(home):
     runs.claim(new_trial(trials.RATE))
     with pytest.raises(UserError, match="“Learning-rate finder” is still going"):
         new_trial(trials.ENOUGH)
-    write_json(trials.mine("local")[0].folder / "done", {"state": "stopped"})
+    write_json(runs.mine("local", trials.Trial)[0].folder / "done", {"state": "stopped"})
     for _ in range(trials.KEPT + 2):
         new_trial(trials.ENOUGH)
-    assert len(trials.mine("local")) == trials.KEPT
+    assert len(runs.mine("local", trials.Trial)) == trials.KEPT
 
 
 def test_what_a_trial_takes_is_told_and_grows_with_it(home):

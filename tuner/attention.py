@@ -316,7 +316,6 @@ class _Part:
     queries: slice
     keys: slice
 
-
     def seen(self, kind: Kind) -> tuple[int, int, int]:
         """How many queries, how many keys stand before the first of them, and the window."""
         return self.queries.stop - self.queries.start, self.queries.start - self.keys.start, kind.window

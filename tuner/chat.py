@@ -115,7 +115,7 @@ def resolve(owner: str, what: str, token: str | None) -> Subject:
     what = what.strip()
     if not what:
         raise UserError("Nothing to talk to was named. Choose the base model, one of your runs, or an adapter's Hub id.")
-    if (runs.runs_dir(owner) / Path(what).name / "recipe.toml").is_file() and ("/" not in what or Path(what).is_dir()):
+    if (runs.Run.place_of(owner) / Path(what).name / "recipe.toml").is_file() and ("/" not in what or Path(what).is_dir()):
         return of_run(runs.find(owner, Path(what).name))
     if not HUB_ID.fullmatch(what.removeprefix("https://huggingface.co/")):
         raise UserError(f"{shorten(what)!r} is neither one of your runs nor a Hub id such as user/name.")

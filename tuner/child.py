@@ -48,6 +48,15 @@ def spawn(module: str, *arguments: str, folder: Path, log: Path) -> subprocess.P
     return process
 
 
+def put_down(seconds: float = 10.0) -> None:
+    """Ask all children of this process to end, and wait for them, at most so long: a training keeps its last step first."""
+    its = psutil.Process().children()
+    for process in its:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(its, timeout=seconds)
+
+
 def offer_to_the_kernel(pid: int) -> None:
     """Let the kernel end this process before the page's where memory runs out: a run goes on from its checkpoint."""
     with suppress(OSError):  # it ended already, or the system has no such file

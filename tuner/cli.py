@@ -1,12 +1,14 @@
-"""The same engine from a terminal: train, chat, check, quote, report, push, runs."""
+"""The same engine from a terminal: train, chat, check, quote, try, report, push, runs."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from tuner import recipe as recipes
@@ -129,7 +131,7 @@ def _train(asked) -> int:
     from tuner import data, hub, run
 
     is_run = (Path(asked.what) / "recipe.toml").is_file() or (
-        "/" not in asked.what and "." not in asked.what and (run.runs_dir(LOCAL_OWNER) / asked.what).is_dir()
+        "/" not in asked.what and "." not in asked.what and (run.Run.place_of(LOCAL_OWNER) / asked.what).is_dir()
     )
     if is_run:
         if asked.settings:
@@ -156,16 +158,8 @@ def _follow(going, as_json: bool) -> int:
     """Train in this process while another thread draws the run's own events."""
     from tuner import train
 
-    ended = threading.Event()
-    drawer = threading.Thread(target=_draw, args=(going, ended, as_json), daemon=True)
-    if os.environ.get("TUNER_CHILD") != "1":  # a child's log is for faults; its events are in the folder already
-        drawer.start()
-    try:
+    with _drawn(going, as_json):
         code = train.main(going)
-    finally:
-        ended.set()
-        if drawer.is_alive():
-            drawer.join(timeout=5)
     if code:
         raise UserError(going.error() or "Training ended early.")
     report = going.read("report")
@@ -177,6 +171,25 @@ def _follow(going, as_json: bool) -> int:
             f"adapter in {going.adapter_dir}"
         )
     return 0
+
+
+@contextlib.contextmanager
+def _drawn(going, as_json: bool) -> Iterator[None]:
+    """Another thread draws the run's own events meanwhile. Who interrupts it here has stopped it: no app takes it up again."""
+    if os.environ.get("TUNER_CHILD") == "1":  # a child's log is for faults; its events are in the folder already
+        yield
+        return
+    ended = threading.Event()
+    drawer = threading.Thread(target=_draw, args=(going, ended, as_json), daemon=True)
+    drawer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        write_whole(going.folder / "stop", "asked\n")
+        raise
+    finally:
+        ended.set()
+        drawer.join(timeout=5)
 
 
 def _draw(going, ended: threading.Event, as_json: bool) -> None:
@@ -424,7 +437,7 @@ def _try(asked) -> int:
     from tuner import data, hub, run, trials, trying
 
     if asked.what not in trials.TITLES:
-        trial = trials.from_folder(Path(asked.what))
+        trial = run.from_folder(Path(asked.what), trials.Trial)
     else:
         if not asked.recipe:
             raise UserError(f"Name a recipe: python -m tuner try {asked.what} headlines")
@@ -433,16 +446,8 @@ def _try(asked) -> int:
         trial = trials.create(LOCAL_OWNER, asked.what, recipe, data.from_recipe(LOCAL_OWNER, recipe, beside, token))
         run.claim(trial)
         run.fetch_base(trial, token)
-    ended = threading.Event()
-    drawer = threading.Thread(target=_draw, args=(trial, ended, asked.json), daemon=True)
-    if os.environ.get("TUNER_CHILD") != "1":
-        drawer.start()
-    try:
+    with _drawn(trial, asked.json):
         code = trying.main(trial)
-    finally:
-        ended.set()
-        if drawer.is_alive():
-            drawer.join(timeout=5)
     if code:
         raise UserError(trial.error())
     if os.environ.get("TUNER_CHILD") != "1":

@@ -60,7 +60,7 @@ class Path:
         self.model, self.pad_id, self.checkpointing = model, pad_id, checkpointing
         self.decoder, self.why_plain = None, "turned off"
         if switches.blocks:
-            passes = native.load() if switches.passes and native.fits(*model.parameters()) else None
+            passes = native.load() if switches.passes and native.fits(plain_model(model).get_input_embeddings().weight) else None
             self.decoder, self.why_plain = recognise(model, switches.rows, passes, switches.whole)
         self.slices = switches.slices and can_split_head(model)
         if self.decoder is None and switches.lora:

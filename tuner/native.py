@@ -97,9 +97,9 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.split(":")[0].strip() in ("vendor_id", "cpu family", "model", "flags", "Features"))
 
 
-def fits(*tensors: torch.Tensor) -> bool:
-    """Whether the passes take these: on the CPU, in bf16 or fp32."""
-    return all(its.device.type == "cpu" and its.dtype in _SUFFIX for its in tensors)
+def fits(tensor: torch.Tensor) -> bool:
+    """Whether the passes take what is computed where and as this is: on the CPU, in bf16 or fp32."""
+    return tensor.device.type == "cpu" and tensor.dtype in _SUFFIX
 
 
 class Native:

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import tomlkit
 
-from tuner import licences
+from tuner import events, licences
 from tuner.recipe import HUB_ID, KNOBS
 
 # Names for lists and folders of this machine; they shape nothing.
@@ -40,13 +40,13 @@ Computed in {precision} on {hardware}; {minutes} minutes, {tokens} tokens. {vers
 def sections(run) -> str:
     """The card's last sections of a finished run, as Markdown."""
     plan, base, receipt = run.read("plan"), run.read("base"), run.read("data/receipt")
-    steps, _ = run.events(kind="step")
+    learned_from = sum(event["tokens"] for event in events.latest(run.events()[0], "step"))
     results, _ = run.events(kind="result")
     minutes = (results[-1]["elapsed_s"] if results else 0) / 60
     how, command = reproduce(run.recipe, receipt)
     return _TEXT.format(
         how=how, command=command, recipe=recipe_text(run.recipe, base, receipt), precision=plan["precision"],
-        hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{steps[-1]['tokens']:,}" if steps else "no", versions=versions(),
+        hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{learned_from:,}", versions=versions(),
         terms="\n".join(f"- {line}" for line in licences.terms(base)), limits="\n".join(f"- {line}" for line in limits(run)),
     )
 

@@ -14,9 +14,10 @@ from tuner.sizes import Sizes
 
 # Tokens of the fixed prompt's answer after each evaluation, and of the report's answers (tuner/train.py, tuner/report.py).
 SAMPLE_TOKENS = 48
-# The report: the probe's tokens and how many of them count, answers at once, and how long they get beside the rows' own mean.
-PROBE_TOKENS, PROBE_LEARNED, ANSWERS_AT_ONCE, ANSWER_LONGER = 6_700, 2_900, 8, 2.4
-BATCH_OF_ANSWERS = 1.5  # what a step of eight costs, in steps of one
+# The probe in SmolLM2's tokens: all, those that are judged, the squares of its rows', and its rows.
+PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
+# The report's answers get so many times as long as the rows' own on average; a step of a batch costs so many steps of one.
+ANSWER_LONGER, BATCH_OF_ANSWERS = 2.4, 1.5
 # Tokens in one pass forward where nothing is learned (tuner/report.py).
 TOKENS_MEASURED_AT_ONCE = 2048
 
@@ -137,10 +138,10 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * rest,
     }
     both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
-    asked = cost.forward_s(recipe, its, plan, Work(2 * PROBE_TOKENS, 2 * PROBE_LEARNED, 2 * PROBE_TOKENS * 25, 980, 2 * PROBE_TOKENS / TOKENS_MEASURED_AT_ONCE, 0), reach) * rest
-    longest = min(256.0, max(32.0, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-    told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / ANSWERS_AT_ONCE), reach) * BATCH_OF_ANSWERS * rest
-    time["before and after"] = max(both + 0.25 * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
+    asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / TOKENS_MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
+    longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
+    told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / plans.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
+    time["before and after"] = max(both + plans.LEAST_PROBE * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib)
     if "files being read" in memory:  # only as much of them is held as there is room for
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))

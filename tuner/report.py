@@ -15,11 +15,8 @@ from tuner.home import write_json
 
 # Nats a token, on each row: what is less is bf16's rounding.
 NOTHING = 1e-4
-# The least of the probe that still says something.
-LEAST_PROBE = 0.25
-# The longest answer, and how it is fitted to the rows' own: half as long again as nearly all of them.
-ANSWER_TOKENS, FEWEST_TOKENS, TEXT_TOKENS, LONGER = 256, 32, 64, 1.5
-ANSWERS_AT_ONCE = {"cpu": 8, "cuda": 32}
+# The longest answer is fitted to the rows' own: half as long again as nearly all of them; and so long where they have none.
+TEXT_TOKENS, LONGER = 64, 1.5
 # More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
 MOST_ANSWERS = 1000
 # Rows answered before those that changed most: by then the metrics have something to stand on.
@@ -155,7 +152,7 @@ def _probe(path: fast.Path, tokenizer, seed: int, left_s: float, tokens_per_s: f
     """The forgetting probe: all of it, or the part that takes no more than half of the time that is left."""
     if share is None:
         needed_s = 2 * sum(len(row.ids) for row in probe.rows(list(probe.items()), tokenizer)) / tokens_per_s
-        share = min(1.0, max(LEAST_PROBE, left_s / 2 / needed_s))
+        share = min(1.0, max(plans.LEAST_PROBE, left_s / 2 / needed_s))
     chosen = probe.choose(share, seed)
     rows = probe.rows(chosen, tokenizer)
     base, tuned = _both(path.model, lambda: measure(path, rows))
@@ -184,7 +181,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     questions = dict(zip(todo, task.questions([held_rows[rows["place"][index]] for index in todo], recipe)))
     longest = _longest(list(wanted.values()), tokenizer)
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    at_once = ANSWERS_AT_ONCE.get(plan["device"], 8)
+    at_once = plans.ANSWERS_AT_ONCE[plan["device"]]
     said: dict[int, dict] = {}
     # A step of one batch takes about as long as a forward pass over as many tokens as fast.TOKENS_STEP.
     batch_s = 2 * longest * fast.TOKENS_STEP / tokens_per_s
@@ -223,7 +220,7 @@ def _longest(wanted: list[str], tokenizer) -> int:
     """How many tokens an answer may have: enough for nearly all of the rows' own, and to see whether it stops."""
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted if text]
     usual = LONGER * float(np.percentile(lengths, 95)) if lengths else TEXT_TOKENS
-    return min(ANSWER_TOKENS, max(FEWEST_TOKENS, math.ceil(usual)))
+    return min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, math.ceil(usual)))
 
 
 def _compared(said: list[dict], score, wanted: list[str], name: str, seed: int) -> dict:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import psutil
-
 from tuner import check, child, data, events, lease, machine, proposals, receipt
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
@@ -35,12 +33,17 @@ class Run:
     owner: str
     id: str
 
-    # What the child is asked to do with the folder; see `tuner.trials` for another.
-    VERB = "train"
+    # What it is called, where its folder is, which file is there once it is whole, and what the child is asked to do with it;
+    # see `tuner.trials` for another.
+    WORD, PLACE, MARK, VERB = "run", "runs", "recipe.toml", "train"
 
     @property
     def folder(self) -> Path:
-        return runs_dir(self.owner) / self.id
+        return self.place_of(self.owner) / self.id
+
+    @classmethod
+    def place_of(cls, owner: str) -> Path:
+        return tuner_home() / cls.PLACE / safe_name(owner, "The owner")
 
     @property
     def adapter_dir(self) -> Path:
@@ -144,10 +147,6 @@ class Run:
         }
 
 
-def runs_dir(owner: str) -> Path:
-    return tuner_home() / "runs" / safe_name(owner, "The owner")
-
-
 def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = Run) -> Run:
     """A new run of this owner, not yet started: its recipe, its rows and their receipt.
 
@@ -215,34 +214,34 @@ def _new_id() -> str:
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
 
 
-def find(owner: str, run_id: str) -> Run:
+def find(owner: str, run_id: str, kind: type[Run] = Run) -> Run:
     """The owner's run of this id.
 
     Raises:
         UserError: there is none, whoever else may have one.
     """
-    run = Run(owner, safe_name(run_id, "Run"))
-    if not (run.folder / "recipe.toml").is_file():
-        raise UserError(f"Run {shorten(run_id, 40)} is not among yours. Choose one from your list.")
+    run = kind(owner, safe_name(run_id, kind.WORD.capitalize()))
+    if not (run.folder / kind.MARK).is_file():
+        raise UserError(f"{kind.WORD.capitalize()} {shorten(run_id, 40)} is not among yours. Choose one from your list.")
     return run
 
 
-def from_folder(folder: Path) -> Run:
+def from_folder(folder: Path, kind: type[Run] = Run) -> Run:
     """The run in a folder of TUNER_HOME; for the training child and the command line."""
     folder = Path(folder).resolve()
-    run = Run(folder.parent.name, folder.name)
-    if run.folder != folder or not (folder / "recipe.toml").is_file():
-        raise UserError(f"{shorten(folder)} is not a run's folder under {shorten(tuner_home())}.")
+    run = kind(folder.parent.name, folder.name)
+    if run.folder != folder or not (folder / kind.MARK).is_file():
+        raise UserError(f"{shorten(folder)} is not a {kind.WORD}'s folder under {shorten(tuner_home())}.")
     return run
 
 
-def mine(owner: str) -> list[Run]:
+def mine(owner: str, kind: type[Run] = Run) -> list[Run]:
     """The owner's runs, newest first."""
-    folder = runs_dir(owner)
+    folder = kind.place_of(owner)
     if not folder.is_dir():
         return []
-    ids = [path.name for path in folder.iterdir() if (path / "recipe.toml").is_file()]
-    return [Run(owner, run_id) for run_id in sorted(ids, reverse=True)]
+    ids = [path.name for path in folder.iterdir() if (path / kind.MARK).is_file()]
+    return [kind(owner, run_id) for run_id in sorted(ids, reverse=True)]
 
 
 # Starting ---------------------------------------------------------------------------------------------------------
@@ -313,14 +312,16 @@ def longer(run: Run, epochs: float, token: str | None = None) -> threading.Threa
         raise UserError(f"This run is {run.state()}. Stop it first, or let it end.")
     if not list((run.folder / "checkpoints").glob("checkpoint-*")):
         raise UserError("This run has no checkpoint to go on from. Start a new one with more epochs.")
+    if not epochs > 0:
+        raise UserError(f"{epochs:g} epochs more is not longer. Choose more than 0.")
     old = run.recipe
     settings = {**old.changed(), "epochs": old.epochs + epochs}
     plan = run.read("plan")
     if old.max_steps and plan:
         settings["max_steps"] = plan["steps"] + max(1, round(plan["steps"] * epochs / old.epochs))
     changed = recipes.from_dict(settings)  # which names what cannot be
-    (run.folder / "done").unlink(missing_ok=True)
     write_whole(run.folder / "recipe.toml", changed.to_toml())
+    (run.folder / "done").unlink(missing_ok=True)
     return start(Run(run.owner, run.id), token)
 
 
@@ -333,40 +334,25 @@ def take_up() -> list[Run]:
 
     A run that its owner asked to stop is left, and so is one that has got no further in several starts.
     """
-    root, taken = tuner_home() / "runs", []
-    folders = sorted((path for path in root.glob("*/*") if (path / "process.json").is_file()), key=lambda path: path.name)
-    for folder in folders:
-        run = from_folder(folder)
-        if run.state() != "interrupted" or run.stop_asked():
-            continue
-        at = max((int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("checkpoint-*")), default=0)
-        before = run.read("taken_up", {"step": -1, "times": 0})
-        times = before["times"] + 1 if before["step"] == at else 1
-        if times > _TAKEN_UP_AT_MOST:
-            continue
-        write_json(folder / "taken_up.json", {"step": at, "times": times})
+    taken = []
+    for folder in sorted((tuner_home() / "runs").glob("*/*"), key=lambda path: path.name):
         try:
+            run = from_folder(folder)
+            if run.state() != "interrupted" or run.stop_asked():
+                continue
+            at = max((int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("checkpoint-*")), default=0)
+            before = run.read("taken_up", {"step": -1, "times": 0})
+            times = before["times"] + 1 if before["step"] == at else 1
+            if times > _TAKEN_UP_AT_MOST:
+                continue
+            write_json(folder / "taken_up.json", {"step": at, "times": times})
             start(run)
-        except UserError:  # somebody else was quicker
+            run.log("note", message="The app was restarted in the middle of this run, which goes on by itself.")
+        except (UserError, OSError, ValueError) as error:  # one that is damaged, or was started by somebody else meanwhile
+            log.warning("%s was not taken up: %s", folder.name, error)
             continue
-        run.log("note", message="The app was restarted in the middle of this run, which goes on by itself.")
         taken.append(run)
     return taken
-
-
-def put_down(seconds: float = 10.0) -> None:
-    """Ask every training that this process has started to keep its last step and end, and wait for it, at most so long."""
-    its = []
-    for path in (tuner_home() / "runs").glob("*/*/process.json"):
-        process = read_json(path)
-        try:
-            child_process = psutil.Process(process["pid"])
-            if lease.is_alive(process) and child_process.ppid() == os.getpid():
-                child_process.terminate()
-                its.append(child_process)
-        except (psutil.Error, TypeError, KeyError):
-            continue
-    psutil.wait_procs(its, timeout=seconds)
 
 
 def _fetch_and_train(run: Run, token: str | None) -> None:

@@ -14,7 +14,6 @@ class Survey:
 
     Args:
         encoded: what will be learned from, in order; rows that teach nothing are not among it.
-        numbers: of the row that each of those came from.
         owners: for each of `encoded`, the place of its row among all rows.
         lengths: tokens in each sequence before any cut.
         learned: learned tokens in `encoded`.
@@ -25,7 +24,6 @@ class Survey:
     """
 
     encoded: list[Encoded] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     learned: int = 0
@@ -69,7 +67,6 @@ def of(rows: list[dict], tokenizer, recipe) -> Survey:
                 taught = True
                 found.learned += sequence.learned
                 found.encoded.append(sequence.bare())
-                found.numbers.append(row["n"])
                 found.owners.append(place)
         if any(sequence.cut for sequence in sequences):
             found.cut.append(row["n"])

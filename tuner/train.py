@@ -7,14 +7,12 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, batching, checkpoints, encode, events, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks, watch
+from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks, telling
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import disk_error, read_json, write_json, write_whole
@@ -82,7 +80,7 @@ def _train_with_the_machine(run: Run) -> dict:
     if plan["kept_16bit"] and recipe.quantisation == "nf4":
         run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
 
-    trainer = Tuning(run, plan, path, tokenizer, train_set, held_set, began)
+    trainer = Tuning(run, plan, path, tokenizer, (train_rows, train_set), (held_rows, held_set), began)
     checkpoint = checkpoints.newest(
         run.folder / "checkpoints",
         lambda step: run.log("note", message=f"The checkpoint of step {step} is damaged; an older one is used."),
@@ -114,7 +112,7 @@ def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weigh
     if decided["device"] == "cuda":
         free_gib = (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / 2**30
     else:  # what this process holds already is part of what it needs
-        free_gib = machine.main_memory().free_gib + memory_gib()
+        free_gib = machine.main_memory().free_gib + telling.memory_gib()
     chosen = plans.decide(recipe, its, lengths, decided["device"], free_gib, machine.reach().import_gib)
     steps = plans.steps(recipe, len(lengths))
     evaluate_at, sampled = plans.evaluations(
@@ -174,16 +172,17 @@ class _Over(Exception):
 class Tuning(Trainer):
     """The HF Trainer with our batches, loss, evaluation and checkpoints."""
 
-    def __init__(self, run: Run, plan: dict, path: fast.Path, tokenizer, train_set, held_set, began: float):
+    def __init__(self, run: Run, plan: dict, path: fast.Path, tokenizer, train: tuple, held: tuple, began: float):
         recipe, model = run.recipe, path.model
+        (train_rows, train_set), (held_rows, held_set) = train, held
         self.run, self.plan, self.path, self.recipe, self.tokenizer = run, plan, path, recipe, tokenizer
         self.batches = batching.LengthBatches([len(row.ids) for row in train_set.encoded], recipe.batch_size, recipe.seed)
-        self.rows, self.numbers = train_set.encoded, train_set.numbers
+        self.rows, self.numbers = train_set.encoded, [train_rows[place]["n"] for place in train_set.owners]
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
-        self.held_numbers = [held_set.numbers[index] for index in plan["evaluated_rows"]]
-        self.meter = _Meter(run, plan["steps"], began)
+        self.held_numbers = [held_rows[held_set.owners[index]]["n"] for index in plan["evaluated_rows"]]
+        self.meter = telling.Meter(run, plan["steps"], began)
         task = tasks.get(recipe.task)
-        self.questions = task.sample_questions(recipe, run.rows("held_out"), SAMPLES)
+        self.questions = task.sample_questions(recipe, held_rows, SAMPLES)
         self.sample_ids = [task.prompt_ids(question, tokenizer, recipe) for question in self.questions]
         self.stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
         # A resumed run reads this back from its checkpoint.
@@ -191,8 +190,7 @@ class Tuning(Trainer):
         self.measured_at: int | None = None
         # What the newest checkpoint holds, and the random states after the last whole step.
         self.saved_at, self.random = 0, None
-        self.is_over = False
-        self.seen = _Watch(run, plan["steps"])
+        self.seen = telling.Curves(run, plan["steps"])
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
             per_device_train_batch_size=recipe.batch_size,  # cut into what fits at once in `training_step`
@@ -296,7 +294,7 @@ class Tuning(Trainer):
             row = self.rows[index]
             self.model.zero_grad(set_to_none=True)
             its = float(self.gradients(batching.collate([row]), row.learned))
-            finite = all(torch.isfinite(p.grad).all() for p in self.model.parameters() if p.grad is not None)
+            finite = all(torch.isfinite(p.grad).all() for p in self.trained)
             if not math.isfinite(its) or (what == "The gradient" and not finite):
                 found.append(self.numbers[index])
         self.model.zero_grad(set_to_none=True)
@@ -337,6 +335,11 @@ class Tuning(Trainer):
             _leaving.release()
         return {"eval_loss": self.best["loss"]}
 
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out: a run that is resumed here takes no further step."""
+        return 0 < self.recipe.patience <= self.best["worse"]
+
     def _note(self, step: int, loss: float, told: list) -> None:
         """Take over what was measured at a step: its events, the best so far, and whether to go on."""
         self.measured_at = step
@@ -352,18 +355,19 @@ class Tuning(Trainer):
         if not step:
             return
         self.control.should_save = True
-        if self.recipe.patience and self.best["worse"] >= self.recipe.patience and step < self.plan["steps"]:
+        if self.is_over and step < self.plan["steps"]:
             self.run.log(
                 "note",
                 message=f"The held-out loss has not improved in {self.recipe.patience} evaluations, so training "
                 f"ends early. The version of step {self.best['step']} is kept.",
             )
-            self.control.should_training_stop = self.is_over = True
+            self.control.should_training_stop = True
 
     # Checkpoints ----------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         """Keep the last whole step before this process ends; the step in progress is dropped."""
+        _leaving.hold()  # a second signal must not cut this in two
         if self.random is not None and self.state.global_step > self.saved_at:
             checkpoints.restore_random_state(self.random)
             self._save_checkpoint(None, None)
@@ -431,101 +435,6 @@ class _Obey(TrainerCallback):
         if self.run.stop_asked():
             control.should_evaluate = control.should_training_stop = True
         return control
-
-
-class _Watch:
-    """Keeps the curves and notes in the run what `tuner.watch` sees in them, each rule once, whatever is resumed."""
-
-    def __init__(self, run: Run, total: int):
-        self.run, self.total = run, total
-        self.steps: list[dict] = []
-        self.evals: list[dict] = []
-        # What is in the log was said; a process that ended since may have said it.
-        self.said = {event["rule"] for event in run.events()[0] if event["kind"] == "note" and "rule" in event}
-
-    def resume(self, step: int) -> None:
-        """Take the curves up to a checkpoint's step from the log; what came after is done again."""
-        told = self.run.events()[0]
-        self.steps = [event for event in events.latest(told, "step") if event["step"] <= step]
-        self.evals = [event for event in events.latest(told, "eval") if event["step"] <= step]
-
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        self.steps.append({"step": step, "loss": loss, "learning_rate": learning_rate})
-        if spike := watch.spike(self.steps):
-            self._say(spike)
-
-    def evaluation(self, step: int, loss: float) -> None:
-        self.evals.append({"step": step, "loss": loss})
-        for said in watch.look(self.steps, self.evals, self.total):
-            self._say(said)
-
-    def _say(self, said: watch.Said) -> None:
-        if said.rule not in self.said:
-            self.said.add(said.rule)
-            self.run.log("note", rule=said.rule, step=said.step, message=said.message)
-
-
-class _Meter:
-    """Counts tokens and seconds of training alone, and writes the `step` events."""
-
-    def __init__(self, run: Run, steps: int, began: float):
-        self.run, self.steps = run, steps
-        self.elapsed_s = time.time() - began
-        self.resumed_at = 0
-        self.done: list[tuple[float, int]] = []  # (seconds, tokens) of the latest steps
-        self.other_s, self.other_steps = 0.0, 0
-        self._reset()
-
-    def _reset(self) -> None:
-        self.loss, self.tokens, self.labelled = 0.0, 0, 0
-        self.since, self.away_s = time.time(), 0.0
-
-    def resume(self, step: int, elapsed_s: float) -> None:
-        self.resumed_at = step
-        self.elapsed_s = elapsed_s
-        self._reset()
-
-    def add(self, loss: float, tokens: int, labelled: int) -> None:
-        self.loss += loss
-        self.tokens += tokens
-        self.labelled += labelled
-
-    @contextmanager
-    def not_training(self):
-        """Time spent inside is not counted as training."""
-        began = time.time()
-        yield
-        self.leave_out(time.time() - began)
-        self.other_s += time.time() - began
-
-    def leave_out(self, seconds: float) -> None:
-        """Count seconds that just passed as no training, and as nothing that comes again."""
-        self.away_s += seconds
-        self.elapsed_s += seconds
-
-    def log_step(self, step: int, epoch: float, learning_rate: float, grad_norm: float | None) -> None:
-        if not self.done:
-            self.run.log("status", state="training", message="Training")
-        spent = max(1e-6, time.time() - self.since - self.away_s)
-        self.elapsed_s += spent
-        self.done = [*self.done, (spent, self.tokens)][-20:]
-        per_step = sum(seconds for seconds, _ in self.done) / len(self.done)
-        other_per_step = self.other_s / max(1, step - self.resumed_at)
-        self.run.log(
-            "step", step=step, epoch=round(epoch, 4), loss=self.loss, learning_rate=learning_rate, grad_norm=grad_norm,
-            tokens=self.tokens, labelled_tokens=self.labelled,
-            tokens_per_s=round(sum(tokens for _, tokens in self.done) / sum(seconds for seconds, _ in self.done), 1),
-            elapsed_s=round(self.elapsed_s, 2), eta_s=round((self.steps - step) * (per_step + other_per_step), 1),
-            memory_gib=round(memory_gib(), 3), steps=self.steps,
-        )
-        self._reset()
-
-
-def memory_gib() -> float:
-    """What this process holds now: on the card where there is one, else in memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / 2**30
-    return psutil.Process().memory_info().rss / 2**30
 
 
 def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer: Tuning) -> dict:

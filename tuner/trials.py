@@ -2,13 +2,12 @@
 
 import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tuner import data, enough, finder, quote
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError, shorten
-from tuner.home import safe_name, tuner_home, write_json
+from tuner.home import write_json
 from tuner.recipe import Recipe
 
 RATE, ENOUGH = "rate", "enough"
@@ -23,19 +22,11 @@ MEASURING = 1 / 3
 class Trial(runs.Run):
     """A trial in its folder: what a run has there but checkpoints and an adapter, and trial.json with its kind and result."""
 
-    VERB = "try"
-
-    @property
-    def folder(self) -> Path:
-        return trials_dir(self.owner) / self.id
+    WORD, PLACE, MARK, VERB = "trial", "trials", "trial.json", "try"
 
     @property
     def kind(self) -> str:
         return self.read("trial")["kind"]
-
-
-def trials_dir(owner: str) -> Path:
-    return tuner_home() / "trials" / safe_name(owner, "The owner")
 
 
 def seconds(kind: str, recipe: Recipe, its, rows: quote.Rows) -> float:
@@ -65,41 +56,13 @@ def create(owner: str, kind: str, recipe: Recipe, dataset: data.Dataset) -> Tria
     """
     if kind not in TITLES:
         raise UserError(f"There is no trial {shorten(kind, 20)!r}. Choose one of {', '.join(TITLES)}.")
-    mine_ = mine(owner)
-    if going := next((trial for trial in mine_ if trial.state() in runs.LIVE), None):
+    mine = runs.mine(owner, Trial)
+    if going := next((trial for trial in mine if trial.state() in runs.LIVE), None):
         raise UserError(f"“{TITLES[going.kind]}” is still going. Let it end, or cancel it first.")
-    for old in mine_[KEPT - 1 :]:
+    for old in mine[KEPT - 1 :]:
         shutil.rmtree(old.folder, ignore_errors=True)
     trial = runs.create(owner, recipe, dataset, Trial)
     write_json(trial.folder / "trial.json", {"kind": kind})
-    return trial
-
-
-def mine(owner: str) -> list[Trial]:
-    """The owner's trials, newest first."""
-    folder = trials_dir(owner)
-    ids = [path.name for path in folder.iterdir() if (path / "trial.json").is_file()] if folder.is_dir() else []
-    return [Trial(owner, trial_id) for trial_id in sorted(ids, reverse=True)]
-
-
-def find(owner: str, trial_id: str) -> Trial:
-    """The owner's trial of this id.
-
-    Raises:
-        UserError: there is none.
-    """
-    trial = Trial(owner, safe_name(trial_id, "Trial"))
-    if not (trial.folder / "trial.json").is_file():
-        raise UserError(f"Trial {shorten(trial_id, 40)} is not among yours. Start another.")
-    return trial
-
-
-def from_folder(folder: Path) -> Trial:
-    """The trial in a folder of TUNER_HOME; for its child and the command line."""
-    folder = Path(folder).resolve()
-    trial = Trial(folder.parent.name, folder.name)
-    if trial.folder != folder or not (folder / "trial.json").is_file():
-        raise UserError(f"{shorten(folder)} is not a trial's folder under {shorten(tuner_home())}.")
     return trial
 
 

@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, hub, reading, starter
+from tuner import chat, child, hub, reading, starter
 from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
@@ -227,8 +227,8 @@ def serve(share: bool = False) -> None:
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
     finally:
-        runs.put_down()
         page.worker.close()
+        child.put_down()
 
 
 def _prepare_starter() -> None:

@@ -175,8 +175,8 @@ def wire(its, dataset, talk, tabs) -> None:
             first = events[0]["t"] if events else 0
             top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
         top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen)
-        report = run.read("report")
-        if report and state in ("done", "stopped"):
+        report = run.read("report") if state in ("done", "stopped") else None
+        if report:
             numbers = drawing.result(report)
         elif last:
             numbers = drawing.stats([
@@ -187,7 +187,7 @@ def wire(its, dataset, talk, tabs) -> None:
             ])
         else:
             numbers = ""
-        made = figures.of(run) if state in ("done", "stopped") else None
+        made = report and figures.of(run)
         return [
             top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
             gr.update(interactive=not live, value="Training …" if live else "Start"), gr.update(visible=live),
@@ -209,6 +209,23 @@ def wire(its, dataset, talk, tabs) -> None:
             raise UserError(f"There is no preset {shorten(name)!r}. Choose one from the list.")
         return [gr.update(info=preset.about), *[getattr(preset, knob) for knob in FORM]]
 
+    def to_quote(its_data, recipe, visitor) -> tuple:
+        """The base's sizes, and the rows that a run of these settings works on.
+
+        Raises:
+            UserError: the base is not known, or no row has anything to learn.
+        """
+        look, blind = dataset_tab.eyes(recipe, visitor.token)
+        if look is None:
+            raise UserError(blind)
+        rows, going = check.look_at(its_data, look)
+        seen = rows.figures(recipe)
+        if not len(seen.lengths):
+            raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
+        # While the rest is still being checked, the first rows stand for it.
+        worked_on = quote.Rows.of(seen, max(1.0, its_data.count / rows.came_in) if going else 1.0)
+        return hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token), worked_on
+
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
@@ -219,17 +236,7 @@ def wire(its, dataset, talk, tabs) -> None:
         still = gr.Timer(active=False)
         try:
             recipe = its.strict(form)
-            look, blind = dataset_tab.eyes(recipe, visitor.token)
-            if look is None:
-                raise UserError(blind)
-            rows, going = check.look_at(its_data, look)
-            seen = rows.figures(recipe)
-            if not len(seen.lengths):
-                words = "No row has anything to learn with these settings. See the Dataset tab."
-                return drawing.notice(words, "warning"), line, "", still, drawing.empty("Nothing to try yet.")
-            # While the rest is still being checked, the first rows stand for it.
-            worked_on = quote.Rows.of(seen, max(1.0, its_data.count / rows.came_in) if going else 1.0)
-            sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
+            sizes, worked_on = to_quote(its_data, recipe, visitor)
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
@@ -241,13 +248,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
         """See `publish.check_before`, for a run of these settings on this dataset; `token` is the sign-in, where there is one."""
-        its_data = data.find(visitor.owner, dataset_id)
-        look, blind = dataset_tab.eyes(recipe, visitor.token)
-        if look is None:
-            raise UserError(blind)
-        rows, going = check.look_at(its_data, look)
-        sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
-        worked_on = quote.Rows.of(rows.figures(recipe), max(1.0, its_data.count / rows.came_in) if going else 1.0)
+        sizes, worked_on = to_quote(data.find(visitor.owner, dataset_id), recipe, visitor)
         try:
             base = {"id": recipe.base_model, "licence": hub.licence_of(recipe.base_model, recipe.base_revision, visitor.token)}
         except UserError:  # the packaged starter, or out of reach, which the check itself will say
@@ -334,17 +335,17 @@ def wire(its, dataset, talk, tabs) -> None:
 
     @in_words
     def poll_trial(trial_id, browser_id, token: gr.OAuthToken | None):
-        return trial_of(trials.find(page.visitor(browser_id, token).owner, trial_id) if trial_id else None)
+        return trial_of(runs.find(page.visitor(browser_id, token).owner, trial_id, trials.Trial) if trial_id else None)
 
     @in_words
     def cancel_trial(trial_id, browser_id, token: gr.OAuthToken | None):
-        trial = trials.find(page.visitor(browser_id, token).owner, trial_id)
+        trial = runs.find(page.visitor(browser_id, token).owner, trial_id, trials.Trial)
         trial.ask_stop()
         return trial_of(trial)
 
     @in_words
     def reattach_trial(browser_id, token: gr.OAuthToken | None):
-        newest = next(iter(trials.mine(page.visitor(browser_id, token).owner)), None)
+        newest = next(iter(runs.mine(page.visitor(browser_id, token).owner, trials.Trial)), None)
         return [newest.id if newest else "", *trial_of(newest)]
 
     @in_words
@@ -394,6 +395,7 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def resume(run_id, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
+        require_machine(visitor)
         run = runs.find(visitor.owner, run_id)
         runs.start(run, visitor.token)
         return [*view_of(run), *lists_of(visitor.owner, run_id)]
