@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tuner import finder, trials
 from tuner.ui import drawing, quote_view, trial_view
 
@@ -61,3 +63,14 @@ def test_a_learning_curve_is_drawn_with_its_bounds():
 def test_what_trials_take_is_said_before_they_begin():
     shown = trial_view.costs({trials.RATE: 75.0, trials.ENOUGH: 400.0})
     assert "1 min 15 s" in shown and "6 min 40 s" in shown
+
+
+@pytest.mark.parametrize("total, ticks", [(1, ["0", "1"]), (2, ["0", "1", "2"]), (64, ["0", "16", "32", "48", "64"])])
+def test_each_step_below_the_curve_stands_once_and_where_it_is(total, ticks):
+    drawn = drawing.curve([{"step": 1, "loss": 2.0}], [], total)
+    for svg in re.findall(r"<svg.*?</svg>", drawn):
+        found = re.findall(r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="(?:start|middle|end)">([\d,]+)</text>', svg)
+        below = [(float(x), words) for x, words in found if words in ticks][-len(ticks) :]
+        assert [words for _, words in below] == ticks
+        gaps = [b - a for (a, _), (b, _) in zip(below, below[1:])]
+        assert max(gaps) - min(gaps) < 0.2

@@ -275,9 +275,8 @@ def _curve(steps, evals, total, width, height) -> str:
         f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>' for tick in ticks
     )
     grid += "".join(
-        f'<text class="tick" x="{x(last * part / 4):.1f}" y="{height - 12}" '
-        f'text-anchor="{"start" if part == 0 else "end" if part == 4 else "middle"}">{round(last * part / 4):,}</text>'
-        for part in range(5)
+        f'<text class="tick" x="{x(step):.1f}" y="{height - 12}" text-anchor="{"start" if step == 0 else "end" if step == last else "middle"}">{step:,}</text>'
+        for step in sorted({round(last * part / 4) for part in range(5)})  # a short run has fewer steps than ticks
     )
     drawn = ""
     if points:
@@ -316,6 +315,8 @@ def scale(low: float, high: float) -> tuple[float, float, list[float]]:
     size = 10 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
     first, last = math.floor(low / step) * step, math.ceil(high / step) * step
+    if first == last:  # one value, right on a tick
+        last += step
     count = round((last - first) / step)
     return first, last, [round(first + step * index, 6) for index in range(count + 1)]
 

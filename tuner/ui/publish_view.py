@@ -21,10 +21,10 @@ def state(its: dict, link: str) -> str:
     if what == "verifying":
         return _going(f"Verifying: downloading {drawing.text(its['repo_id'])} again and comparing every byte, then what plain PEFT computes with it …", its)
     if what == "verified":
-        return f'<div class="pushed"><p><b>Published and verified</b> as {_repository(its)}.</p>{_share(its, link)}{_proof(its)}</div>'
+        return f'<div class="pushed"><p><b>Published and verified</b> as {_repository(its)}</p>{_share(its, link)}{_proof(its)}</div>'
     if what == "unverified":
         words = drawing.notice(f"Published but NOT verified. {its['reason']}", "warning")
-        return f'{words}<div class="pushed"><p>It lies at {_repository(its)}.</p>{_share(its, link)}</div>'
+        return f'{words}<div class="pushed"><p>It lies at {_repository(its)}</p>{_share(its, link)}</div>'
     if what == "failed":
         words = drawing.notice(f"Not published. {its['reason']}\nThe adapter is safe in your run.", "error")
         return words + (f'<p class="quiet">What was published before is still at {_repository(its["before"])}.</p>' if its.get("before") else "")
