@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.small import small_base
 from tests.small_run import losses, small_run
 from tests.test_models import FAMILIES
-from tuner import attention, batching, encode, fast, loss, models, train
+from tuner import attention, batching, encode, fast, loss, models, prepack, train
 from tuner.batching import LengthBatches
 from tuner.encode import IGNORE
 from tuner.recipe import Recipe
@@ -206,12 +206,12 @@ def test_a_base_in_4_bits_takes_the_compiled_code_too(base):
 
 
 def test_a_plan_from_before_compiled_code_goes_on_without_it_and_a_lost_one_is_told(model, monkeypatch):
-    old = {name: on for name, on in fast.Path(model, 0).plan.items() if name not in ("passes", "whole")}
+    old = {name: on for name, on in fast.Path(model, 0).plan.items() if name not in ("passes", "whole", "prepacked")}
     path = fast.Path(model, 0, old)
     assert not path.plan["passes"] and not path.lost
     monkeypatch.setattr(fast.native, "load", lambda: None)
-    path = fast.Path(model, 0, {**old, "passes": True, "whole": True})
-    assert path.lost == ["passes", "whole"] and path.passes is None
+    path = fast.Path(model, 0, {**old, "passes": True, "whole": True, "prepacked": True})
+    assert path.lost == ["passes", "whole", "prepacked"] and path.passes is None
     assert not fast.Path(model, 0).lost  # a first start takes what there is
 
 
@@ -358,3 +358,46 @@ def test_one_row_at_a_time_eight_times_over_is_eight_rows_at_once(base, home, qu
         assert run.read("plan")["micro_batch"] == micro and run.read("plan")["precision"] == "float32"
         found[micro] = losses(run)
     assert len(found[1]) == 6 and found[1] == pytest.approx(found[8], rel=1e-5)
+
+
+# Prepacked weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def needs_prepacking():
+    if not prepack.is_possible(torch.empty(1, dtype=torch.bfloat16)):
+        pytest.skip("this processor has no bf16 products")
+
+
+def test_prepacked_weights_give_what_plain_ones_give(base, needs_prepacking):
+    plain, model = tuned(base, "bfloat16"), tuned(base, "bfloat16")
+    wanted = losses_and_gradients(fast.Path(plain, 0, fast.Fast(prepacked=False)))
+    path = fast.Path(model, 0)
+    assert path.plan["prepacked"] and all(its.base.weight.numel() == 0 for layer in path.decoder.layers for its in layer.linears())
+    found = losses_and_gradients(path)
+    assert torch.equal(found[0], wanted[0])
+    assert_close(found[2], wanted[2], 1e-3)
+    # The model's own forward goes on with them: answers, and PEFT's arithmetic.
+    ids = torch.tensor([ROWS[0].ids])
+    theirs, ours = plain.eval()(input_ids=ids), model.eval()(input_ids=ids)
+    assert torch.equal(theirs.logits, ours.logits)
+    for its in (plain, model):
+        its.zero_grad()
+        its(input_ids=ids).logits.float().square().mean().backward()
+    grads = [{name: p.grad for name, p in its.named_parameters() if p.grad is not None} for its in (model, plain)]
+    assert_close(*grads, 1e-3)
+    # And a second path on the same model has them already.
+    again = losses_and_gradients(fast.Path(model.train(), 0, path.plan))
+    assert torch.equal(again[0], found[0]) and all(torch.equal(again[2][name], its) for name, its in found[2].items())
+
+
+def test_prepacking_needs_room_and_dense_weights(base, needs_prepacking, monkeypatch):
+    monkeypatch.setattr(fast.cost, "is_ample", lambda size, free: False)
+    model = tuned(base, "bfloat16")
+    path = fast.Path(model, 0)
+    assert not path.plan["prepacked"] and not path.lost and path.decoder.layers[0].q.base.weight.numel()
+    # A run that began with them goes on with them.
+    assert fast.Path(model, 0, {**path.plan, "prepacked": True}).plan["prepacked"]
+    monkeypatch.undo()
+    path = fast.Path(tuned(base, "bfloat16", "nf4"), 0)
+    assert path.decoder.layers[0].gate.is_4bit and not path.plan["prepacked"]

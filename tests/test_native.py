@@ -97,6 +97,15 @@ def test_thin_products(passes, rows, width, rank):
     passes.thin_rows(x, w, out[:, rank:])
     assert_near(out[:, rank:], x.float() @ w.float(), dtype)
     assert (out[:, :rank] == 7).all()  # its neighbour's
+    turned = torch.empty(rows, rank, dtype=dtype)
+    passes.thin_rows(x, w.t().contiguous(), turned, turned=True)
+    assert torch.equal(turned, out[:, rank:])
+    wide = random(rows, width, dtype=dtype, seed=3)
+    wanted = wide.float() + thin[:, rank:].float() @ w.t().float()
+    for its, is_turned in ((w, True), (w.t().contiguous(), False)):
+        added = wide.clone()
+        passes.thin_add(added, thin[:, rank:], its, turned=is_turned)
+        assert_near(added, wanted, dtype)
     wanted = 0.5 * x.float().t() @ thin[:, rank:].float()
     assert_near(passes.thin_sum(x, thin[:, rank:], 0.5), wanted, torch.float32)
     assert_near(passes.thin_sum(x, thin[:, rank:], 0.5, by_rank=True), wanted.t(), torch.float32)

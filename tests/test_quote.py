@@ -170,12 +170,23 @@ def test_of_very_many_rows_the_longest_are_found_and_the_rest_is_sampled():
     assert known.parts_per_row(recipe, plan) == pytest.approx(few.parts_per_row(recipe, plan), rel=0.05)
 
 
+def test_weights_are_prepacked_where_products_are_in_bf16_and_there_is_room():
+    lengths, its, recipe = plans.Lengths([100] * 50), sizes.of_config(LLAMA_8B), Recipe()
+    decide = lambda precision, free_gib, recipe=recipe: plans.decide(recipe, its, lengths, "cpu", precision, free_gib, 0.5)  # noqa: E731
+    plan = decide("bfloat16", 80)
+    assert plan.prepacked and not decide("float32", 80).prepacked and not decide("bfloat16", 40).prepacked
+    assert not decide("bfloat16", 80, Recipe(lora_dropout=0.1)).prepacked and decide("bfloat16", 80, Recipe(quantisation="none")).prepacked
+    need = [cost.memory(recipe, its, each, lengths.tokens, "cpu", 0.5)["base model"] for each in (plan, replace(plan, prepacked=False))]
+    assert need[0] - need[1] == pytest.approx(2 * (its.linear + its.vocab * its.hidden) / 2**30)
+
+
 @pytest.mark.parametrize("settings", [{}, {"micro_batch": 2}, {"max_steps": 3}, {"gradient_checkpointing": "on"}, {"quantisation": "none"}])
 def test_what_is_quoted_is_what_the_run_decides(base, home, quick, settings):
     run = small_run(base, **settings)
     runs.claim(run)
     train.train(run)
     noted, plan = run.read("quote"), run.read("plan")
+    noted["plan"].pop("prepacked")  # it follows the precision, which is measured in no test
     for name, value in noted["plan"].items():
         assert plan[{"checkpointing": "gradient_checkpointing"}.get(name, name)] == value
     assert noted["steps"] == plan["steps"] == events(run, "step")[-1]["step"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tuner import native
+from tuner import native, prepack
 
 
 @dataclass
@@ -71,10 +71,13 @@ class Linear:
         self.is_tuned = isinstance(module, LoraLayer)
         self.is_4bit = hasattr(self.base.weight, "quant_state")
         self.bias = self.base.bias
+        self.prepacked: prepack.Prepacked | None = getattr(self.base, "prepacked", None)
         self._room: torch.Tensor | None = None
 
     def rows_through(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """x W^T + b: (N, D_in) -> (N, D_out); into `out`, where there is one and no bias."""
+        if self.prepacked and self.prepacked.forth is not None:
+            return self.prepacked.rows_through(x)
         if out is not None and self.bias is None:
             return torch.mm(x, self.weight().t(), out=out)
         return F.linear(x, self.weight(), self.bias)
@@ -87,11 +90,15 @@ class Linear:
 
     def rows_added(self, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         """to + x W^T + b."""
+        if self.prepacked and self.prepacked.forth is not None:
+            return self.prepacked.rows_added(x, to)
         out = torch.addmm(to, x, self.weight().t())
         return out if self.bias is None else out.add_(self.bias)
 
     def back(self, d_out: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:
-        """d_out W: (N, D_out) -> (N, D_in); added to `to` in place, where there is one."""
+        """d_out W: (N, D_out) -> (N, D_in); plus `to`, which may be written over, where there is one."""
+        if self.prepacked:
+            return self.prepacked.rows_back(d_out, to)
         return d_out @ self.weight() if to is None else to.addmm_(d_out, self.weight())
 
     def weight(self) -> torch.Tensor:
@@ -187,12 +194,22 @@ class _Thin:
 
     def rows(self, x: torch.Tensor) -> torch.Tensor | None:
         """(N, D_in) -> (N, sum R)."""
-        return None if self.down is None else x @ self.down.t()
+        if self.down is None:
+            return None
+        if not (self.passes and self.passes.takes_thin(x, len(self.down))):
+            return x @ self.down.t()
+        x = x.contiguous()
+        out = x.new_empty(len(x), len(self.down))
+        self.passes.thin_rows(x, self.down, out, turned=True)
+        return out
 
     def add(self, out: torch.Tensor, thin: torch.Tensor | None, index: int) -> torch.Tensor:
         """Add layer `index`'s share to its result, in place."""
-        if self.ups[index] is not None:
-            out.addmm_(thin[:, self.slices[index]], self.ups[index].t())
+        up = self.ups[index]
+        if up is not None and self.passes and self.passes.takes_thin(out, up.shape[1]):
+            self.passes.thin_add(out, thin[:, self.slices[index]], up, turned=True)
+        elif up is not None:
+            out.addmm_(thin[:, self.slices[index]], up.t())
         return out
 
     def backward(self, d_outs: list[torch.Tensor], thin: torch.Tensor, d_x: torch.Tensor | None, rows) -> list[torch.Tensor]:
@@ -218,7 +235,9 @@ class _Thin:
             else:
                 d_thin[:, where] = d_out @ self.ups[index]
                 d_ups.append((d_out.t() @ thin[:, where]).to(its[1].dtype).mul_(its[2]))
-        if d_x is not None:
+        if d_x is not None and self.passes and self.passes.takes_thin(d_x, len(self.down)):
+            self.passes.thin_add(d_x, d_thin, self.down)
+        elif d_x is not None:
             d_x.addmm_(d_thin, self.down)
         read = rows()
         if self.passes and self.passes.takes_thin(read, d_thin.shape[1]):

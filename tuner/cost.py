@@ -53,15 +53,20 @@ def kind(recipe, its: Sizes) -> str:
 # Memory -----------------------------------------------------------------------------------------------------------
 
 
-def room_to_dequantise(its: Sizes, free_gib: float) -> bool:
-    """Whether the 4-bit layers, unpacked once to 16 bits, take less than a quarter of the free memory."""
-    return 2 * its.linear < free_gib * GIB / 4
+def is_ample(size: float, free: float) -> bool:
+    """Whether bytes that are spent for speed alone, and for the whole run, take less than a quarter of the free ones."""
+    return size < free / 4
 
 
-def base_bytes(its: Sizes, quantisation: str, dequantised: bool) -> float:
+def prepacked_bytes(linear: int, head: int) -> int:
+    """What prepacking adds (`tuner.prepack`): a second copy of the dense layers' elements, and one of the head's."""
+    return 2 * (linear + head)
+
+
+def base_bytes(its: Sizes, quantisation: str, dequantised: bool, prepacked: bool = False) -> float:
     """The base's weights as a run holds them: in 4 bits where they are packed; embedding, head and the rest in 16."""
     packed = quantisation == "nf4" and not dequantised
-    return (NF4_BYTES if packed else 2) * its.linear + 2 * (its.odd + its.embedded + its.small)
+    return (NF4_BYTES if packed else 2) * its.linear + 2 * (its.odd + its.embedded + its.small) + (prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden) if prepacked else 0)
 
 
 def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bool) -> float:
@@ -93,7 +98,7 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, import_gib: float) ->
     way, adapter = kind(recipe, its), its.adapter(recipe)
     parts = {
         "libraries": import_gib,
-        "base model": base_bytes(its, recipe.quantisation, plan.dequantised) / GIB,
+        "base model": base_bytes(its, recipe.quantisation, plan.dequantised, plan.prepacked) / GIB,
         # fp32 weights, gradient, two moments; a 16-bit copy while a layer is computed.
         "adapter and optimiser": 16 * adapter / GIB,
         "activations": activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing) / GIB,

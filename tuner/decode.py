@@ -247,7 +247,7 @@ class _Product:
         self.sizes = [its.out_features for its in layers]
         self.thin: dict[str, _Thin] = {}
         with_bias = {its.bias is not None for its in layers}
-        plain = all(type(its) is nn.Linear for its in layers)
+        plain = all(type(its) is nn.Linear and its.weight.numel() for its in layers)  # a prepacked one has no weight of its own
         if len(with_bias) == 1 and plain and (own or len(layers) == 1):
             self.base = _Dense(layers)
         elif len(with_bias) == 1 and own and _kernel() is not None and all(_is_packed(its) for its in layers):

@@ -6,12 +6,13 @@ Everything that makes a run fast can be turned off here, in `Fast`; each run wri
 import types
 from dataclasses import asdict, dataclass
 
+import psutil
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tuner import attention, batching, blocks, loss, native
+from tuner import attention, batching, blocks, cost, loss, native, packed, prepack
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Fast:
         lora: without `blocks`, LoRA layers compute in the base's precision instead of fp32.
         passes: on a CPU the passes between products are compiled (`native`), where there is a compiler.
         whole: with `rows` and `passes`, attention is one compiled routine, where the processor has bf16 dot products.
+        prepacked: with `blocks`, dense frozen weights lie as oneDNN's products want them, where there is room.
     """
 
     blocks: bool = True
@@ -33,6 +35,7 @@ class Fast:
     lora: bool = True
     passes: bool = True
     whole: bool = True
+    prepacked: bool = True
 
 
 # Tokens at once are rounded up to a multiple of this. Each new shape costs oneDNN half a millisecond and half a MiB for
@@ -55,8 +58,8 @@ class Path:
 
     def __init__(self, model: nn.Module, pad_id: int, switches: Fast | dict | None = None, checkpointing: bool = False):
         asked = switches if isinstance(switches, dict) else {}
-        # A run that began before there was compiled code goes on without it.
-        switches = Fast(**{"passes": False, "whole": False, **switches}) if isinstance(switches, dict) else switches or Fast()
+        # A run that began before these were there goes on without them.
+        switches = Fast(**{"passes": False, "whole": False, "prepacked": False, **switches}) if isinstance(switches, dict) else switches or Fast()
         self.model, self.pad_id, self.checkpointing = model, pad_id, checkpointing
         self.decoder, self.why_plain = None, "turned off"
         if switches.blocks:
@@ -68,9 +71,10 @@ class Path:
         # What is used, not what was asked for: a resumed run must compute the same.
         self.passes = self.decoder and self.decoder.norm.passes
         whole = self.decoder is not None and all(layer.kind.whole for layer in self.decoder.layers)
-        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora, self.passes is not None, whole))
+        prepacked = switches.prepacked and self.decoder is not None and self.decoder.prepack(wanted=bool(asked))
+        self.plan = asdict(Fast(self.decoder is not None, switches.rows, self.slices, switches.lora, self.passes is not None, whole, prepacked))
         # An earlier start of the run computed with what this machine does not have: the result will differ in rounding.
-        self.lost = [name for name in ("passes", "whole") if asked.get(name) and not self.plan[name]]
+        self.lost = [name for name in ("passes", "whole", "prepacked") if asked.get(name) and not self.plan[name]]
 
     def losses(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of each learned token, with gradients.
@@ -198,6 +202,28 @@ class Decoder:
         for layer in self.layers:
             x = checkpoint(layer.forward, x, laid, tables, use_reentrant=False) if checkpointing else layer.forward(x, laid, tables)
         return x
+
+    def prepack(self, wanted: bool) -> bool:
+        """Prepack every frozen weight, if all are dense and there is room; whether it was done, now or before.
+
+        Args:
+            wanted: whatever the room: an earlier start of the run had it so.
+        """
+        linears = [linear for layer in self.layers for linear in layer.linears()]
+        if all(its.prepacked for its in [*linears, self.head]):
+            return True
+        if any(its.is_4bit or not prepack.is_possible(its.base.weight) for its in [*linears, self.head]):
+            return False
+        size = cost.prepacked_bytes(sum(its.base.weight.numel() for its in linears), self.head.base.weight.numel())
+        if not wanted and not cost.is_ample(size, psutil.virtual_memory().available):
+            return False
+        for its in linears:
+            prepack.take(its.base)
+        prepack.take_head(self.head.base)
+        for its in [*linears, self.head]:
+            its.prepacked = its.base.prepacked
+        packed.give_back()
+        return True
 
     def _tables(self, x: torch.Tensor, longest: int) -> dict:
         """cos and sin by kind of layer, (T, D) each, from the model's own rotary module."""

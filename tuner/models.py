@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tuner import encode, packed, tasks
+from tuner import cost, encode, packed, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, read_json
 
@@ -193,7 +193,7 @@ def room_to_dequantise(model: nn.Module, device: str) -> bool:
 
     elements = sum(layer.in_features * layer.out_features for _, _, layer in linears_4bit(model))
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    return 2 * elements < free / 4
+    return cost.is_ample(2 * elements, free)
 
 
 def dequantise(model: nn.Module) -> None:

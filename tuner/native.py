@@ -27,7 +27,7 @@ _SIGNATURES = {
     "gather": "pppppnnnni", "turn": "pppppnnnii", "sum_heads": "pppppnnnni", "softmax": "pnnnnnfi", "softmax_back": "ppnnnnnfi", "cross_entropy": "pppnni",
 }
 # In bf16 alone, and only where the processor multiplies it in pairs.
-_PAIRS = {"attention": "ppppppnnnnfni", "attention_back": "pppppppppnnnnfni", "thin_rows": "pppnnnni", "thin_sum": "pppnnnnfii"}
+_PAIRS = {"attention": "ppppppnnnnfni", "attention_back": "pppppppppnnnnfni", "thin_rows": "pppnnnnii", "thin_add": "pppnnnnii", "thin_sum": "pppnnnnfii"}
 # Dims of a head that native_attention.c takes: whole products of four registers. Ranks and widths that native_thin.c takes.
 _HEAD_STEP, _RANK_STEP = 64, 16
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
@@ -124,12 +124,16 @@ class Native:
         )
 
     def takes_thin(self, x: torch.Tensor, rank: int) -> bool:
-        """Whether `thin_rows` and `thin_sum` are here for rows like these and this rank."""
+        """Whether `thin_rows`, `thin_add` and `thin_sum` are here for rows like these and this rank."""
         return self.has_pairs and x.dtype == torch.bfloat16 and x.shape[1] % _RANK_STEP == 0 and rank % _RANK_STEP == 0
 
-    def thin_rows(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> None:
-        """out = x w: (N, D) by (D, R) into (N, R), whose rows may stand apart."""
-        self._call("thin_rows", None, x, w, out, *x.shape, w.shape[1], out.stride(0))
+    def thin_rows(self, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor, turned: bool = False) -> None:
+        """out = x w, or x w^T if `turned`: (N, D) by (D, R), or (R, D), into (N, R), whose rows may stand apart."""
+        self._call("thin_rows", None, x, w, out, *x.shape, out.shape[1], out.stride(0), turned)
+
+    def thin_add(self, out: torch.Tensor, thin: torch.Tensor, w: torch.Tensor, turned: bool = False) -> None:
+        """out += thin w, or thin w^T if `turned`: (N, R), whose rows may stand apart, by (R, D), or (D, R), into (N, D)."""
+        self._call("thin_add", None, out, thin, w, *out.shape, thin.shape[1], thin.stride(0), turned)
 
     def thin_sum(self, x: torch.Tensor, thin: torch.Tensor, factor: float = 1.0, by_rank: bool = False) -> torch.Tensor:
         """x^T thin times the factor: (N, D) by (N, R), whose rows may stand apart, -> (D, R) fp32, or (R, D) if `by_rank`."""

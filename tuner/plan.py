@@ -40,12 +40,14 @@ class Plan:
     Args:
         tokens_at_once: of how many tokens a micro-batch is at most; a longer row is one by itself.
         micro_batch: how many rows it has instead; 0 where tokens decide.
+        prepacked: dense weights lie a second time as products want them; see `tuner.prepack`.
     """
 
     tokens_at_once: int
     micro_batch: int
     checkpointing: bool
     dequantised: bool
+    prepacked: bool = False
 
 
 def steps(recipe, rows: int) -> int:
@@ -189,13 +191,17 @@ class Lengths:
         return self._made[key]
 
 
-def decide(recipe, its: Sizes, lengths: Lengths, device: str, free_gib: float, import_gib: float) -> Plan:
+def decide(recipe, its: Sizes, lengths: Lengths, device: str, precision: str, free_gib: float, import_gib: float) -> Plan:
     """Micro-batches and checkpointing that fit, where the recipe leaves the choice; the same result either way.
 
     First fewer tokens at once while that is nearly free, then checkpointing comes on, then still fewer.
     """
-    unpacked = recipe.quantisation == "nf4" and cost.room_to_dequantise(its, free_gib)
-    now = Plan(TOKENS_AT_ONCE[device], min(recipe.micro_batch, recipe.batch_size), recipe.gradient_checkpointing == "on", unpacked)
+    unpacked = recipe.quantisation == "nf4" and cost.is_ample(2 * its.linear, free_gib * cost.GIB)
+    dense = (unpacked or recipe.quantisation == "none") and (device, precision) == ("cpu", "bfloat16") and cost.kind(recipe, its) == "fast"
+    now = Plan(
+        TOKENS_AT_ONCE[device], min(recipe.micro_batch, recipe.batch_size), recipe.gradient_checkpointing == "on", unpacked,
+        dense and cost.is_ample(cost.prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden), free_gib * cost.GIB),
+    )
 
     def fits(plan: Plan) -> bool:
         need = cost.memory(recipe, its, plan, lengths.heaviest(recipe, plan), device, import_gib)

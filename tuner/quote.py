@@ -110,7 +110,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         free_gib: memory that the run may use there.
         reach: what the machine reaches; see `machine.reach` and `machine.expected`.
     """
-    plan = plans.decide(recipe, its, rows.lengths, reach.device, free_gib, reach.import_gib)
+    plan = plans.decide(recipe, its, rows.lengths, reach.device, reach.precision, free_gib, reach.import_gib)
     steps = plans.steps(recipe, rows.count)
     per_epoch = math.ceil(rows.count / recipe.batch_size)
     batches = rows.count * rows.lengths.parts_per_row(recipe, plan)

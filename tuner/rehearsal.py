@@ -88,7 +88,8 @@ def rehearse(trainer) -> float:
     run, model = trainer.run, trainer.model
     lengths = plans.Lengths([len(row.ids) for row in trainer.rows])
     plan = plans.Plan(
-        trainer.plan["tokens_at_once"], trainer.plan["micro_batch"], trainer.plan["gradient_checkpointing"], trainer.plan["dequantised"]
+        trainer.plan["tokens_at_once"], trainer.plan["micro_batch"], trainer.plan["gradient_checkpointing"], trainer.plan["dequantised"],
+        trainer.plan["fast"]["prepacked"],
     )
     heaviest = [trainer.rows[index] for index in lengths.heaviest_rows(run.recipe, plan)]
     tokens = sum(len(row.ids) for row in heaviest)

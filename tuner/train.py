@@ -113,7 +113,7 @@ def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weigh
         free_gib = (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / 2**30
     else:  # what this process holds already is part of what it needs
         free_gib = machine.main_memory().free_gib + telling.memory_gib()
-    chosen = plans.decide(recipe, its, lengths, decided["device"], free_gib, machine.reach().import_gib)
+    chosen = plans.decide(recipe, its, lengths, decided["device"], decided["precision"], free_gib, machine.reach().import_gib)
     steps = plans.steps(recipe, len(lengths))
     evaluate_at, sampled = plans.evaluations(
         steps, lengths.total * steps / math.ceil(len(lengths) / recipe.batch_size), [len(row.ids) for row in held_set.encoded],
