@@ -260,9 +260,11 @@ def test_taken_by_quoted_is_told_part_by_part():
         clock += 8.0
         told.append({"kind": "step", "t": clock, "step": step, "tokens": 100})
     told.append({"kind": "eval", "t": clock + 14, "step": 10})
+    told.append({"kind": "status", "t": clock + 14, "state": "checking"})
+    told.append({"kind": "result", "t": clock + 74})  # the report's minute says nothing of the rest
     found = rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)
     assert found["start"] == pytest.approx(15 / 10) and found["train"] == pytest.approx(2.0)
-    assert found["rest"] == pytest.approx((told[-1]["t"] - 117 - 80) / 10)
+    assert found["rest"] == pytest.approx((clock + 14 - 117 - 80) / 10)
 
 
 def test_kinds_of_arithmetic_are_told_apart(its):

@@ -6,19 +6,26 @@
 Everything is imported once; each life of a run is a fork of this process, so that a hundred kills take minutes. A quarter
 of them are SIGTERM, which has to keep the last whole step and end within ten seconds; the rest are SIGKILL, which may cost
 one interval between two checkpoints.
+
+Afterwards, where this process may mount a disk of its own, two lives end otherwise: on a disk that really fills up, and on
+one that turns read-only. Each must leave its last checkpoint whole and resume bit for bit once there is room again.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.small_run import adapter_hash, events, losses, small_run
+from tuner.errors import shorten
 
 TERM_SHARE = 0.25
 TERM_S = 10.0
@@ -127,6 +134,76 @@ def torture(kills: int, seed: int, base: Path, folder: Path) -> list[str]:
     return wrong
 
 
+# A disk of one's own ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def disk(at: Path, mib: int):
+    """A small disk in memory, mounted there; yields False where this process may not mount."""
+    at.mkdir()
+    if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", at], capture_output=True).returncode:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", "-l", at], check=True)
+
+
+def fill(at: Path) -> Path:
+    """A file that takes all there is."""
+    filler, block = at / "filler", bytes(2**20)
+    with open(filler, "wb", buffering=0) as file:
+        for size in (len(block), 4096, 1):
+            try:
+                while True:
+                    file.write(block[:size])
+            except OSError:
+                continue
+    return filler
+
+
+def lose_the_disk(base: Path, at: Path, how: str) -> list[str]:
+    """One life on that disk, which fills up or turns read-only after the first checkpoint; what went wrong."""
+    from tuner import checkpoints
+
+    settings, log, wrong = dict(epochs=40.0, evaluations=10, patience=0), at.parent / "disk.txt", []
+    whole = small_run(base, **settings)
+    if wait(life(whole, log), 300):
+        return [f"The run that kept its disk ended: {log.read_text()[-1500:]}"]
+    wanted = result(whole)
+    run = small_run(base, **settings)
+    pid = life(run, log)
+    until = time.monotonic() + 60
+    while not list((run.folder / "checkpoints").glob("checkpoint-*")) and time.monotonic() < until:
+        time.sleep(0.002)
+    if how == "fills up":
+        filler = fill(at)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", at], check=True)
+    code, step = wait(pid, 60), last_step(run)
+    if how == "fills up":
+        filler.unlink()
+    else:
+        subprocess.run(["mount", "-o", "remount,rw", at], check=True)
+    words = f"{run.error()} {log.read_text()[-2000:]}"
+    if code != 1 or (run.folder / "done").exists():
+        wrong.append(f"On a disk that {how} it ended with {code}, state {run.state()}: {words[-800:]}")
+    if ("full" if how == "fills up" else "read-only") not in words:
+        wrong.append(f"It does not say that the disk {how}: {words[-800:]}")
+    if checkpoints.newest(run.folder / "checkpoints", lambda step: wrong.append(f"The checkpoint of step {step} is damaged")) is None:
+        wrong.append("No whole checkpoint is left")
+    if wait(life(run, log), 300) != 0 or result(run) != wanted:
+        wrong.append(f"After the disk that {how} it ended otherwise than the one that kept its disk: {run.error()}")
+    print(f"a disk that {how}: ended at step {step} of {whole.read('plan')['steps']} with {code}, saying: {shorten(run_words(words), 160)}", flush=True)
+    return wrong
+
+
+def run_words(text: str) -> str:
+    """The line that speaks of the disk."""
+    return next((line for line in text.splitlines() if "disk" in line or "read-only" in line), text.strip())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -149,6 +226,14 @@ def main() -> int:
         gc.collect()
         gc.freeze()
         wrong = torture(asked.kills, asked.seed, base, Path(folder))
+        for how in ("fills up", "turns read-only"):
+            at = Path(folder) / how.split()[0]
+            with disk(at, 1500) as mounted:
+                if not mounted:
+                    print(f"a disk that {how}: not tried, this process may not mount one")
+                    continue
+                os.environ["TUNER_HOME"] = str(at / "home")
+                wrong += lose_the_disk(base, at, how)
     print("\n".join(wrong) or f"{asked.kills} of {asked.kills} resumed, each run ended bit for bit as the one that was not killed")
     return 1 if wrong else 0
 

@@ -12,8 +12,8 @@ from tuner.machine import Memory, Reach
 from tuner.receipt import ENOUGH_AT_ONCE, MOST_HELD_OUT
 from tuner.sizes import Sizes
 
-# Tokens of the fixed prompt's answer after each evaluation, and of the report's answers (tuner/train.py, tuner/report.py).
-SAMPLE_TOKENS = 48
+# Tokens of the fixed prompts' answers at each evaluation (tuner/train.py), and what three at once cost against one.
+SAMPLE_TOKENS, THREE_AT_ONCE = 48, 1.15
 # The probe in SmolLM2's tokens: all, those that are judged, the squares of its rows', and its rows.
 PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
 # The report's answers get so many times as long as the rows' own on average; a step of a batch costs so many steps of one.
@@ -135,7 +135,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * reach.ratio("train"),
         "training": cost.training_s(recipe, its, plan, work, reach) * reach.ratio("train"),
         "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * rest,
-        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * rest,
+        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE * rest,
     }
     both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
     asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / TOKENS_MEASURED_AT_ONCE, steps=0).times(2), reach) * rest

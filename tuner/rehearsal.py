@@ -232,6 +232,7 @@ def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_a
         found["train"] = per_token * noted["tokens"] / said["training"]
         if len(steps) == noted["steps"]:
             trained = per_token * sum(event["tokens"] for event in steps)
-            rest = sum(seconds for part, seconds in said.items() if part not in ("getting ready", "rehearsal", "training"))
-            found["rest"] = (events[-1]["t"] - rehearsed_at - trained) / rest
+            # Without the report: how long that takes is decided by what it may take.
+            ended = next((event["t"] for event in events if event["t"] > rehearsed_at and event.get("state") == "checking"), events[-1]["t"])
+            found["rest"] = (ended - rehearsed_at - trained) / (said["measuring"] + said["answers"])
     return {part: float(np.clip(ratio, 0.1, 10)) for part, ratio in found.items()}
