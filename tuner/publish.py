@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tuner import bases, card, child, hub, lease, licences, machine, outgoing, transfer
+from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, transfer
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
 from tuner.transfer import Transient
@@ -170,7 +170,7 @@ class _Teller:
 
     def say(self, **changes) -> None:
         if "reason" in changes:
-            changes["reason"] = outgoing.without_token(changes["reason"], self.token)
+            changes["reason"] = redaction.without_tokens(changes["reason"], self.token)
         self.known |= changes
         write_json(self.run.folder / "publish.json", self.known)
         self.said = time.monotonic()
