@@ -332,7 +332,7 @@ def _is(there, content: bytes | Path, sha256: str) -> bool:
     if there.lfs:
         return there.lfs.sha256 == sha256
     data = content if isinstance(content, bytes) else content.read_bytes()
-    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _sha256(content: bytes | Path) -> str:

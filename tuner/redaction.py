@@ -21,6 +21,7 @@ _SECRETS = re.compile(
 
 # What stands before each line of a group of exceptions.
 _MARGIN = re.compile(r"(\s*[|+][ -]?|)(.*)", re.DOTALL)
+_NEXT_OF_GROUP = re.compile(r"\s*\+[+-]+ \S+ -+")
 
 # Tokens in use, whatever they look like: their hashes and lengths, never they themselves.
 _MOST_KNOWN = 1000
@@ -108,7 +109,7 @@ class Redacted:
         if self.hide_messages:
             its = self._its.__dict__
             margin, body = _MARGIN.match(line).groups()
-            if body.endswith("Traceback (most recent call last):"):
+            if body.endswith("Traceback (most recent call last):") or _NEXT_OF_GROUP.fullmatch(line):
                 its["place"] = self._FRAMES
             elif its.get("place") == self._FRAMES and body.strip() and not body.startswith(" "):
                 its["place"] = self._MESSAGE

@@ -197,6 +197,16 @@ def build(page: Page) -> gr.Blocks:
     return demo
 
 
+class _Visits(dict):
+    """Visit -> its clicks that are not answered yet. Gradio 6.31 keeps an empty set for each visit there ever was."""
+
+    def __setitem__(self, visit: str, clicks: set) -> None:
+        super().__setitem__(visit, clicks)
+        for old in list(self)[: max(0, len(self) - MOST_SESSIONS)]:
+            if not self[old] and old != visit:
+                del self[old]
+
+
 def make_app(page: Page) -> fastapi.FastAPI:
     """The page behind its gate, as an ASGI app."""
     parent = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -205,6 +215,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     demo = build(page)
     demo.queue(max_size=256, default_concurrency_limit=8)
     demo.state_session_capacity = MOST_SESSIONS
+    demo._queue.pending_event_ids_session = _Visits()
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
         max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
