@@ -190,9 +190,10 @@ def test_every_process_of_ours_prints_through_the_redaction():
     ("No known vulnerabilities found", 0, 0, "No known vulnerabilities found"),
     ("ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed", 1, 0, "Skipped"),
     ("requests.exceptions.ConnectionError: HTTPSConnectionPool(host='pypi.org'): Max retries exceeded", 1, 0, "Skipped"),
+    ("No known vulnerabilities found\n" + "x  Dependency not found on PyPI and could not be audited: x\n" * 40, 0, 0, "Skipped"),
     ("Found 1 known vulnerability in 1 package\nName Version ID\nurllib3 1.0 PYSEC-1", 1, 1, "PYSEC-1"),
     ("Traceback: something of its own", 1, 1, "something of its own"),
-], ids=["clean", "unreachable", "no network", "found", "fault"])
+], ids=["clean", "unreachable", "no network", "no database", "found", "fault"])
 def test_ci_audits_what_is_installed_and_says_when_it_cannot(tmp_path, said, code, ends, words):
     """Found vulnerabilities fail it; a database that cannot be reached does not, and is said."""
     (tmp_path / "pip_audit.py").write_text(f"import sys\nprint({said!r}, file=sys.stderr)\nsys.exit({code})\n")
