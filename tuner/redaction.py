@@ -12,7 +12,7 @@ _SECRETS = re.compile(
       (?P<before> (?i:bearer\s+|basic\s+(?=[\w+/=]{16})) ) [\w.~+/=-]{6,}     # what stands in an Authorization header
     | hf_ (?: (?:oauth|jwt|app|api)_ [\w.-]{4,} | [A-Za-z0-9]{16,} )           # not hf_hub_download
     | (?: (?<![A-Za-z]) | (?<=\\[nrt]) ) eyJ [\w-]{10,} (?: [.=/+]+ [\w-]* )*   # JSON in base64: a JWT, a session's cookie
-    | (?P<name> (?<=[?&]) (?i:access_token|refresh_token|id_token|client_secret|token|code|state|key|share|signature|policy
+    | (?P<name> (?<=[?&]) (?i:access_token|refresh_token|id_token|client_secret|token|code|state|key|run|signature|policy
         |x-amz-[\w-]+|key-pair-id|_target_url) = ) [^&\s"'<>]+                 # in an address
     | (?P<scheme> :// ) [^/\s:@]+ : [^/\s@]+ (?=@)
     """,
