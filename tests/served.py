@@ -19,10 +19,12 @@ import time
 import types
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tuner import starter
 
@@ -90,13 +92,18 @@ class Served:
             time.sleep(0.1)
 
     def __exit__(self, *_) -> None:
+        children = []
         if self.process.poll() is None:
+            children = psutil.Process(self.process.pid).children(recursive=True)
             self.process.terminate()
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+        for child in psutil.wait_procs(children, timeout=5)[1]:  # a test leaves nothing behind, whatever the app does
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         self.process.stdin.close()
         self._told.close()
 
@@ -153,8 +160,6 @@ def _is_filled(cell) -> bool:
 
 
 def _count(app) -> dict[str, int]:
-    import psutil
-
     gc.collect()
     its = psutil.Process()
     names = Counter(_ONCE.sub("*", re.sub(r"-\d+|_\d+", "", thread.name)) for thread in threading.enumerate())
