@@ -1,20 +1,22 @@
 """Twenty visitors on the three tabs while a run trains: nobody meets an error or another's things, and nothing grows."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tests import load
 from tests.served import Served
 from tests.stand_in_hub import StandInHub
+from tuner import hub
 from tuner.home import read_json, write_json
 from tuner.ui import app as page
 
 
 def test_twenty_visitors_meet_no_error_and_nobody_else_s_things_and_nothing_grows(base, tmp_path, capsys):
     """Three batches of the same clicks, about ten seconds each; each is a new visit, and no more visits are held than may be."""
-    with StandInHub() as hub:
-        hub.add_repo("test/small", files={path.name: path.read_bytes() for path in base.iterdir()})
-        with Served(tmp_path, shared=True, sessions=30, waits_s=None, HF_ENDPOINT=hub.url) as app:
+    with StandInHub() as server:
+        server.add_repo("test/small", files={path.name: path.read_bytes() for path in base.iterdir()})
+        with Served(tmp_path, shared=True, sessions=30, waits_s=None, HF_ENDPOINT=server.url) as app:
             began = time.monotonic()
             found = load.go(app, visitors=20, batches=3, rounds=1, base="test/small", think_s=0.5)
             took_s = time.monotonic() - began
@@ -44,3 +46,12 @@ def test_a_visit_that_is_over_is_forgotten_and_one_with_a_click_that_waits_is_no
     for number in range(20):
         visits[f"visit {number}"] = set()
     assert "waits" in visits and "visit 19" in visits and len(visits) <= 4
+
+
+def test_no_thread_stays_behind_a_download():
+    """Each fetch draws its progress with a class of its own, and tqdm gives each class a thread that never ends."""
+    before = threading.active_count()
+    for _ in range(3):
+        with hub._progress_bar(lambda done, total: None, 10)(total=10, unit="B") as bar:
+            bar.update(10)
+    assert threading.active_count() == before
