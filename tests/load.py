@@ -234,7 +234,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tuner-load-") as folder:
         os.environ["TUNER_HOME"] = f"{folder}/tuner"
         starter.prepare()
-        with Served(Path(folder), shared=True, waits_s=None, HF_HUB_OFFLINE="1") as app:
+        # A bound on visits that is reached within two batches; from then on nothing may grow.
+        with Served(Path(folder), shared=True, sessions=2 * asked.visitors, waits_s=None, HF_HUB_OFFLINE="1") as app:
             began = time.monotonic()
             told = lambda number: print(f"{time.monotonic() - began:.0f} s: batch {number + 1} of {batches}", file=sys.stderr, flush=True)  # noqa: E731
             found = go(app, asked.visitors, batches, 1, STARTER_MODEL, asked.think, told)
