@@ -4,6 +4,7 @@
 # make bench-quote: what runs were said to need, and what they took (about twenty minutes).
 # make torture: a hundred kills at random moments; each run must end as one that was never killed. And each request of a
 # push broken in every way.
+# make load: fifty visitors for ten minutes beside a training: how soon a click is answered, and whether anything grows.
 # make bench-data: what large datasets cost (a quarter of an hour).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do $$p -c 'impo
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: app demo test torture lint bench bench-chat bench-page bench-quote bench-data clean
+.PHONY: app demo test torture load lint bench bench-chat bench-page bench-quote bench-data clean
 
 app: $(VENV)/.app
 	@exec $(PY) app.py
@@ -30,6 +31,9 @@ test: $(VENV)/.dev
 torture: $(VENV)/.dev
 	@$(PY) -m tests.torture
 	TUNER_TORTURE=1 $(PY) -m pytest -q tests/test_publish.py
+
+load: $(VENV)/.dev
+	@$(PY) -m tests.load
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -9,7 +9,14 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["USE_TORCH"] = "0"  # datasets would import it; the page's process never does
+# Gradio would keep the session of each of the last 10,000 clicks, and put them all in a table after every click.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tuner import redaction  # noqa: E402
+
+redaction.install(outputs=("stdout", "stderr"))  # before any library makes a log handler of its own
 
 from tuner.ui.app import serve  # noqa: E402
 

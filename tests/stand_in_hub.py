@@ -113,6 +113,7 @@ class Fault:
         "truncate"  the request is handled, then the connection closes after half of the body;
         a function  is called with the hub just before the request is handled as usual.
     method, path: regular expressions; the method must match in full, the path (no query) anywhere.
+    says: the answer's message, where the kind is a status; {token} in it becomes the token that was sent.
     """
 
     kind: str | Callable[["StandInHub"], object]
@@ -122,6 +123,7 @@ class Fault:
     times: int = 1
     seen: int = 0
     wait_s: int | None = None
+    says: str = ""
 
     def __post_init__(self):
         if not (callable(self.kind) or re.fullmatch(r"[45]\d\d|reset|timeout|lost|truncate", self.kind)):
@@ -404,7 +406,8 @@ class StandInHub:
         if kind.isdecimal():
             headers = {"RateLimit": '"api";r=0;t=0'} if kind == "429" and fault.wait_s is None else {}
             headers |= {"Retry-After": str(fault.wait_s)} if fault.wait_s is not None else {}
-            return await JSONResponse({"error": f"Fault {kind}"}, int(kind), headers)(scope, receive, send)
+            message = fault.says.format(token=token) or f"Fault {kind}"
+            return await JSONResponse({"error": message}, int(kind), headers)(scope, receive, send)
 
         async def send_part(message):
             if kind == "truncate":

@@ -9,6 +9,7 @@ from tests.bench import arithmetic, contenders, gpu, machine, page, reference, t
 from tests.bench.arithmetic import Shape
 from tests.bench.contenders import Job, Outcome
 from tests.small import base_entry
+from tests.visitor import Visitor
 from tuner import run as runs
 from tuner import starter
 from tuner.home import write_json
@@ -177,9 +178,9 @@ def test_a_visitor_without_a_browser_opens_the_page_and_polls(home):
         imported_s, served_s = app.wait()
         assert 0 < served_s < 60 and 0 < imported_s < 60
         assert not app.holds("libtorch") and app.holds("libc")
-        visitor = page.Visitor(app.url)
+        visitor = Visitor(app.url)
         visitor.do("open_page")
-        shown, _ = visitor.do("reattach")
+        shown = visitor.do("reattach").data
         assert "Earlier" in str(shown)
         assert len(page.polls(visitor, 0.3, every_s=0.1)) >= 2
     finally:

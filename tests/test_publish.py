@@ -13,7 +13,7 @@ import yaml
 from tests.finished_run import CARD
 from tests.hub_client import ALICE, BOB, Client
 from tests.stand_in_hub import Fault, StandInHub
-from tuner import licences, outgoing
+from tuner import licences, outgoing, redaction
 from tuner.errors import UserError
 
 # The client's own sleeps are left out and its waits are short, so that every way to fail takes a fraction of a second.
@@ -446,7 +446,7 @@ def test_only_what_is_on_the_list_leaves(hub, client):
 
 
 def test_tokens_are_struck_out_of_what_others_say(hub, client):
-    assert outgoing.without_token("bad hf_oauth_ey.J-x and hf_test_alice, and sk-odd", "sk-odd") == "bad hf_… and hf_…, and hf_…"
+    assert redaction.without_tokens("bad hf_oauth_ey.J-x and hf_abcDEF1234567890ghij, and sk-odd", "sk-odd") == "bad hf_… and hf_…, and hf_…"
 
 
 # The card ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import sys
 
+from tuner import redaction
 from tuner.cli import main
 
+redaction.install()
 sys.exit(main())

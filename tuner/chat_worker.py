@@ -6,12 +6,13 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
 
-from tuner import answer, bases, decode, encode, lease, models, packed
+from tuner import answer, bases, decode, encode, lease, models, packed, redaction
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 
@@ -226,10 +227,11 @@ def guarded(number: int, going: dict, act) -> None:
         say(number, error="There is not enough memory for this answer. Shorten the conversation, or wait for a run to end.")
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
         going.pop(number, None)
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        traceback.print_exc()  # without its message, which may quote somebody: see `redaction.Redacted`
         say(number, error=f"The model could not answer ({type(error).__name__}). Clear the conversation and try again.")
 
 
 if __name__ == "__main__":
+    redaction.install(hide_messages=True)  # its log is one for all visitors
     use_cores()
     serve(float(sys.argv[1]))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import child, data, fixes, lease, near, scan, tasks
+from tuner import child, data, fixes, lease, near, redaction, scan, tasks
 from tuner.errors import UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json, write_whole
@@ -542,4 +542,5 @@ def undo(dataset: data.Dataset, number: int) -> data.Dataset:
 
 
 if __name__ == "__main__":
+    redaction.install()
     sys.exit(main(sys.argv[1]))

@@ -5,9 +5,11 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +122,7 @@ class Texts:
     """A file of texts in Arrow, one a record: by number, in order, or all of them mapped for searching.
 
     Args:
-        path: as `write_texts` wrote it, through datasets' own ArrowWriter.
+        path: as `write_texts` wrote it.
     """
 
     def __init__(self, path: Path):
@@ -168,19 +170,15 @@ def _mapped(path: Path):
 
 def write_texts(path: Path, texts: Iterable[str]) -> int:
     """Write texts as an Arrow file; a reader meets all of it or nothing. Gives their number."""
-    import datasets
-    from datasets.arrow_writer import ArrowWriter
+    import pyarrow as pa  # not through datasets' own writer: importing that takes half a second of each small check
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    schema, count, left = pa.schema([("text", pa.large_string())]), 0, iter(texts)
     try:
-        with ArrowWriter(
-            path=str(temporary), features=datasets.Features({"text": datasets.Value("large_string")}), writer_batch_size=1000
-        ) as writer:
-            for text in texts:
-                writer.write({"text": text})
-                count += 1
-            writer.finalize()
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            while some := list(islice(left, 1000)):
+                writer.write_batch(pa.record_batch([pa.array(some, pa.large_string())], schema=schema))
+                count += len(some)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import sys
 
-from tuner import cli, run
+from tuner import cli, redaction, run
 from tuner.home import DEMO_ROOT
 
 
@@ -31,4 +31,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    redaction.install()
     sys.exit(main())

@@ -1,15 +1,18 @@
 """The one kind of error that a visitor may read."""
 
+from tuner import redaction
+
 
 class UserError(Exception):
     """Something a person can put right: what is wrong, the value seen, what to do next.
 
     Args:
-        *problems: one sentence or more for each problem. All problems are told at once.
+        *problems: one sentence or more for each problem. All problems are told at once. A token in them, as the Hub or a
+            visitor may have written it, is struck out here: what is told is kept in files and shown to others.
     """
 
     def __init__(self, *problems: str):
-        self.problems = [str(problem) for problem in problems]
+        self.problems = [redaction.without_tokens(str(problem)) for problem in problems]
         super().__init__("\n".join(self.problems))
 
 

@@ -225,6 +225,7 @@ def _progress_bar(on_progress, total: int):
     class Bar(tqdm):
         """Passes the bytes on instead of drawing them."""
 
+        monitor_interval = 0  # else tqdm starts a thread for each class of bars, which never ends
         seen = {}
 
         def __init__(self, *args, **kwargs):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from tuner import cost
+from tuner import cost, redaction
 from tuner.hardware import CARD_SHARE, CORE_GFLOPS, Hardware
 from tuner.home import private_dir, read_json, tuner_home, write_json
 
@@ -360,4 +360,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    redaction.install()
     sys.exit(main())

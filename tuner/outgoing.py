@@ -23,13 +23,6 @@ _MIN_NAME = 3
 _REQUIRED = ("base_model", "library_name", "license", "pipeline_tag", "tags")
 
 
-def without_token(text: str, token: str | None = None) -> str:
-    """The text with every token in it struck out; for what is kept or shown of somebody else's words."""
-    if token:
-        text = text.replace(token, "hf_…")
-    return re.sub(r"\bhf_[\w.-]{8,}", "hf_…", text)
-
-
 def collect(run, card: str, record: dict) -> dict[str, bytes | Path]:
     """name -> content or path of every file that a finished run publishes.
 

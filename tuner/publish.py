@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tuner import bases, card, child, hub, lease, licences, machine, outgoing, transfer
+from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, transfer
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
 from tuner.transfer import Transient
@@ -170,7 +170,7 @@ class _Teller:
 
     def say(self, **changes) -> None:
         if "reason" in changes:
-            changes["reason"] = outgoing.without_token(changes["reason"], self.token)
+            changes["reason"] = redaction.without_tokens(changes["reason"], self.token)
         self.known |= changes
         write_json(self.run.folder / "publish.json", self.known)
         self.said = time.monotonic()
@@ -332,7 +332,7 @@ def _is(there, content: bytes | Path, sha256: str) -> bool:
     if there.lfs:
         return there.lfs.sha256 == sha256
     data = content if isinstance(content, bytes) else content.read_bytes()
-    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _sha256(content: bytes | Path) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, events, lease, machine, proposals, receipt
+from tuner import check, child, data, events, lease, machine, proposals, receipt, redaction
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
@@ -425,10 +425,10 @@ def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None)
 
 
 def last_words(run: Run, lines: int = 8) -> str:
-    """The end of the run's log, without paths of this machine."""
+    """The end of the run's log, without paths of this machine and without tokens, which a row may hold."""
     try:
         text = (run.folder / "log.txt").read_text("utf-8", "replace")
     except FileNotFoundError:
         return "(the log is empty)"
-    kept = [line[:300] for line in text.strip().splitlines()[-lines:]]
+    kept = [redaction.without_tokens(line)[:300] for line in text.strip().splitlines()[-lines:]]
     return "\n".join(kept).replace(str(tuner_home()), "~").replace(str(child.PROJECT_ROOT), "") or "(the log is empty)"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 
+from tuner import redaction
 from tuner.errors import UserError
 
 # The client itself waits for ever. A commit of a few small files is answered within seconds.
@@ -88,6 +89,7 @@ def _client():
 
 def _bound(request) -> None:
     """No request waits for ever: huggingface_hub passes "no limit" for some of them, which overrides the client's own."""
+    redaction.know(request.headers.get("authorization"))  # every token passes here before anything can be said of it
     limits = request.extensions.get("timeout") or {}
     own = {"connect": CONNECT_S, "read": ANSWER_S, "write": ANSWER_S, "pool": CONNECT_S}
     request.extensions["timeout"] = {name: seconds if limits.get(name) is None else limits[name] for name, seconds in own.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tuner import encode, models, tasks
+from tuner import encode, models, redaction, tasks
 from tuner.home import write_json
 
 # Plain text of several kinds; what is compared is every logit at every token.
@@ -84,4 +84,5 @@ def largest(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
 
 
 if __name__ == "__main__":
+    redaction.install()
     sys.exit(main(*sys.argv[1:]))

@@ -19,12 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from pathlib import Path
 
 import httpx
 
 from tests.bench.machine import Quiet, describe
+from tests.visitor import Visitor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Importing gradio is not ours to make quicker, so the clock begins when that is done; the rest is what app.py does.
@@ -80,56 +80,6 @@ class App:
             self.process.wait()
 
 
-class Visitor:
-    """What the browser's client does, without a browser: components' values are sent, answers are read from the stream."""
-
-    def __init__(self, url: str):
-        self.client = httpx.Client(base_url=f"{url}/gradio_api", timeout=120)
-        self.config = httpx.get(f"{url}/config", timeout=30).json()
-        self.session = uuid.uuid4().hex
-        self.components = {its["id"]: its for its in self.config["components"]}
-        # States are kept by the server; a browser sends null for them.
-        self.values = {its["id"]: its["props"].get("value") for its in self.config["components"] if its["type"] != "state"}
-
-    def put(self, elem_id: str, value) -> None:
-        """Fill in a control of the page."""
-        self.values[next(its["id"] for its in self.config["components"] if its["props"].get("elem_id") == elem_id)] = value
-
-    def do(self, name: str, target: str | None = None) -> tuple[list, float]:
-        """Trigger the page's handler of this name; its outputs, and the seconds until they were here.
-
-        Args:
-            target: the event it must belong to, where several controls share a handler.
-        """
-        its = next(its for its in self.config["dependencies"] if (its["api_name"] or "").rstrip("_0123456789") == name
-                   and (target is None or any(event == target for _, event in its["targets"])))
-        body = {
-            "data": [self.values.get(number) for number in its["inputs"]], "fn_index": its["id"], "session_hash": self.session,
-            "event_data": None, "trigger_id": its["targets"][0][0] if its["targets"] else None,
-        }
-        began = time.perf_counter()
-        joined = self.client.post("/queue/join", json=body)
-        joined.raise_for_status()
-        output = self._read(joined.json()["event_id"])
-        took = time.perf_counter() - began
-        if not output["success"]:
-            raise SystemExit(f"The page's handler {name} failed: {output['output']}")
-        found = output["output"]["data"]
-        for number, value in zip(its["outputs"], found):
-            if number in self.values and not (isinstance(value, dict) and value.get("__type__")):
-                self.values[number] = value
-        return found, took
-
-    def _read(self, event_id: str) -> dict:
-        with self.client.stream("GET", "/queue/data", params={"session_hash": self.session}) as stream:
-            for line in stream.iter_lines():
-                if line.startswith("data:"):
-                    message = json.loads(line[5:])
-                    if message.get("event_id") == event_id and message["msg"] == "process_completed":
-                        return message
-        raise SystemExit("The page's stream ended without an answer.")
-
-
 # What stood there before ------------------------------------------------------------------------------------------
 
 
@@ -178,7 +128,7 @@ def start_training(visitor: Visitor, home: Path, events: int, settings: dict):
     visitor.do("reattach")
     for name, value in settings.items():
         visitor.put(f"knob-{name}", value)
-    _, took = visitor.do("start", "click")
+    took = visitor.do("start", "click").took_s
     run = runs.mine(LOCAL_OWNER)[0]
     deadline = time.monotonic() + 120
     while not any(event["kind"] == "step" and event["step"] >= 2 for event in run.events()[0]):
@@ -196,7 +146,7 @@ def polls(visitor: Visitor, seconds: float, every_s: float = 1.0) -> list[float]
     found, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         began = time.monotonic()
-        found.append(visitor.do("poll")[1] * 1000)
+        found.append(visitor.do("poll").took_s * 1000)
         time.sleep(max(0.0, every_s - (time.monotonic() - began)))
     return found
 

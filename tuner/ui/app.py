@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, child, hub, reading, starter
+from tuner import chat, child, hub, reading, redaction, starter
 from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
@@ -25,6 +25,9 @@ from tuner.ui import drawing
 
 log = logging.getLogger("tuner")
 HERE = Path(__file__).parent
+# Visits that Gradio holds in memory, each with a copy of what the page shows; without a bound of ours, 10,000. Who is
+# pushed out by newer ones loses what was chosen, nothing else: runs and datasets are found again when the page is reloaded.
+MOST_SESSIONS = 500
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,16 @@ def build(page: Page) -> gr.Blocks:
     return demo
 
 
+class _Visits(dict):
+    """Visit -> its clicks that are not answered yet. Gradio 6.31 keeps an empty set for each visit there ever was."""
+
+    def __setitem__(self, visit: str, clicks: set) -> None:
+        super().__setitem__(visit, clicks)
+        for old in list(self)[: max(0, len(self) - MOST_SESSIONS)]:
+            if not self[old] and old != visit:
+                del self[old]
+
+
 def make_app(page: Page) -> fastapi.FastAPI:
     """The page behind its gate, as an ASGI app."""
     parent = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -201,6 +214,8 @@ def make_app(page: Page) -> fastapi.FastAPI:
     parent.add_middleware(CORSMiddleware, allow_origins=[])
     demo = build(page)
     demo.queue(max_size=256, default_concurrency_limit=8)
+    demo.state_session_capacity = MOST_SESSIONS
+    demo._queue.pending_event_ids_session = _Visits()
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
         max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
@@ -212,6 +227,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
 
 def serve(share: bool = False) -> None:
     """Serve the page until it is stopped."""
+    redaction.install(hide_messages=share or on_a_space())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))

@@ -1,0 +1,57 @@
+"""Twenty visitors on the three tabs while a run trains: nobody meets an error or another's things, and nothing grows."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests import load
+from tests.served import Served
+from tests.stand_in_hub import StandInHub
+from tuner import hub
+from tuner.home import read_json, write_json
+from tuner.ui import app as page
+
+
+def test_twenty_visitors_meet_no_error_and_nobody_else_s_things_and_nothing_grows(base, tmp_path, capsys):
+    """Three batches of the same clicks, about ten seconds each; each is a new visit, and no more visits are held than may be."""
+    with StandInHub() as server:
+        server.add_repo("test/small", files={path.name: path.read_bytes() for path in base.iterdir()})
+        with Served(tmp_path, shared=True, sessions=30, waits_s=None, HF_ENDPOINT=server.url) as app:
+            began = time.monotonic()
+            found = load.go(app, visitors=20, batches=3, rounds=1, base="test/small", think_s=0.5)
+            took_s = time.monotonic() - began
+    with capsys.disabled():
+        print(f"\n20 visitors, {took_s:.0f} s beside a training\n{found.table()}")
+    assert not found.wrong, found.wrong[:5]
+    assert found.trained
+    assert not found.grown(), found.grown()
+    assert found.held[-1]["thread AnyIO worker thread"] <= load.MOST_WORKERS and found.held[-1]["files"] <= found.held[-2]["files"] + 2
+    assert "Traceback" not in app.log.read_text(), app.log.read_text()[-3000:]
+
+
+def test_two_threads_that_write_one_file_do_not_take_it_from_each_other(tmp_path):
+    """Twenty visitors who brought the same base at once met an error, since the process had one temporary name for all."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(30):
+            list(pool.map(lambda number: write_json(tmp_path / "fetched.json", {"number": number}), range(8)))
+            assert read_json(tmp_path / "fetched.json")["number"] in range(8)
+    assert [path.name for path in tmp_path.iterdir()] == ["fetched.json"]
+
+
+def test_a_visit_that_is_over_is_forgotten_and_one_with_a_click_that_waits_is_not(monkeypatch):
+    """Gradio itself keeps an entry for each visit there ever was."""
+    monkeypatch.setattr(page, "MOST_SESSIONS", 3)
+    visits = page._Visits()
+    visits["waits"] = {"a click"}
+    for number in range(20):
+        visits[f"visit {number}"] = set()
+    assert "waits" in visits and "visit 19" in visits and len(visits) <= 4
+
+
+def test_no_thread_stays_behind_a_download():
+    """Each fetch draws its progress with a class of its own, and tqdm gives each class a thread that never ends."""
+    before = threading.active_count()
+    for _ in range(3):
+        with hub._progress_bar(lambda done, total: None, 10)(total=10, unit="B") as bar:
+            bar.update(10)
+    assert threading.active_count() == before
