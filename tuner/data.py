@@ -420,9 +420,9 @@ def read_hub(
     hub_id = hub_id.strip().removeprefix("https://huggingface.co/").removeprefix("datasets/").rstrip("/")
     if not HUB_ID.fullmatch(hub_id) or ".." in hub_id:
         raise UserError(f"{shorten(hub_id)!r} is not a Hub dataset id. It looks like user/name.")
-    hub.require_dataset(hub_id, revision, token)  # a visitor's string must be the Hub's before it meets load_dataset
+    sha = hub.require_dataset(hub_id, revision, token)  # a visitor's string must be the Hub's before it meets `datasets`
     notes: list[str] = []
-    streamed = hub.stream_dataset(hub_id, config, split, revision, token, most)
+    streamed = hub.stream_dataset(hub_id, config.strip(), split.strip(), sha, token, most)
 
     def records() -> Iterator[dict]:
         count = 0
