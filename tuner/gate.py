@@ -168,7 +168,7 @@ class Gate:
         )
         own = {headers.get("host", "").lower(), *(name.strip().lower() for name in os.environ.get("SPACE_HOST", "").split(","))} - {""}
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() not in own:
+        if origin is not None and _place_of(origin) not in own:
             return False
         return arrives or headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
@@ -294,6 +294,14 @@ def _guarded(send):
         await send(message)
 
     return guarded
+
+
+def _place_of(origin: str) -> str:
+    """Host and port of an Origin header, in small letters; what is none of a page's gives no host's name."""
+    try:
+        return urlsplit(origin).netloc.lower() or "?"
+    except ValueError:
+        return "?"
 
 
 def _name_of(host: str) -> str:
