@@ -59,18 +59,24 @@ def spawn(module: str, *arguments: str, folder: Path, log: Path, most_bytes: int
         most_bytes: no file that it writes may be larger.
     """
     with open(log, "ab") as file:
-        process = _start(module, arguments, folder, most_bytes, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        process = _start(module, arguments, folder, most_bytes, None, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     # Its threads begin later and inherit it. Counted from this process's own, which it may not undercut.
     os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
     return process
 
 
-def converse(module: str, *arguments: str, log: Path, most_bytes: int = MOST_FILE_BYTES) -> subprocess.Popen:
-    """Start `python -m module arguments` in a session of its own, to be spoken to over pipes, a line of text at a time."""
+def converse(
+    module: str, *arguments: str, log: Path, most_bytes: int = MOST_FILE_BYTES, more: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """Start `python -m module arguments` in a session of its own, to be spoken to over pipes, a line of text at a time.
+
+    Args:
+        more: what its environment has besides; nothing secret.
+    """
     with open(log, "ab") as file:
         return _start(
-            module, arguments, place(module.rpartition(".")[2]), most_bytes, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
-            text=True, encoding="utf-8",
+            module, arguments, place(module.rpartition(".")[2]), most_bytes, more, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=file, text=True, encoding="utf-8",
         )
 
 
@@ -81,7 +87,7 @@ def finish(module: str, *arguments: str, seconds: float) -> subprocess.Completed
         subprocess.TimeoutExpired: it was killed after so long.
     """
     process = _start(
-        module, arguments, place(module.rpartition(".")[2]), MOST_FILE_BYTES, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        module, arguments, place(module.rpartition(".")[2]), MOST_FILE_BYTES, None, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )
     try:
@@ -92,11 +98,11 @@ def finish(module: str, *arguments: str, seconds: float) -> subprocess.Completed
     return subprocess.CompletedProcess(process.args, process.returncode, printed, complained)
 
 
-def _start(module: str, arguments, folder: Path, most_bytes: int, **pipes) -> subprocess.Popen:
+def _start(module: str, arguments, folder: Path, most_bytes: int, more: dict[str, str] | None, **pipes) -> subprocess.Popen:
     lifeline = _lifeline()
     return subprocess.Popen(
         [sys.executable, "-m", "tuner.child", str(lifeline), str(most_bytes), module, *arguments],
-        cwd=folder, env=environment(), start_new_session=True, pass_fds=(lifeline,), **pipes,
+        cwd=folder, env={**environment(), **(more or {})}, start_new_session=True, pass_fds=(lifeline,), **pipes,
     )
 
 

@@ -16,7 +16,7 @@ from tuner.home import on_a_space, private_dir, read_json, require_free, tuner_h
 from tuner.recipe import HUB_ID, STARTER_MODEL
 from tuner.transfer import Transient, Unreachable
 
-# The largest base that is loaded, in parameters; TUNER_MAX_PARAMETERS sets another. A card of 80 GiB holds this one in 4 bits.
+# The largest base that is loaded, in parameters; TUNER_MODEL_BILLIONS sets another. A card of 80 GiB holds this one in 4 bits.
 MAX_PARAMETERS = 80e9
 TIMEOUT_S = 15.0
 
@@ -224,7 +224,7 @@ def _look_over(base_id: str, revision: str, token: str | None, timeout_s: float 
 
 def most_parameters() -> float:
     """How many parameters a base model may have here."""
-    return float(os.environ.get("TUNER_MAX_PARAMETERS", MAX_PARAMETERS))
+    return float(os.environ.get("TUNER_MODEL_BILLIONS") or MAX_PARAMETERS / 1e9) * 1e9
 
 
 def _fetched_path() -> Path:

@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, child, hub, reading, starter
+from tuner import chat, child, eyes, hub, reading, starter
 from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
@@ -221,6 +221,7 @@ def serve(share: bool = False) -> None:
     if starter.is_installed() and not starter.is_ready():
         # The first look at the demo waits for this; begun now, it is done when the page has been read.
         threading.Thread(target=_prepare_starter, daemon=True).start()
+    threading.Thread(target=eyes.warm, daemon=True).start()
     threading.Thread(target=runs.take_up, daemon=True).start()
     print(f"Tuner is at http://{host}:{port}", flush=True)
     if share:
