@@ -163,8 +163,8 @@ TEMPLATES = [
     Hostile("says-nothing", template("nothing"), "leaves out what the user says"),
     Hostile("broken", template("{% for %}"), _REFUSES),
 ]
-# Well behaved on what it is tried on, and a bomb on anything else.
-LATER = Hostile("later", template(f"{{% if messages[0]['content'] not in {PROBED} %}}{_HUGE}{{% endif %}}" + _PLAIN), _ENDLESS)
+# Well behaved on what it is tried on, and a bomb on anything else; not a constant, which Jinja would work out beforehand.
+LATER = Hostile("later", template(f"{{% if messages[0]['content'] not in {PROBED} %}}{{{{ (10**(messages|length * 10**8))|string }}}}{{% endif %}}" + _PLAIN), _ENDLESS)
 
 _LORA = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((8, 64), np.float32), "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": np.zeros((64, 8), np.float32)}
 
@@ -218,5 +218,5 @@ DATASETS = [
 ]
 DATASET_IDS = [
     "csv", "json", "pandas", "..", "/etc", "./x", "models/../x", "bob/..", "hf://datasets/bob/x", "https://evil.example/x", "file:///etc/passwd", "buckets/bob/x",
-    "bob/x/y", "bob\\x", "bob/x@main", "bob/x?a", "bob/x\n", "", " ",
+    "bob/x/y", "bob\\x", "bob/x@main", "bob/x?a", "bob/x\ny", "", " ",
 ]

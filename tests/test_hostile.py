@@ -76,13 +76,17 @@ def client(process):
     return lambda code, **env: process(PRELUDE + textwrap.dedent(code), **env)
 
 
+def named(cases: list, name: str) -> hostile.Hostile:
+    return next(its for its in cases if its.name == name)
+
+
 def refused(client, code: str, words: str) -> str:
     with pytest.raises(UserError) as told:
         client(code)
     said = str(told.value)
     assert re.search(words, said), said
     assert SECRET not in said and "Traceback" not in said and len(said) < 600
-    assert said.rstrip().endswith((".", ". ")) and said[0].isupper() or said.split()[0].count("/") == 1 or said[0] in "'“" or "json" in said.split()[0]
+    assert said.endswith(".")  # what is wrong, the value seen, and what to do next
     return said
 
 
@@ -95,7 +99,7 @@ def test_a_hostile_base_is_refused_wherever_it_is_named(hub, traps, client, base
     files = its.change(small_files(base), traps)
     hub.add_repo(f"bob/{its.name}", files={name: data for name, data in files.items()})
     for place in ("hub.sizes_of({0!r}, '', None)", "hub.fetch_base({0!r}, '', None)", "chat.of_base({0!r}, None)"):
-        refused(client, "result = " + place.format(f"bob/{its.name}"), its.words)
+        refused(client, f"result = str({place.format(f'bob/{its.name}')})", its.words)
     whole = [its for its in hub.requests if its.path.endswith(".safetensors") and its.method == "HEAD"]
     assert not whole  # the client asks so before it fetches a file; headers are read without
 
@@ -216,7 +220,7 @@ def test_what_another_was_let_read_is_not_everybody_s(hub, client, base):
             """)
 
 
-@pytest.mark.parametrize("revision", ["../../etc/passwd", "/etc/passwd", "a//b", "..", "a b", "-x", "a\n", "ü", "x" * 300, "refs/../../x"])
+@pytest.mark.parametrize("revision", ["../../etc/passwd", "/etc/passwd", "a//b", "..", "a b", "-x", "a\nb", "ü", "x" * 300, "refs/../../x"])
 def test_a_revision_is_never_a_path(hub, client, base, revision):
     hub.add_repo("bob/base", files=small_files(base))
     hub.add_repo("bob/rows", repo_type="dataset", files={"train.jsonl": b"{}"})
@@ -234,11 +238,11 @@ def test_a_hostile_adapter_is_refused_in_chat(hub, traps, client, base, its):
     hub.add_repo("bob/base", files=small_files(base))
     hub.add_repo(f"bob/{its.name}", files=its.change(hostile.adapter(), traps))
     refused(client, f"result = chat.of_adapter('bob/{its.name}', None)", its.words)
-    assert not [its for its in hub.requests if "bob/base" in its.path]  # nothing of what it names was asked for
+    assert not [its for its in hub.requests if re.search("/bob/base(/|$)", its.path)]  # nothing of what it names was asked for
 
 
 def test_an_adapter_on_a_hostile_base_is_refused_for_the_base(hub, traps, client, base):
-    hub.add_repo("bob/evil", files=hostile.BASES[1].change(small_files(base), traps))
+    hub.add_repo("bob/evil", files=named(hostile.BASES, "auto-map").change(small_files(base), traps))
     hub.add_repo("bob/on-evil", files=hostile.adapter("bob/evil"))
     refused(client, "result = chat.of_adapter('bob/on-evil', None)", "asks for code from the Hub")
     hub.add_repo("bob/scanned", files=hostile.adapter())
@@ -259,7 +263,7 @@ def test_what_lies_on_the_disk_is_judged_again_before_it_is_loaded(base, traps, 
 
     for number, (changed, words) in enumerate((
         ({"adapter_config.json": json.dumps({"base_model_name_or_path": str(traps.outside)}).encode()}, "is an adapter"),
-        (hostile.BASES[1].change(small_files(base), traps), "asks for code"), (hostile.BASES[5].change(small_files(base), traps), "asks for code"),
+        (named(hostile.BASES, "auto-map").change(small_files(base), traps), "asks for code"), (named(hostile.BASES, "kernel").change(small_files(base), traps), "asks for code"),
     )):
         folder = tmp_path / str(number)
         shutil.copytree(base, folder)
@@ -291,7 +295,7 @@ def test_a_dataset_s_id_is_never_a_path(hub, client, hub_id):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("config, split", [("../x", ""), ("", "../x"), ("a/b", ""), ("x" * 200, ""), ("a\n", ""), ("*", "")])
+@pytest.mark.parametrize("config, split", [("../x", ""), ("", "../x"), ("a/b", ""), ("x" * 200, ""), ("a\nb", ""), ("*", "")])
 def test_a_config_or_split_is_never_a_path(hub, client, config, split):
     hub.add_repo("bob/rows", repo_type="dataset", files={"train.jsonl": b'{"prompt": "p", "completion": "c"}\n'})
     refused(client, f"records, notes = data.read_hub('bob/rows', {config!r}, {split!r})\nresult = list(records)", "is not the name of a config or split")
@@ -342,16 +346,16 @@ class App:
     def get(self, path: str) -> bytes:
         return urllib.request.urlopen(self.url + path, timeout=30).read()
 
-    def event(self, name: str, **values) -> str:
+    def event(self, name: str, values: dict) -> str:
         """All that a visitor gets to read of one event.
 
         Args:
             name: its handler's.
-            values: elem_id of an input, with _ for -, and its value; the others keep those of the page.
+            values: elem_id of an input -> its value; the others keep those of the page.
         """
         parts = {its["id"]: its for its in self.config["components"]}
         event = next(its for its in self.config["dependencies"] if its["api_name"] == name)
-        wanted = {key.replace("_", "-"): value for key, value in values.items()}
+        wanted = dict(values)
         arguments = [wanted.pop(parts[its]["props"].get("elem_id"), parts[its]["props"].get("value")) for its in event["inputs"]]
         assert not wanted, f"{name} has no input {wanted}"
         session = os.urandom(6).hex()
@@ -374,7 +378,8 @@ def app(server, tmp_path_factory):
 
 def test_the_page_says_what_is_wrong_and_answers_meanwhile(hub, traps, app, base):
     """Bombs and code named in the preview, over HTTP, while another visitor opens the page again and again."""
-    cases = [hostile.BASES[0], hostile.BASES[1], hostile.BASES[5], hostile.BASES[22], hostile.TEMPLATES[1], hostile.TEMPLATES[2], hostile.TEMPLATES[4], hostile.LATER]
+    bases = [named(hostile.BASES, name) for name in ("pickle-only", "auto-map", "kernel", "layers")]
+    cases = [*bases, *(named(hostile.TEMPLATES, name) for name in ("loops", "multiplies", "doubles")), hostile.LATER]
     for its in cases:
         hub.add_repo(f"bob/{its.name}", files=its.change(small_files(base), traps))
     hub.add_repo("bob/good", files=small_files(base))
@@ -393,11 +398,11 @@ def test_the_page_says_what_is_wrong_and_answers_meanwhile(hub, traps, app, base
     try:
         for its in cases:
             before = len(opened)
-            said = app.event("use_demo", base_model=f"bob/{its.name}")
-            assert re.search(its.words.replace("\\(", "\\(").replace("'", "&#x27;|'"), json.loads(said)["output"].__str__()), (its.name, said[:2000])
+            said = app.event("use_demo", {"knob-base_model": f"bob/{its.name}"})
+            assert re.search(its.words, said), (its.name, said[:2000])
             assert SECRET not in said and "Traceback" not in said
             assert len(opened) > before, f"nobody was answered while {its.name} was looked at"
-        assert "row-view" in app.event("use_demo", base_model="bob/good")  # and the next one is served
+        assert "row-view" in app.event("use_demo", {"knob-base_model": "bob/good"})  # and the next one is served
     finally:
         going.set()
         visitor.join()
@@ -406,14 +411,14 @@ def test_the_page_says_what_is_wrong_and_answers_meanwhile(hub, traps, app, base
 
 def test_in_chat_and_as_a_dataset_the_page_says_it_too(hub, traps, app, base):
     hub.add_repo("bob/base", files=small_files(base))
-    hub.add_repo("bob/pickled", files=hostile.ADAPTERS[0].change(hostile.adapter(), traps))
-    hub.add_repo("bob/evil", files=hostile.BASES[1].change(small_files(base), traps))
-    hub.add_repo("bob/script", repo_type="dataset", files=hostile.DATASETS[0].change({}, traps))
-    assert "is not a PEFT adapter with safetensors weights" in app.event("arrive", adapter_id="bob/pickled")
-    assert "Dataset scripts are no longer supported" in app.event("read_hub", hub_id="bob/script")
+    hub.add_repo("bob/pickled", files=named(hostile.ADAPTERS, "pickle-only").change(hostile.adapter(), traps))
+    hub.add_repo("bob/evil", files=named(hostile.BASES, "auto-map").change(small_files(base), traps))
+    hub.add_repo("bob/script", repo_type="dataset", files=named(hostile.DATASETS, "script").change({}, traps))
+    assert "is not a PEFT adapter with safetensors weights" in app.event("arrive", {"adapter-id": "bob/pickled"})
+    assert "Dataset scripts are no longer supported" in app.event("read_hub", {"hub-id": "bob/script"})
     for odd in ("/etc", "csv", "../x", "https://evil.example/x"):
-        assert "is not a Hub dataset id" in app.event("read_hub", hub_id=odd)
-        assert "is not an adapter" in app.event("arrive", adapter_id=odd)
+        assert "is not a Hub dataset id" in app.event("read_hub", {"hub-id": odd})
+        assert "is not an adapter" in app.event("arrive", {"adapter-id": odd})
 
 
 # The audit --------------------------------------------------------------------------------------------------------

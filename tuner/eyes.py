@@ -224,7 +224,10 @@ def _control(tokenizer) -> str:
 def _try(tokenizer) -> None:
     """The template has to take the simplest conversation, say what was said in it, and tell two apart."""
     _control(tokenizer)
-    texts = [encode.encode(messages, tokenizer, 100_000)[-1].text for messages in (_PLAIN, [{**_PLAIN[0], "content": "What is a tree?"}, _PLAIN[1]])]
+    sequences = [encode.encode(messages, tokenizer, 100_000)[-1] for messages in (_PLAIN, [{**_PLAIN[0], "content": "What is a tree?"}, _PLAIN[1]])]
+    with child.within(encode.MOST_S):
+        tokenizer.decode(sequences[0].ids, skip_special_tokens=True)
+    texts = [sequence.text for sequence in sequences]
     if texts[0] == texts[1] or "who are you" not in texts[0].lower():
         raise UserError("The model's chat template leaves out what the user says, so nothing can be learned with it. Choose another base model.")
 

@@ -191,7 +191,6 @@ def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress)
             base_id, revision=info.sha, allow_patterns=wanted, token=token or False,
             tqdm_class=_progress_bar(on_progress, total), max_workers=4,
         )
-    eyes.try_out(folder)
     base = {"id": base_id, "revision": info.sha, "dir": folder, "what": f"{base_id} at revision {info.sha[:12]}", "licence": _licence(info)}
     for asked in {revision, info.sha}:
         _remember(asked, base, for_anybody=not info.private and not info.gated)
@@ -219,6 +218,8 @@ def _look_over(base_id: str, revision: str, token: str | None, timeout_s: float 
     repository.require_scanned(info, [*small, *(name for name in names if repository.WEIGHTS.fullmatch(name))])
     folder = Path(snapshot_download(base_id, revision=info.sha, allow_patterns=small, token=token or False))
     repository.check_folder(base_id, folder)
+    if repository.has_template(folder):
+        eyes.try_out(folder)
     return info, names, folder
 
 
@@ -301,9 +302,7 @@ def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: floa
     base_id = require_id(base_id, "a base model's Hub id")
     try:
         with in_words(base_id, bool(token)):
-            folder = _look_over(base_id, revision, token, 5.0)[2]
-        eyes.try_out(folder)
-        return str(folder)
+            return str(_look_over(base_id, revision, token, 5.0)[2])
     except Unreachable:
         if cached := _cached_base(base_id, revision):
             return cached["dir"]
@@ -414,11 +413,13 @@ def stream_dataset(hub_id: str, config: str, split: str, sha: str, token: str | 
     """
     import datasets
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     for name in (config, split):
         if name and (not _NAME_IN_DATASET.fullmatch(name) or ".." in name):
             raise UserError(f"{shorten(name, 40)!r} is not the name of a config or split. See the dataset's page for its names.")
     datasets.disable_progress_bars()
+    _stay_on_the_hub()
     with in_words(hub_id, bool(token)):
         try:
             # With the scheme, since a bare name would be read from a local folder of that name first.
@@ -431,11 +432,19 @@ def stream_dataset(hub_id: str, config: str, split: str, sha: str, token: str | 
                 raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
             for record in parts[chosen].take(most):
                 yield dict(record)
-        except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError) as error:
-            if isinstance(error, UserError) or "httpx2" in type(error).__module__ or "huggingface_hub" in type(error).__module__:
+        except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError, ImportError) as error:
+            if isinstance(error, UserError) or "httpx2" in type(error).__module__ or isinstance(error, HfHubHTTPError):
                 raise
             reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
             raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
+
+
+def _stay_on_the_hub() -> None:
+    """Take from `datasets` the means to fetch from other addresses: a README may name any, also those only this machine can reach."""
+    import fsspec
+
+    for protocol in ("http", "https", "ftp", "s3", "gs", "gcs", "az", "abfs", "webhdfs", "hdfs", "ssh", "sftp", "smb", "git", "github", "jupyter"):
+        fsspec.register_implementation(protocol, f"tuner.nowhere.{protocol}", clobber=True, errtxt="only files of the repository itself are read")
 
 
 def _require_rows(hub_id: str, sha: str, builder) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuner import sizes
 from tuner.errors import UserError, shorten
+from tuner.home import read_json
 
 # What a base model's repository may put on this disk, and how large each may be: never pickles or code. The weights are
 # named by their index, or are one file.
@@ -133,6 +134,12 @@ def check_folder(base_id: str, folder: Path) -> dict:
     return config
 
 
+def has_template(folder: Path) -> bool:
+    """Whether a base brings a chat template of its own, which has to be tried."""
+    folder = Path(folder)
+    return any(folder.glob("*.jinja")) or "chat_template" in read_json(folder / "tokenizer_config.json", {})
+
+
 def check_config(base_id: str, config: dict) -> None:
     """Judge a config.json before any class is made of it.
 
@@ -157,7 +164,8 @@ def _check_values(base_id: str, name: str, config: dict) -> None:
             raise UserError(f"{name} of {base_id} is larger or deeper than any model's. Choose another base model.")
         _check_value(base_id, name, key, value)
         if isinstance(value, dict):
-            waiting += [(str(its), below, depth + 1) for its, below in value.items()]
+            asks = _ROUTINE_KEYS.fullmatch(key)  # one for each part of the model
+            waiting += [(key if asks else str(its), below, depth + 1) for its, below in value.items()]
         elif isinstance(value, list):
             waiting += [(key, below, depth + 1) for below in value]
 
@@ -207,7 +215,10 @@ def count(base_id: str, config: dict, headers: dict[str, tuple[str, tuple[int, .
         raise UserError(
             f"{base_id} has {large / 1e9:,.1f} billion parameters; the most that is loaded here is {most / 1e9:,.1f} billion. Choose a smaller base model."
         )
-    claimed = sizes.of_config(config).weights
+    try:
+        claimed = sizes.of_config(config).weights
+    except UserError:  # of another kind than language models; whoever needs the sizes will say so
+        claimed = 0
     if claimed > CLAIM * elements + 10**7:
         raise UserError(
             f"config.json of {base_id} claims {claimed / 1e9:,.3f} billion parameters and its weights hold {elements / 1e9:,.3f} billion. "
