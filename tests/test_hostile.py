@@ -30,7 +30,7 @@ from tuner.hub import MAX_PARAMETERS
 PRELUDE = """
 from dataclasses import asdict
 from tuner import chat, data, eyes, encode, hub, reading, stream
-stream.rows = lambda *asked: map(reading.plain, hub.stream_dataset(*asked))  # in a child of its own it is in test_stream.py
+stream.rows = lambda *asked: map(reading.plain, stream.decoded(*asked))  # in a child of its own it is in test_stream.py
 """
 # What stands in every file that no visitor's repository may bring in.
 SECRET = hostile.SECRET
@@ -433,7 +433,7 @@ LOADERS = {
     ("verify.py", "PeftModel.from_pretrained"): "model",
     ("starter.py", "AutoModelForCausalLM.from_pretrained"): "source",
     ("starter.py", "AutoTokenizer.from_pretrained"): "source",
-    ("hub.py", "datasets.load_dataset_builder"): "f'hf://datasets/{hub_id}'",
+    ("stream.py", "datasets.load_dataset_builder"): "f'hf://datasets/{hub_id}'",
 }
 _NAMES = {"from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "load_from_disk", "pipeline", "load_state_dict_from_url", "get_kernel"}
 

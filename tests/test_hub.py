@@ -23,7 +23,7 @@ from dataclasses import asdict
 from tuner import chat, data, hub, publish, reading, run as runs, stream, transfer
 transfer.PAUSES_S = (0, 0, 0)
 publish.compare = lambda run, there, folder: {}  # what plain PEFT says of it is in test_publish.py
-stream.rows = lambda *asked: map(reading.plain, hub.stream_dataset(*asked))  # in a child of its own it is in test_stream.py
+stream.rows = lambda *asked: map(reading.plain, stream.decoded(*asked))  # in a child of its own it is in test_stream.py
 run = runs.mine("local")[0]
 """
 LINK = "lambda repo_id: 'https://page.example/?adapter=' + repo_id"

@@ -397,67 +397,6 @@ def require_dataset(hub_id: str, revision: str, token: str | None) -> str:
         return info.sha
 
 
-# The forms of rows that are read, by datasets' names for their readers; others unpack archives or decode media.
-DATASET_KINDS = ("json", "csv", "parquet", "arrow", "text")
-_NAME_IN_DATASET = re.compile(r"[^\x00-\x1f/\\<>:|?*\"]{1,100}")
-
-
-def stream_dataset(hub_id: str, config: str, split: str, sha: str, token: str | None, most: int) -> Iterator[dict]:
-    """The first records of one split, as they arrive; the split itself is not downloaded.
-
-    Args:
-        sha: the commit, as `require_dataset` gave it.
-
-    Raises:
-        UserError: no such config or split, or files that cannot be read as rows.
-    """
-    import datasets
-    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for name in (config, split):
-        if name and (not _NAME_IN_DATASET.fullmatch(name) or ".." in name):
-            raise UserError(f"{shorten(name, 40)!r} is not the name of a config or split. See the dataset's page for its names.")
-    datasets.disable_progress_bars()
-    _stay_on_the_hub()
-    with in_words(hub_id, bool(token)):
-        try:
-            # With the scheme, since a bare name would be read from a local folder of that name first.
-            builder = datasets.load_dataset_builder(f"hf://datasets/{hub_id}", config or None, revision=sha, token=token or False)
-            _require_rows(hub_id, sha, builder)
-            parts = builder.as_streaming_dataset()
-            names = list(parts)
-            chosen = split or ("train" if "train" in names else names[0])
-            if chosen not in names:
-                raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
-            for record in parts[chosen].take(most):
-                yield dict(record)
-        except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError, ImportError) as error:
-            if isinstance(error, UserError) or "httpx2" in type(error).__module__ or isinstance(error, HfHubHTTPError):
-                raise
-            reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
-            raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
-
-
-def _stay_on_the_hub() -> None:
-    """Take from `datasets` the means to fetch from other addresses: a README may name any, also those only this machine can reach."""
-    import fsspec
-
-    for protocol in ("http", "https", "ftp", "s3", "gs", "gcs", "az", "abfs", "webhdfs", "hdfs", "ssh", "sftp", "smb", "git", "github", "jupyter"):
-        fsspec.register_implementation(protocol, f"tuner.nowhere.{protocol}", clobber=True, errtxt="only files of the repository itself are read")
-
-
-def _require_rows(hub_id: str, sha: str, builder) -> None:
-    """Refuse what is read by other means than rows are, or from elsewhere than this repository."""
-    kinds = {its.__module__.split(".")[2] for its in type(builder).__mro__ if its.__module__.startswith("datasets.packaged_modules.")}
-    if not kinds & set(DATASET_KINDS):
-        raise UserError(f"{hub_id} holds {', '.join(sorted(kinds)) or 'no rows'}, not rows. Choose one in JSON, CSV, Parquet, Arrow or text.")
-    files = [str(its) for part in (builder.config.data_files or {}).values() for its in part]
-    odd = [its for its in files if not its.startswith(f"hf://datasets/{hub_id}@{sha}/") or ".." in its]
-    if odd or not files:
-        raise UserError(f"{hub_id} names {shorten(odd[0], 60) if odd else 'no files'}, which is not one of its own. Choose another dataset.")
-
-
 # Adapters ---------------------------------------------------------------------------------------------------------
 
 

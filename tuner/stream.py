@@ -17,12 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 from tuner import child
-from tuner.errors import UserError
+from tuner.errors import UserError, shorten
 from tuner.home import private_dir, tuner_home
 
 # What decoding may allocate, and how long it may go on without a row.
 MEMORY_BYTES = 3 * 2**30
 SILENCE_S = 120.0
+# The forms of rows that are read, by datasets' names for their readers; others unpack archives or decode media.
+DATASET_KINDS = ("json", "csv", "parquet", "arrow", "text")
+_NAME_IN_DATASET = re.compile(r"[^\x00-\x1f/\\<>:|?*\"]{1,100}")
 # Of the Hub's answers; what names other places (Xet's, a redirection's) stays out.
 _PASSED_ON = (
     "content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified", "x-repo-commit", "x-linked-etag", "x-linked-size",
@@ -31,7 +34,7 @@ _PASSED_ON = (
 
 
 def rows(hub_id: str, config: str, split: str, sha: str, token: str | None, most: int) -> Iterator[dict]:
-    """The first records of one split as plain JSON values; see `hub.stream_dataset`.
+    """The first records of one split as plain JSON values; see `decoded`.
 
     Raises:
         UserError: as there; or decoding took too much memory, or went on without a row.
@@ -148,17 +151,79 @@ class _Request(BaseHTTPRequestHandler):
         """Nothing: paths hold the door's name."""
 
 
+# In the child -----------------------------------------------------------------------------------------------------
+
+
+def decoded(hub_id: str, config: str, split: str, sha: str, token: str | None, most: int) -> Iterator[dict]:
+    """The first records of one split, as they arrive; the split itself is not downloaded.
+
+    Args:
+        sha: the commit, as `hub.require_dataset` gave it.
+
+    Raises:
+        UserError: no such config or split, or files that cannot be read as rows.
+    """
+    import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub.errors import HfUriError
+
+    from tuner import hub
+
+    for name in (config, split):
+        if name and (not _NAME_IN_DATASET.fullmatch(name) or ".." in name):
+            raise UserError(f"{shorten(name, 40)!r} is not the name of a config or split. See the dataset's page for its names.")
+    datasets.disable_progress_bars()
+    _stay_on_the_hub()
+    with hub.in_words(hub_id, bool(token)):
+        try:
+            # With the scheme, since a bare name would be read from a local folder of that name first.
+            builder = datasets.load_dataset_builder(f"hf://datasets/{hub_id}", config or None, revision=sha, token=token or False)
+            _require_rows(hub_id, sha, builder)
+            parts = builder.as_streaming_dataset()
+            names = list(parts)
+            chosen = split or ("train" if "train" in names else names[0])
+            if chosen not in names:
+                raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
+            for record in parts[chosen].take(most):
+                yield dict(record)
+        except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError, ImportError) as error:
+            theirs = type(error).__module__
+            if "httpx2" in theirs or ("huggingface_hub" in theirs and not isinstance(error, HfUriError)):  # see in_words
+                raise
+            reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+            raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
+
+
+def _stay_on_the_hub() -> None:
+    """Take from `datasets` the means to fetch from other addresses: a README may name any, also those only this machine can reach."""
+    import fsspec
+
+    for protocol in ("http", "https", "ftp", "s3", "gs", "gcs", "az", "abfs", "webhdfs", "hdfs", "ssh", "sftp", "smb", "git", "github", "jupyter"):
+        fsspec.register_implementation(protocol, f"tuner.nowhere.{protocol}", clobber=True, errtxt="only files of the repository itself are read")
+
+
+def _require_rows(hub_id: str, sha: str, builder) -> None:
+    """Refuse what is read by other means than rows are, or from elsewhere than this repository."""
+    kinds = {its.__module__.split(".")[2] for its in type(builder).__mro__ if its.__module__.startswith("datasets.packaged_modules.")}
+    if not kinds & set(DATASET_KINDS):
+        raise UserError(f"{hub_id} holds {', '.join(sorted(kinds)) or 'no rows'}, not rows. Choose one in JSON, CSV, Parquet, Arrow or text.")
+    files = [str(its) for part in (builder.config.data_files or {}).values() for its in part]
+    odd = [its for its in files if not its.startswith(f"hf://datasets/{hub_id}@{sha}/") or ".." in its]
+    if odd or not files:
+        raise UserError(f"{hub_id} names {shorten(odd[0], 60) if odd else 'no files'}, which is not one of its own. Choose another dataset.")
+
+
 def main() -> None:
     """The child: one line of JSON asks, one line for each row answers."""
     child.limit_memory(MEMORY_BYTES)
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     say = lambda told: (answers.write(json.dumps(told) + "\n"), answers.flush())  # noqa: E731
     hub_id, config, split, sha, most = json.loads(sys.stdin.readline())
-    from tuner import hub, reading
+    from tuner import reading
 
     total = 0
     try:
-        for number, record in enumerate(hub.stream_dataset(hub_id, config, split, sha, None, most), 1):
+        for number, record in enumerate(decoded(hub_id, config, split, sha, None, most), 1):
             line = json.dumps({"row": reading.plain(record)})
             total += len(line)
             if len(line) > reading.MAX_LINE_BYTES:
