@@ -3,6 +3,7 @@
 import os
 import resource
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -29,9 +30,10 @@ SPIN = "3000"
 NICE = 5
 # The largest file that a child may write: a 4-bit copy of the largest base, a checkpoint with its optimiser.
 MOST_FILE_BYTES = 64 * 2**30
-# Threads and processes that a child may add to those its account has when it starts: the account is the app's too, so no
-# number would do that does not count from there. Root knows no such limit.
-FURTHER_TASKS = 128 + 8 * (os.cpu_count() or 1)
+# Processes that a child may start, itself included; the check's helpers are one for each core. Counted by session:
+# RLIMIT_NPROC counts an account's, and on a Space's host that account is every other Space's too.
+MOST_PROCESSES = 64 + 2 * (os.cpu_count() or 1)
+LOOK_S = 2.0  # how often they are counted
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -157,7 +159,6 @@ def main(lifeline: str, most_bytes: str, module: str, *arguments: str) -> None:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold rows and weights
     _limit(resource.RLIMIT_FSIZE, int(most_bytes))
-    _limit(resource.RLIMIT_NPROC, tasks_of(os.getuid()) + FURTHER_TASKS)
     threading.Thread(target=_watch, args=(int(lifeline),), name="lifeline", daemon=True).start()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -169,20 +170,24 @@ def _limit(which: int, most: int) -> None:
     resource.setrlimit(which, (most, most))
 
 
-def tasks_of(user: int) -> int:
-    """Processes and threads of an account, as the system counts them against its limit; those of the app are among them."""
+def processes_of(session: int) -> int:
+    """How many processes a child leads."""
     count = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile
-            if folder.stat().st_uid == user:
-                count += len(os.listdir(folder / "task"))
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if name.isdigit():
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                count += os.getsid(int(name)) == session
     return count
 
 
 def _watch(lifeline: int) -> None:
-    """End this process and all that it started once its parent is gone; a run is taken up by the next app."""
-    os.read(lifeline, 1)
-    if os.getpgid(0) == os.getpid():
+    """End this process and all that it started once its parent is gone, or there are too many; a run is taken up by the next app."""
+    leads = os.getsid(0) == os.getpid()
+    while not select.select([lifeline], [], [], LOOK_S)[0]:
+        if leads and processes_of(os.getpid()) > MOST_PROCESSES:
+            print(f"More than {MOST_PROCESSES} processes were started, so all of them were ended.", file=sys.stderr, flush=True)
+            break
+    if leads:
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
