@@ -229,7 +229,7 @@ def test_what_the_page_does_not_ask_for_is_not_there(served):
     more = [
         ("GET", path) for path in (
             "/gradio_api/deep_link", "/gradio_api/deep_link?session_hash=a", "/gradio_api/runs", "/gradio_api/runs/", "/runs", "/monitoring",
-            "/monitoring/summary", "/monitoring/x/dashboard", "/gradio_api/token", "/gradio_api/user", "/gradio_api/app_id",
+            "/monitoring/summary", "/monitoring/x/dashboard", "/gradio_api/token", "/gradio_api/user", "/gradio_api/login_check",
             "/gradio_api/dev/reload", "/gradio_api/profiling/summary", "/gradio_api/openapi.json", "/gradio_api/mcp/sse", "/docs", "/openapi.json",
             "/agents.md", "/gradio_api/proxy=https://a.hf.space/", "/gradio_api/file/etc/passwd", "/gradio_api/vibe-code",
             "/gradio_api/queue/status", "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/custom_component/1/server/a/b",

@@ -22,7 +22,7 @@ OPEN = {
         r"/|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/manifest\.json"
         r"|/(assets|static|svelte)/[^\x00-\x20]+"
         r"|/login/(huggingface|callback)|/logout"
-        r"|/gradio_api/(info|queue/data|upload_progress|startup-events|theme\.css|heartbeat/[\w-]{1,64}|file=[^\x00-\x1f]+)"
+        r"|/gradio_api/(info|app_id|queue/data|upload_progress|startup-events|theme\.css|heartbeat/[\w-]{1,64}|file=[^\x00-\x1f]+)"
     ),
     "POST": re.compile(r"/gradio_api/(queue/join|cancel|reset/?|upload|run/\w{1,100})"),
 }
