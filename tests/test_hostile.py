@@ -379,7 +379,7 @@ def app(server, tmp_path_factory):
 def test_the_page_says_what_is_wrong_and_answers_meanwhile(hub, traps, app, base):
     """Bombs and code named in the preview, over HTTP, while another visitor opens the page again and again."""
     bases = [named(hostile.BASES, name) for name in ("pickle-only", "auto-map", "kernel", "layers")]
-    cases = [*bases, *(named(hostile.TEMPLATES, name) for name in ("loops", "multiplies", "doubles")), hostile.LATER]
+    cases = [*bases, *(named(hostile.TEMPLATES, name) for name in ("multiplies", "doubles")), hostile.LATER]
     for its in cases:
         hub.add_repo(f"bob/{its.name}", files=its.change(small_files(base), traps))
     hub.add_repo("bob/good", files=small_files(base))
