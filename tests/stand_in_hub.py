@@ -149,6 +149,7 @@ class StandInHub:
         lfs: whether weights are uploaded as large files, each by itself; else inside the commit.
         blobs: SHA-256 -> bytes of such files.
         repos: (repo_type, "user/name") -> Repo.
+        security: "user/name" -> what the scanners found in a model's repository, told to who asks with securityStatus.
         requests: what came in, oldest first.
         faults: what is to go wrong. A request struck by one is not seen by those after it, so faults that match
             the same requests strike one after the other.
@@ -160,6 +161,7 @@ class StandInHub:
         self.lfs = False
         self.blobs: dict[str, bytes] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.security: dict[str, dict] = {}
         self.requests: list[LoggedRequest] = []
         self.faults: list[Fault] = []
         self._port = port
@@ -258,6 +260,8 @@ class StandInHub:
     async def repo_info(self, request: Request, kind, namespace, name, revision="main", blobs: bool = False):
         repo = self._find(request, kind, namespace, name)
         info, asked = describe(repo, repo.commit_at(revision), blobs), request.query_params.getlist("expand")
+        if "securityStatus" in request.query_params and repo.repo_id in self.security:
+            info["securityRepoStatus"] = self.security[repo.repo_id]
         return {key: value for key, value in info.items() if not asked or key in ("id", *asked)}
 
     async def update_settings(self, request: Request, kind, namespace, name):

@@ -296,7 +296,8 @@ def test_a_real_child_is_killed_and_resumed(base, home, monkeypatch):
     pid = run.read("process")["pid"]
     wait_until(lambda: str(run.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
     command, environment = Path(f"/proc/{pid}/cmdline").read_bytes(), Path(f"/proc/{pid}/environ").read_bytes()
-    assert command.rstrip(b"\0").split(b"\0")[1:] == [b"-m", b"tuner", b"train", str(run.folder).encode()]
+    command_line = command.rstrip(b"\0").split(b"\0")
+    assert command_line[1:3] == [b"-m", b"tuner.child"] and command_line[5:] == [b"tuner", b"train", str(run.folder).encode()]
     assert b"hf_" not in command + environment and b"TUNER_HOME" in environment
     assert os.getsid(pid) == pid  # a session of its own: what ends the app does not end it
     with pytest.raises(UserError, match="started already"):

@@ -4,17 +4,16 @@ import json
 import math
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date as calendar
 from pathlib import Path
 
-from tuner import child, hub, starter
+from tuner import child, eyes, hub, starter
 from tuner import run as runs
 from tuner.errors import UserError, shorten
-from tuner.home import read_json, tuner_home
+from tuner.home import private_dir, read_json, tuner_home
 from tuner.recipe import HUB_ID, STARTER_MODEL
 
 MAX_CHARACTERS = 100_000
@@ -200,6 +199,8 @@ class Worker:
             messages = check_messages(messages)
             if subject.system_prompt and messages[0]["role"] != "system":
                 messages = [{"role": "system", "content": subject.system_prompt}, *messages]
+            # First where it can be killed alone: the worker answers others meanwhile.
+            eyes.try_prompt(messages, subject.base["dir"], subject.keep_control_tokens, subject.template_date)
             requests[who] = {
                 "do": "answer", "subject": asdict(subject), "messages": messages,
                 "tuned": tuned and bool(subject.adapter_dir), **sampling,
@@ -241,14 +242,8 @@ class Worker:
 
     def _alive(self) -> subprocess.Popen:
         if self._process is None or self._process.poll() is not None:
-            home = tuner_home()
-            home.mkdir(parents=True, exist_ok=True)
-            with open(home / "chat.log", "ab") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "tuner.chat_worker", str(self.idle_s)], stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=child.environment(),
-                    start_new_session=True, cwd=home,
-                )
+            log = private_dir(tuner_home()) / "chat.log"
+            self._process = child.converse("tuner.chat_worker", str(self.idle_s), log=log)
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         return self._process
 
@@ -260,7 +255,7 @@ class Worker:
                 continue
             if waiting := self._waiting.get(reply.get("id")):
                 waiting[1].put(reply)
-        process.wait()
+        child.reap(process)
         with self._lock:
             if self._process is process:
                 self._process = None
@@ -278,4 +273,4 @@ class Worker:
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
-                process.kill()
+                child.end(process)

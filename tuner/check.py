@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import child, data, fixes, lease, near, redaction, scan, tasks
+from tuner import child, data, encode, eyes, fixes, lease, near, redaction, scan, tasks
 from tuner.errors import UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json, write_whole
@@ -273,7 +274,7 @@ def whole(dataset: data.Dataset, look: scan.Look | None = None) -> Rows:
     Raises:
         UserError: the check of a large dataset is still going in a child.
     """
-    if os.environ.get("TUNER_CHILD") != "1" and not is_done(dataset, look) and not is_small(dataset):
+    if not child.is_child() and not is_done(dataset, look) and not is_small(dataset):
         if going := progress(dataset):
             left = f", about {going.left_s:.0f} s left" if going.left_s else ""
             raise UserError(f"The rows are still being checked ({going.phase.lower()}, {going.share:.0%}{left}). Start when that is done.")
@@ -298,7 +299,7 @@ def _glimpse(folder: Path, task: str, mapping: str, look: scan.Look | None) -> R
     if len(places) == 0:
         data.to_rows(dataset.head(), dataset.mapping, task)  # says why none of them gives one
     kept = places.astype(np.int64)
-    tokens = scan.tokenise(rows, look).of(kept) if look else None
+    tokens = eyes.tokenised(rows, look).of(kept) if look else None
     left_out = {
         name: np.flatnonzero(seen["flags"] & np.uint64(bit)) for name, bit in _no_row_bits(task).items()
     }
@@ -343,7 +344,8 @@ def progress(dataset: data.Dataset) -> Progress | None:
     Raises:
         UserError: the last one ended with these words, or without any.
     """
-    for pid in [pid for pid, process in list(_children.items()) if process.poll() is not None]:
+    codes = {pid: process.poll() for pid, process in list(_children.items()) if process.poll() is not None}
+    for pid in codes:
         _children.pop(pid, None)
     refused = read_json(dataset.folder / "refused.json")
     if refused:
@@ -359,6 +361,8 @@ def progress(dataset: data.Dataset) -> Progress | None:
         if (dataset.folder / "ended").exists():
             (dataset.folder / "ended").unlink()
             return None
+        if codes.get(process["pid"]) == child.OUT_OF_TIME:
+            raise UserError(encode.ENDLESS)
         raise UserError("The check ended early, perhaps for want of memory. Try again, or bring fewer rows.")
     its = read_json(dataset.folder / "progress.json")
     if not its:
@@ -416,6 +420,8 @@ def main(folder: str) -> int:
             work(dataset, scan.Look(**todo["look"]) if todo["look"] else None, report)
     except UserError as error:
         write_json(folder / "refused.json", {"problems": error.problems})
+    except BrokenProcessPool:  # a helper was ended, as this process would have been; see `child.within`
+        write_json(folder / "refused.json", {"problems": [encode.ENDLESS]})
     except MemoryError:
         write_json(folder / "refused.json", {"problems": [
             f"{shorten(dataset.name, 40)} unpacks to more memory than there is ({MEMORY_BYTES / 2**30:.0f} GiB). Bring a part of it."

@@ -413,20 +413,20 @@ def read_hub(
     Raises:
         UserError: not a Hub id, no such dataset, config or split, gated, private, or the Hub cannot be reached.
     """
-    from tuner import hub
+    from tuner import hub, stream
 
     hub_id = hub_id.strip().removeprefix("https://huggingface.co/").removeprefix("datasets/").rstrip("/")
     if not HUB_ID.fullmatch(hub_id) or ".." in hub_id:
         raise UserError(f"{shorten(hub_id)!r} is not a Hub dataset id. It looks like user/name.")
-    hub.require_dataset(hub_id, revision, token)  # a visitor's string must be the Hub's before it meets load_dataset
+    sha = hub.require_dataset(hub_id, revision, token)  # a visitor's string must be the Hub's before it meets `datasets`
     notes: list[str] = []
-    streamed = hub.stream_dataset(hub_id, config, split, revision, token, most)
+    streamed = stream.rows(hub_id, config.strip(), split.strip(), sha, token, most)
 
     def records() -> Iterator[dict]:
         count = 0
         for record in streamed:
             count += 1
-            yield reading.plain(record)
+            yield record
         if not count:
             raise UserError(f"{hub_id} ({split or 'train'}) has no rows. Choose a split that has rows in it.")
         if count >= most:

@@ -10,9 +10,19 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
+from tuner import child
 from tuner.errors import UserError, shorten
 
 IGNORE = -100
+# A child that encodes a stranger's row with a stranger's template and tokenizer ends itself after so much computing time:
+# so many seconds, and one more for so many characters. A thousand ordinary rows take one.
+MOST_S, CHARACTERS_A_SECOND = 2.0, 100_000
+LOADING_S = 20.0
+MOST_TEMPLATE = 100_000
+ENDLESS = (
+    f"The model's chat template or tokenizer does not come to an end within {MOST_S:.0f} seconds, so it was stopped. "
+    "Choose another base model."
+)
 
 # How the learned part of a row was found, from the surest to the last resort.
 BY_MARKS = "the template's own generation marks"
@@ -111,7 +121,8 @@ def load_tokenizer(base_dir: str):
 
     if not (Path(base_dir) / "tokenizer.json").is_file():
         raise UserError("The base model has no tokenizer.json, so it cannot be used here. Choose another base model.")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base_dir, local_files_only=True)
+    with child.within(LOADING_S):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise UserError("The base model's tokenizer names no end token, so answers would never end. Choose another.")
     if tokenizer.pad_token_id is None:
@@ -146,7 +157,16 @@ def encode(
     Raises:
         UserError: the template refuses the conversation.
     """
-    view = _View(tokenizer, tools, messages, keep_control_tokens, date)
+    with child.within(_enough(messages)):
+        return _encode(_View(tokenizer, tools, messages, keep_control_tokens, date), tokenizer, max_tokens, learn)
+
+
+def _enough(messages: list[dict]) -> float:
+    """Seconds of computing that a row of this size may take."""
+    return MOST_S + sum(len(message.get("content") or "") for message in messages) / CHARACTERS_A_SECOND
+
+
+def _encode(view: "_View", tokenizer, max_tokens: int, learn: str) -> list[Encoded]:
     text, spans, how = _answer_spans(view, view.messages)
     cuts = [start for start, _ in spans or ()]
     if learn == "everything":
@@ -171,7 +191,8 @@ def encode_text(text: str, tokenizer, max_tokens: int, keep_control_tokens: bool
     marked = text if keep_control_tokens else _disarm(text, _control_pattern(tokenizer, ""))
     start = tokenizer.bos_token if _adds_bos(tokenizer) else ""
     marked = f"{start}{marked}{tokenizer.eos_token}"
-    return _labelled(marked, [(0, len(marked))], [], tokenizer, max_tokens, BY_TEXT, keep_end=True)
+    with child.within(_enough([{"content": text}])):
+        return _labelled(marked, [(0, len(marked))], [], tokenizer, max_tokens, BY_TEXT, keep_end=True)
 
 
 def encode_continuation(before: str, text: str, tokenizer, max_tokens: int) -> Encoded:
@@ -193,9 +214,10 @@ def prompt_ids(
     Raises:
         UserError: the template refuses the conversation.
     """
-    view = _View(tokenizer, tools, messages, keep_control_tokens, date)
-    text, cuts = _prompt(view, view.messages)
-    return _tokenise(text, cuts, tokenizer)[0]
+    with child.within(_enough(messages)):
+        view = _View(tokenizer, tools, messages, keep_control_tokens, date)
+        text, cuts = _prompt(view, view.messages)
+        return _tokenise(text, cuts, tokenizer)[0]
 
 
 def turn_tokens(
@@ -206,7 +228,12 @@ def turn_tokens(
     Raises:
         UserError: the template refuses the conversation.
     """
-    view = _View(tokenizer, tools, messages, keep_control_tokens, date)
+    with child.within(_enough(messages)):
+        return _turn_tokens(_View(tokenizer, tools, messages, keep_control_tokens, date), len(messages))
+
+
+def _turn_tokens(view: "_View", shown: int) -> list[int | None]:
+    tokenizer = view.tokenizer
     text, _ = view.render(view.messages)
     starts = [start for start, _ in _tokenise(text, [], tokenizer)[1]]
     counts, done = [], 0
@@ -221,7 +248,7 @@ def turn_tokens(
         place = bisect_left(starts, len(upto))
         counts.append(place - done)
         done = place
-    return counts[len(view.messages) - len(messages) :]  # a turn that lists the tools may stand before them
+    return counts[len(view.messages) - shown :]  # a turn that lists the tools may stand before them
 
 
 def stop_ids(tokenizer, generation_eos: int | list[int] | None = None) -> set[int]:
@@ -251,6 +278,8 @@ class _View:
     def __init__(self, tokenizer, tools, messages, keep_control_tokens: bool, date: str):
         self.tokenizer = tokenizer
         self.template = tokenizer.get_chat_template(tools=tools) if tokenizer.chat_template else PLAIN_TEMPLATE
+        if len(self.template) > MOST_TEMPLATE:
+            raise UserError(f"The model's chat template has {len(self.template):,} characters; the most is {MOST_TEMPLATE:,}. Choose another base model.")
         self.date = date
         messages, self.tools = _fit_tools(_fit_reasoning(messages, self.template), tools, self.template)
         if not keep_control_tokens:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import damage, data, encode, personal, scan, split, tasks
+from tuner import damage, data, eyes, personal, scan, split, tasks
 from tuner.errors import UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json
@@ -165,7 +165,7 @@ def _changes(rows: Rows, its: dict, recipe: Recipe):
     if fix == "join":
         return lambda row, _: [task.join(row)]
     if fix == "trim" and finding == "control_tokens":
-        control = encode.control_tokens(encode.load_tokenizer(its["tokenizer_dir"]))
+        control = eyes.control_tokens(its["tokenizer_dir"])
 
         def without(text: str) -> str:
             while control.search(text):  # again, because what stands on both sides of one may be one itself now
@@ -179,17 +179,9 @@ def _changes(rows: Rows, its: dict, recipe: Recipe):
         usual = _usual_texts(rows)
         return lambda row, index: [task.with_answer(row, usual[int(rows.usual_spelling[index])])]
     if fix == "split":
-        tokenizer = encode.load_tokenizer(its["tokenizer_dir"])
         most = min(recipe.max_tokens, rows.context or recipe.max_tokens)
-
-        def fits(row: dict) -> bool:
-            try:
-                return all(not sequence.cut for sequence in task.encode_row(row, tokenizer, recipe_at(most)))
-            except UserError:  # a template may refuse a part of what it accepts whole; then that part is not made
-                return False
-
-        def recipe_at(tokens: int) -> Recipe:
-            return Recipe(**{**its["settings"], "max_tokens": tokens}, task=rows.task)
+        within = Recipe(**{**its["settings"], "max_tokens": most}, task=rows.task)
+        fits = lambda row: eyes.fits(row, within, its["tokenizer_dir"])  # noqa: E731
 
         return lambda row, _: task.split(row, fits)
     raise UserError(f"There is no fix {shorten(fix, 40)!r}. There are: {', '.join(FIXES)}.")

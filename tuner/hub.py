@@ -3,21 +3,21 @@
 import contextlib
 import io
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import sizes, starter, transfer
+from tuner import eyes, repository, sizes, starter, transfer
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, require_free, tuner_home, write_json
 from tuner.recipe import HUB_ID, STARTER_MODEL
 from tuner.transfer import Transient, Unreachable
 
-# What a base model's repository may put on this disk: weights as safetensors, JSON and plain text; never pickles or code.
-BASE_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "merges.txt", "vocab.txt"]
-ADAPTER_FILES = ["adapter_model.safetensors", "adapter_config.json", "tuner.json"]
-MAX_ADAPTER_BYTES = 4 * 2**30
+# The largest base that is loaded, in parameters; TUNER_MODEL_BILLIONS sets another. A card of 80 GiB holds this one in 4 bits.
+MAX_PARAMETERS = 80e9
 TIMEOUT_S = 15.0
 
 
@@ -96,6 +96,21 @@ def require_id(repo_id: str, what: str) -> str:
     return text
 
 
+_REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,199}", re.ASCII)
+
+
+def require_revision(revision: str) -> str | None:
+    """The revision, or None for the newest: a branch, tag or commit. The client's cache makes paths of it.
+
+    Raises:
+        UserError: it could not be one.
+    """
+    revision = str(revision or "").strip()
+    if revision and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+        raise UserError(f"{shorten(revision)!r} is not a branch, tag or commit. Leave it empty for the newest.")
+    return revision or None
+
+
 def _require_access(info, token: str | None, repo_type: str = "model") -> None:
     """Ask the Hub whether this visitor may read a gated repository; what another fetched is in the cache already."""
     from huggingface_hub import HfApi
@@ -162,18 +177,14 @@ def fetch_base(
 
 
 def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress) -> dict:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub import snapshot_download
 
     with in_words(base_id, bool(token)):
-        info = HfApi().model_info(base_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
-        _require_access(info, token)
-        names = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
-        wanted = list(filter_repo_objects(names, allow_patterns=BASE_FILES))
-        if not any(name.endswith(".safetensors") for name in wanted):
-            raise UserError(f"{base_id} has no safetensors weights at its top level. Choose a base model that has.")
-        if "config.json" not in wanted:
-            raise UserError(f"{base_id} has no config.json, so it is not a transformers model. Choose another.")
+        info, names, folder = _look_over(base_id, revision, token)
+        weights = repository.weight_files(base_id, folder, names)
+        headers = _headers_of(base_id, info.sha, weights, token)
+        repository.count(base_id, _config_in(base_id, folder), headers, sum(names[name] for name in weights), most_parameters())
+        wanted = [*repository.small_files(base_id, names), *weights]
         total = sum(names[name] for name in wanted)
         require_free(total, f"The base model {base_id}")
         folder = snapshot_download(
@@ -184,6 +195,37 @@ def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress)
     for asked in {revision, info.sha}:
         _remember(asked, base, for_anybody=not info.private and not info.gated)
     return base
+
+
+def _look_over(base_id: str, revision: str, token: str | None, timeout_s: float = TIMEOUT_S):
+    """Judge a base by what is small: its scan, its files' names and sizes, its configs, its template.
+
+    Returns:
+        the Hub's info, {file: bytes} of its top level, and the folder of the small files; the info's commit is the one
+        that everything else is taken from.
+
+    Raises:
+        UserError: see `repository`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(
+        base_id, revision=require_revision(revision), files_metadata=True, securityStatus=True, token=token or False, timeout=timeout_s
+    )
+    _require_access(info, token)
+    names = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    small = repository.small_files(base_id, names)
+    repository.require_scanned(info, [*small, *(name for name in names if repository.WEIGHTS.fullmatch(name))])
+    folder = Path(snapshot_download(base_id, revision=info.sha, allow_patterns=small, token=token or False))
+    repository.check_folder(base_id, folder)
+    if repository.has_template(folder):
+        eyes.try_out(folder)
+    return info, names, folder
+
+
+def most_parameters() -> float:
+    """How many parameters a base model may have here."""
+    return float(os.environ.get("TUNER_MODEL_BILLIONS") or MAX_PARAMETERS / 1e9) * 1e9
 
 
 def _fetched_path() -> Path:
@@ -209,8 +251,10 @@ def _cached_base(base_id: str, revision: str) -> dict | None:
     known = read_json(_fetched_path(), {}).get(f"{base_id}@{revision}")
     if known and (Path(known["base"]["dir"]) / "config.json").is_file():
         return known["base"] if known["for_anybody"] or not on_a_space() else None
+    if on_a_space() and base_id != STARTER_MODEL:  # nobody noted who may see it
+        return None
     try:
-        folder = snapshot_download(base_id, revision=revision or None, local_files_only=True)
+        folder = snapshot_download(base_id, revision=require_revision(revision), local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
     if not list(Path(folder).glob("*.safetensors")) or not (Path(folder) / "config.json").is_file():
@@ -256,17 +300,10 @@ def tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
 
 @lru_cache(maxsize=64)
 def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: float) -> str:
-    from huggingface_hub import HfApi, snapshot_download
-
     base_id = require_id(base_id, "a base model's Hub id")
     try:
         with in_words(base_id, bool(token)):
-            info = HfApi().model_info(base_id, revision=revision or None, token=token or False, timeout=5.0)
-            _require_access(info, token)
-            return snapshot_download(
-                base_id, revision=info.sha, token=token or False,
-                allow_patterns=["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.jinja", "config.json", "generation_config.json"],
-            )
+            return str(_look_over(base_id, revision, token, 5.0)[2])
     except Unreachable:
         if cached := _cached_base(base_id, revision):
             return cached["dir"]
@@ -323,17 +360,29 @@ def _config_in(base_id: str, folder: Path) -> dict:
 
 def _headers_on_hub(base_id: str, sha: str, token: str | None) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{name: (dtype, shape)} of a repository's weights: a hundred kilobytes of each file are asked for, not the file."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-
     with in_words(base_id, bool(token)):
-        try:
-            found = HfApi().get_safetensors_metadata(base_id, revision=sha, token=token or False, timeout=TIMEOUT_S)
-        except NotASafetensorsRepoError:
-            raise UserError(f"{base_id} has no safetensors weights at its top level. Choose a base model that has.") from None
-        except (SafetensorsParsingError, ValueError) as error:
-            raise UserError(f"The weights of {base_id} cannot be read: {shorten(str(error), 120)}. Choose another base model.") from None
-    return {name: (its.dtype, tuple(its.shape)) for file in found.files_metadata.values() for name, its in file.tensors.items()}
+        info, names, folder = _look_over(base_id, sha, token)
+        weights = repository.weight_files(base_id, folder, names)
+        headers = _headers_of(base_id, sha, weights, token)
+        repository.count(base_id, _config_in(base_id, folder), headers, sum(names[name] for name in weights), most_parameters())
+    return headers
+
+
+def _headers_of(base_id: str, sha: str, weights: list[str], token: str | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    def read(name: str):
+        return HfApi().parse_safetensors_file_metadata(base_id, name, revision=sha, token=token or False, timeout=TIMEOUT_S)
+
+    try:
+        with ThreadPoolExecutor(min(8, len(weights))) as pool:
+            found = list(pool.map(read, weights))
+        return {name: (str(its.dtype), tuple(int(size) for size in its.shape)) for file in found for name, its in file.tensors.items()}
+    except (SafetensorsParsingError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"The weights of {base_id} cannot be read: {shorten(str(error), 120)}. Choose another base model.") from None
 
 
 # Datasets ---------------------------------------------------------------------------------------------------------
@@ -344,38 +393,9 @@ def require_dataset(hub_id: str, revision: str, token: str | None) -> str:
     from huggingface_hub import HfApi
 
     with in_words(hub_id, bool(token)):
-        info = HfApi().dataset_info(hub_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S)
+        info = HfApi().dataset_info(hub_id, revision=require_revision(revision), token=token or False, timeout=TIMEOUT_S)
         _require_access(info, token, "dataset")
         return info.sha
-
-
-def stream_dataset(hub_id: str, config: str, split: str, revision: str, token: str | None, most: int) -> Iterator[dict]:
-    """The first records of one split, as they arrive; the split itself is not downloaded.
-
-    Raises:
-        UserError: no such config or split, or files that cannot be read as rows.
-    """
-    import datasets
-    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
-
-    datasets.disable_progress_bars()
-    with in_words(hub_id, bool(token)):
-        try:
-            # With the scheme, since a bare name would be read from a local folder of that name first.
-            parts = datasets.load_dataset(
-                f"hf://datasets/{hub_id}", config or None, revision=revision or None, token=token or False, streaming=True
-            )
-            names = list(parts)
-            chosen = split or ("train" if "train" in names else names[0])
-            if chosen not in names:
-                raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
-            for record in parts[chosen].take(most):
-                yield dict(record)
-        except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError) as error:
-            if isinstance(error, UserError) or "httpx2" in type(error).__module__ or "huggingface_hub" in type(error).__module__:
-                raise
-            reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
-            raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
 
 
 # Adapters ---------------------------------------------------------------------------------------------------------
@@ -394,25 +414,39 @@ def fetch_adapter(repo_id: str, revision: str, token: str | None) -> tuple[Path,
 
     repo_id = require_id(repo_id, "an adapter's Hub id")
     with in_words(repo_id, bool(token)):
-        info = HfApi().model_info(repo_id, revision=revision or None, files_metadata=True, token=token or False, timeout=TIMEOUT_S)
+        info = HfApi().model_info(
+            repo_id, revision=require_revision(revision), files_metadata=True, securityStatus=True, token=token or False, timeout=TIMEOUT_S
+        )
         _require_access(info, token)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        if "adapter_config.json" not in sizes or "adapter_model.safetensors" not in sizes:
+        names = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        wanted = [name for name in repository.ADAPTER_FILES if name in names]
+        if not {"adapter_config.json", "adapter_model.safetensors"} <= set(wanted):
             raise UserError(f"{repo_id} is not a PEFT adapter with safetensors weights. Choose another repository.")
-        size = sizes["adapter_model.safetensors"]
-        if size > MAX_ADAPTER_BYTES:
-            raise UserError(f"{repo_id} has {size / 2**30:.1f} GiB; an adapter of at most {MAX_ADAPTER_BYTES / 2**30:.0f} GiB is loaded here.")
-        folder = Path(snapshot_download(repo_id, revision=info.sha, allow_patterns=ADAPTER_FILES, token=token or False))
+        for name in wanted:
+            if names[name] > (most := repository.ADAPTER_FILES[name]):
+                raise UserError(f"{name} of {repo_id} has {names[name] / 2**30:.1f} GiB; at most {most / 2**30:.3g} GiB of it is loaded here.")
+        repository.require_scanned(info, wanted)
+        require_free(sum(names[name] for name in wanted), f"The adapter {repo_id}")
+        small = [name for name in wanted if name.endswith(".json")]
+        config = _adapter_config(repo_id, Path(snapshot_download(repo_id, revision=info.sha, allow_patterns=small, token=token or False)))
+        folder = Path(snapshot_download(repo_id, revision=info.sha, allow_patterns=wanted, token=token or False))
+    repository.check_adapter_weights(repo_id, config, sizes.headers_in(folder))
+    return folder, config
+
+
+def _adapter_config(repo_id: str, folder: Path) -> dict:
+    """A downloaded adapter's config, judged before its weights are fetched."""
     try:
         config = read_json(folder / "adapter_config.json")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{repo_id} is not a LoRA adapter. Choose another repository.")
     base = str(config.get("base_model_name_or_path", ""))
     if not HUB_ID.fullmatch(base) or ".." in base:
         raise UserError(f"{repo_id} names the base model {shorten(base)!r}, which is not a Hub id, so it cannot be loaded.")
-    return folder, config
+    repository.check_adapter(repo_id, config)
+    return config
 
 
 def licence_of(base_id: str, revision: str, token: str | None) -> dict:
@@ -420,7 +454,7 @@ def licence_of(base_id: str, revision: str, token: str | None) -> dict:
     from huggingface_hub import HfApi
 
     with in_words(base_id, bool(token)):
-        info = HfApi().model_info(base_id, revision=revision or None, token=token or False, timeout=TIMEOUT_S)
+        info = HfApi().model_info(base_id, revision=require_revision(revision), token=token or False, timeout=TIMEOUT_S)
     return _licence(info)
 
 

@@ -281,8 +281,7 @@ def begin_measuring() -> bool:
     if not _children:
         if lease.waiting():
             return False
-        private_dir(tuner_home())
-        _children.append(child.spawn("tuner.machine", folder=tuner_home(), log=tuner_home() / "measuring.log"))
+        _children.append(child.spawn("tuner.machine", folder=child.place("machine"), log=private_dir(tuner_home()) / "measuring.log"))
     return _children[0].poll() is None  # one that failed is not tried again by this process
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tuner import cost, encode, packed, tasks
+from tuner import cost, encode, packed, repository, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, read_json
 
@@ -76,6 +76,7 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
     plan.setdefault("device", device)
     plan.setdefault("precision", choose_precision(device))
     dtype = getattr(torch, plan["precision"])
+    repository.check_folder("The base model", base_dir)
     try:
         config = AutoConfig.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
         model_class = tasks.get(recipe.task).model_class()
@@ -149,7 +150,7 @@ def _skeleton(model_class, config) -> nn.Module:
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        return model_class.from_config(config, trust_remote_code=False)
+        return model_class.from_config(config, trust_remote_code=False, attn_implementation="eager")
 
 
 def unfit_for_4bit(skeleton: nn.Module) -> list[str]:
@@ -277,6 +278,7 @@ def read_adapter_config(adapter_dir: Path) -> dict:
         raise UserError("This is not a PEFT adapter with safetensors weights. Choose another repository or run.")
     if config.get("peft_type") != "LORA":
         raise UserError(f"The adapter is of the kind {shorten(config.get('peft_type'))!r}; only plain LoRA is loaded here.")
+    repository.check_adapter("The adapter", config)
     odd = [name for name in _NOT_PLAIN if config.get(name)]
     odd += ["init_lora_weights"] if config.get("init_lora_weights") not in _PLAIN_STARTS else []
     if odd:

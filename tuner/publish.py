@@ -439,8 +439,7 @@ def compare(run, published_dir: Path, folder: Path) -> dict:
     try:
         code = process.wait(MOST_CHECK_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        child.end(process)
         raise UserError(f"The check with plain PEFT was not done after {MOST_CHECK_S // 60} minutes. Push again when the machine has less to do.") from None
     found = read_json(folder / "verdict.json")
     if found is None:

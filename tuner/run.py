@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, events, lease, machine, proposals, receipt, redaction
+from tuner import check, child, data, encode, events, lease, machine, proposals, receipt, redaction
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
@@ -410,12 +410,15 @@ def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None)
     Args:
         killed_before: `machine.oom_kills()` when the child was started.
     """
-    code = process.wait()
+    code = child.reap(process)
     if code == 0 or (run.folder / "done").exists() or (run.folder / "error.txt").exists():
         return
     if code == -signal.SIGKILL and killed_before is not None and (machine.oom_kills() or 0) > killed_before:
         # How the kernel ends what takes the last of the memory: no word from the process itself.
         write_whole(run.folder / "error.txt", str(proposals.refuse(run, "The machine ran out of memory and its kernel ended the training.")))
+        return
+    if code == child.OUT_OF_TIME:
+        write_whole(run.folder / "error.txt", encode.ENDLESS)
         return
     # 143 is how the child itself ends at a SIGTERM; see train.main.
     if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 128 + signal.SIGTERM):

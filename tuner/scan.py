@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import damage, data, encode, near, personal, tasks
+from tuner import damage, data, encode, eyes, near, personal, tasks
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 from tuner.tasks import NoRow
@@ -206,6 +206,19 @@ class Tokens:
     def load(cls, folder: Path) -> "Tokens":
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
 
+    def to_lists(self) -> dict[str, list]:
+        """The same as JSON takes it."""
+        return {name: array.tolist() for name, array in self.__dict__.items()}
+
+    @classmethod
+    def of_lists(cls, lists: dict[str, list]) -> "Tokens":
+        """Back from `to_lists`."""
+        row, length, spans, span_of, flags = (lists[name] for name in cls.__dataclass_fields__)
+        return cls(
+            np.array(row, np.int64), np.array(length, np.int32), np.array(spans, np.int32).reshape(-1, 2), np.array(span_of, np.int64),
+            np.array(flags, np.uint8),
+        )
+
     @classmethod
     def joined(cls, parts: list["Tokens"]) -> "Tokens":
         """Parts one behind the other."""
@@ -288,7 +301,7 @@ def do_block(job: Job, texts: list[str], start: int):
                 rows.append(data.to_row(text, start + index + 1, job.mapping, job.task))
             except NoRow:
                 rows.append(None)
-    return found, keys, tokenise(rows, job.look) if job.look else None
+    return found, keys, eyes.tokenised(rows, job.look) if job.look else None
 
 
 def part(its: Part, look: Look | None, on_progress: Callable[[int, int], None] | None = None, helpers: int | None = None) -> None:

@@ -10,8 +10,8 @@ from tuner.errors import UserError
 
 # What an element takes in a file, by safetensors' names; anything else counts as two bytes.
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
-# A header larger than this is no model's: the format itself allows 100 MB.
-_MAX_HEADER_BYTES = 100 * 2**20
+# A header larger than this is no model's, and reading one takes many times its memory; the Hub's client has the same limit.
+_MAX_HEADER_BYTES = 25 * 10**6
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def headers_in(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             with open(path, "rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(size)) if size <= _MAX_HEADER_BYTES else {}
-        except (OSError, ValueError, struct.error):
+            found |= of_header(header)
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, struct.error):
             return {}
-        found |= of_header(header)
     return found
 
 

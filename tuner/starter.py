@@ -7,8 +7,6 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -63,9 +61,7 @@ def prepare() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the page asks for it from several places at once; one conversion serves them all
         if is_ready():
             return starter_dir()
-        done = subprocess.run(
-            [sys.executable, "-m", "tuner.starter"], capture_output=True, text=True, timeout=600, env=child.environment()
-        )
+        done = child.finish("tuner.starter", seconds=600)
     if done.returncode or not is_ready():
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
         raise UserError(f"The starter model could not be prepared: {last[0][:200]}. Try again.")
@@ -82,7 +78,8 @@ def convert() -> None:
     target = Path(tempfile.mkdtemp(prefix=".starter-", dir=parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, local_files_only=True,
+            trust_remote_code=False, attn_implementation="eager",
         )
         # transformers 5.23 refuses to save a model that still carries the GGUF quantiser, though it is dense by now.
         model.hf_quantizer = None
@@ -90,7 +87,7 @@ def convert() -> None:
             del model.config.quantization_config
         model.config._name_or_path = ""
         model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(target)
+        AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, local_files_only=True, trust_remote_code=False).save_pretrained(target)
         write_json(target / "what_it_is.json", {"what": WHAT_IT_IS})
         target.chmod(0o700)
         if not is_ready():

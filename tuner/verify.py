@@ -36,6 +36,7 @@ def compare(asked: dict) -> dict:
     bare = logits(model, ids)
     found = []
     for folder in (asked["own_dir"], asked["published_dir"]):
+        models.read_adapter_config(Path(folder))  # PEFT would take pickled weights where there are no others
         tuned = PeftModel.from_pretrained(model, folder)
         tuned.eval()
         found.append(logits(tuned, ids))

@@ -14,14 +14,14 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, child, hub, reading, redaction, starter
+from tuner import chat, child, eyes, hub, reading, redaction, starter
 from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
 from tuner.gate import Gate
-from tuner.home import on_a_space, survives_restart
+from tuner.home import on_a_space, survives_restart, tuner_home
 from tuner.recipe import STARTER_MODEL
-from tuner.ui import drawing
+from tuner.ui import drawing, upload_parser
 
 log = logging.getLogger("tuner")
 HERE = Path(__file__).parent
@@ -213,15 +213,16 @@ def make_app(page: Page) -> fastapi.FastAPI:
     # With a CORS policy on the parent, Gradio adds none of its own (which would admit every origin).
     parent.add_middleware(CORSMiddleware, allow_origins=[])
     demo = build(page)
+    upload_parser.bound()
     demo.queue(max_size=256, default_concurrency_limit=8)
     demo.state_session_capacity = MOST_SESSIONS
     demo._queue.pending_event_ids_session = _Visits()
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
         max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
-        theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[],
+        theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[], blocked_paths=[str(tuner_home()), str(child.PROJECT_ROOT)],
     )
-    app.add_middleware(Gate)
+    app.add_middleware(Gate, shared=page.shared or on_a_space(), hosts=("gradio.live",) if page.shared else ())
     return app
 
 
@@ -236,6 +237,7 @@ def serve(share: bool = False) -> None:
     if starter.is_installed() and not starter.is_ready():
         # The first look at the demo waits for this; begun now, it is done when the page has been read.
         threading.Thread(target=_prepare_starter, daemon=True).start()
+    threading.Thread(target=eyes.warm, daemon=True).start()
     threading.Thread(target=runs.take_up, daemon=True).start()
     print(f"Tuner is at http://{host}:{port}", flush=True)
     if share:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tuner import encode, findings, tasks
+from tuner import eyes, findings, tasks
 from tuner.errors import UserError, shorten
 from tuner.recipe import Recipe
 from tuner.ui import drawing
@@ -55,16 +55,14 @@ def draw_row(rows: findings.Rows, recipe: Recipe, look, view: str, show: str, se
         head = drawing.row_head(f"Row {number:,}", where, many)
         return [drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
     try:
-        tokenizer = encode.load_tokenizer(look.tokenizer_dir)
-        sequences = task.encode_row(row, tokenizer, recipe)
-        counts = task.turn_tokens(row, tokenizer, recipe) if view == "turns" and "messages" in row else [len(sequences[0].offsets)]
+        sequences, control, counts = eyes.show(row, recipe, look.tokenizer_dir, turns=view == "turns")
     except UserError as error:
         head = drawing.row_head(f"Row {number:,}", where, many)
         return [drawing.notice(str(error), "error") + drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
     head = drawing.row_head(f"Row {number:,}", where, f"{many} · {drawing.token_counts(sequences)}")
     if view == "turns":
         return [drawing.conversation(_turns_of(row), counts, row.get("tools"), head), at, number]
-    return [drawing.row(sequences, encode.control_tokens(tokenizer), head), at, number]
+    return [drawing.row(sequences, control, head), at, number]
 
 
 def _turns_of(row: dict) -> list[dict]:
