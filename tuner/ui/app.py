@@ -39,7 +39,7 @@ class Visitor:
 class Page:
     """What the tabs share: the chat's worker, and how visitors are told apart."""
 
-    worker: chat.Worker
+    worker: chat.Workers
     shared: bool = False
 
     def visitor(self, browser_id: str | None, token: gr.OAuthToken | None) -> Visitor:
@@ -215,7 +215,7 @@ def serve(share: bool = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    page = Page(chat.Worker(), shared=share)
+    page = Page(chat.Workers(), shared=share)
     app = make_app(page)
     if starter.is_installed() and not starter.is_ready():
         # The first look at the demo waits for this; begun now, it is done when the page has been read.
