@@ -60,9 +60,9 @@ def of_run(run: runs.Run) -> Subject:
     Raises:
         UserError: the run has no adapter yet.
     """
-    base, plan, recipe = run.read("base"), run.read("plan"), run.recipe
     if not run.read("done"):
         raise UserError(f"“{shorten(run.title)}” is {run.state()} and has no tuned model yet. Wait for its end, then chat.")
+    base, plan, recipe = runs.fetch_base(run), run.read("plan"), run.recipe  # it may have been cleared away since
     return Subject(
         run.title, base, str(run.adapter_dir), plan["base_sha256"], recipe.quantisation,
         {name: plan[name] for name in _ARITHMETIC}, recipe.system_prompt, recipe.template_date, recipe.keep_control_tokens,

@@ -79,21 +79,21 @@ def _path() -> Path:
 
 
 def _read() -> tuple[list[Ticket], dict[str, int], int]:
-    """The tickets in their order, each person's latest round, and the round being served."""
+    """The tickets in their order, the round of each person's latest turn, and the round being served."""
     try:
         kept = read_json(_path(), {})
         tickets = [Ticket(**its) for its in kept.get("tickets", [])]
-        rounds, served = dict(kept.get("rounds", {})), int(kept.get("round", 0))
+        turns, served = dict(kept.get("turns", {})), int(kept.get("round", 0))
     except (ValueError, TypeError, AttributeError):  # damaged from outside: every waiting process puts itself in again
         return [], {}, 0
-    return sorted(tickets, key=lambda its: (its.began is None, its.round, its.asked)), rounds, served
+    return sorted(tickets, key=lambda its: (its.began is None, its.round, its.asked)), turns, served
 
 
 class _Queue:
     """The queue while nobody else may change it."""
 
     def __init__(self):
-        tickets, self.rounds, self.served = _read()
+        tickets, self.turns, self.served = _read()
         self.tickets = [its for its in tickets if not its.is_over]
 
     def of(self, run_id: str) -> Ticket | None:
@@ -103,23 +103,18 @@ class _Queue:
         self.tickets = [its for its in self.tickets if its.run != ticket.run] + [ticket]
 
     def drop(self, run_id: str) -> None:
-        its = self.of(run_id)
-        if its is None:
-            return
-        self.tickets.remove(its)
-        if its.began is None and self.rounds.get(its.owner) == its.round:  # a turn that was not taken costs none
-            others = [other.round for other in self.tickets if other.owner == its.owner]
-            self.rounds[its.owner] = max([*others, its.round - 1])
+        self.tickets = [its for its in self.tickets if its.run != run_id]
 
     def next_round(self, owner: str) -> int:
-        return max(self.served, self.rounds[owner] + 1) if owner in self.rounds else self.served
+        latest = max([self.turns.get(owner, -1), *(its.round for its in self.tickets if its.owner == owner)])
+        return max(self.served, latest + 1)
 
     def save(self) -> None:
         if not self.tickets:  # nobody is passed by anybody any more
-            self.rounds, self.served = {}, 0
-        # A round before the one that is served gives nobody a later place.
-        self.rounds = {owner: number for owner, number in self.rounds.items() if number >= self.served}
-        write_json(_path(), {"tickets": [asdict(its) for its in self.tickets], "rounds": self.rounds, "round": self.served})
+            self.turns, self.served = {}, 0
+        # A turn in a round before the one that is served gives nobody a later place.
+        self.turns = {owner: number for owner, number in self.turns.items() if number >= self.served}
+        write_json(_path(), {"tickets": [asdict(its) for its in self.tickets], "turns": self.turns, "round": self.served})
 
 
 @contextmanager
@@ -134,7 +129,13 @@ def _changing() -> Iterator[_Queue]:
 
 def tickets() -> list[Ticket]:
     """Who holds the machine, then who waits, in their order; those whose process went away are left out."""
-    return [its for its in _read()[0] if its.is_live]
+    return _live(_read()[0])
+
+
+def _live(of: list[Ticket]) -> list[Ticket]:
+    """Those whose process lives; each process is looked at once, since an app waits for many."""
+    alive = {process: is_alive(dict(process)) for process in {tuple(its.process.items()) for its in of}}
+    return [its for its in of if alive[tuple(its.process.items())]]
 
 
 def left_behind() -> list[Ticket]:
@@ -165,9 +166,7 @@ def line_up(
             began = kept.began if kept.is_live else None  # another may have the machine by now
             ticket = replace(kept, process=process, began=began, seconds=seconds if seconds is not None else kept.seconds)
         else:
-            number = queue.next_round(owner)
-            queue.rounds[owner] = number
-            ticket = Ticket(run_id, owner, folder, number, time.time(), seconds, process)
+            ticket = Ticket(run_id, owner, folder, queue.next_round(owner), time.time(), seconds, process)
         queue.put(ticket)
     return ticket
 
@@ -216,13 +215,13 @@ def wait(run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool
         if ahead and ahead != said:
             on_wait(ahead)
             said = ahead
-        time.sleep(poll_s)
+        time.sleep(poll_s * min(4, max(1, ahead)))  # of many who wait, those far behind look less often
 
 
 def _begin(run_id: str) -> bool:
     """Note that this run's turn has come, unless another was faster."""
     with _changing() as queue:
-        live = [its for its in queue.tickets if its.is_live]
+        live = _live(queue.tickets)
         its = queue.of(run_id)
         if its is None:  # the file was damaged, or its process was taken for dead: at the end again
             queue.put(Ticket(run_id, "", "", queue.served, time.time(), None, this_process()))
@@ -232,6 +231,7 @@ def _begin(run_id: str) -> bool:
         if its.began is None:
             queue.put(replace(its, began=time.time()))
             queue.served = max(queue.served, its.round)
+            queue.turns[its.owner] = its.round
         return True
 
 

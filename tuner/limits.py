@@ -4,6 +4,7 @@ import fcntl
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, safe_name, tuner_home, write_json
@@ -73,7 +74,7 @@ def table() -> str:
 
 def said() -> list[str]:
     """What holds for a run here, in sentences for the page; nothing where nothing is limited."""
-    told = []
+    told = ["New runs are paused by the owner of this machine."] if is_paused() else []
     if (minutes := RUN_MINUTES.value()) is not None:
         told.append(f"A run trains for at most {minutes:g} minutes, then keeps its best version and is done.")
     if (waiting := WAITING.value()) is not None:
@@ -110,6 +111,39 @@ def run_seconds() -> float | None:
     """How long a training may take here."""
     minutes = RUN_MINUTES.value()
     return None if minutes is None else minutes * 60
+
+
+# Pausing ----------------------------------------------------------------------------------------------------------
+
+
+def _pause_path() -> Path:
+    return tuner_home() / "paused.json"
+
+
+def is_paused() -> bool:
+    """Whether the machine's owner takes no new runs at the moment."""
+    return _pause_path().exists()
+
+
+def pause(paused: bool) -> None:
+    """See `stewardship.pause`, which asks who may."""
+    if paused:
+        private_dir(tuner_home())
+        write_json(_pause_path(), {"since": round(time.time())})
+    else:
+        _pause_path().unlink(missing_ok=True)
+
+
+def require_open() -> None:
+    """Refuse a new run while they are paused.
+
+    Raises:
+        UserError: saying that what goes and waits is not touched.
+    """
+    if is_paused():
+        raise UserError(
+            "The owner of this machine takes no new runs at the moment. Runs that go or wait are not touched. Come back later."
+        )
 
 
 # What a person has had in the last hour ---------------------------------------------------------------------------

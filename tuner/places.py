@@ -71,7 +71,8 @@ def left_s(ticket: lease.Ticket) -> float | None:
     if total is not None and limit is not None:
         total = min(total, limit + report)
     if ticket.began is None:
-        return total
+        steps, _ = events.read(folder / "events.jsonl", kind="step") if folder and total is not None else ([], 0)
+        return total * (1 - 0.9 * steps[-1]["step"] / max(1, steps[-1]["steps"])) if steps else total  # it goes on from there
     gone = time.time() - ticket.began
     steps, _ = events.read(folder / "events.jsonl", kind="step") if folder else ([], 0)
     now = [its for its in steps if its["t"] >= ticket.began]

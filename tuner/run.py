@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, events, lease, limits, machine, proposals, receipt, room
+from tuner import check, child, data, events, lease, limits, machine, proposals, receipt, room, starter
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
-from tuner.recipe import Recipe
+from tuner.recipe import STARTER_MODEL, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +159,14 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = 
     Raises:
         UserError: the recipe has problems, the dataset is another's or has nothing to learn, or the disk is full.
     """
+    limits.require_open()
     recipe.check()
     if dataset.owner != owner:
         raise UserError(f"Dataset {shorten(dataset.id, 20)} is not among yours. Choose it again.")
     require_free(200 * 2**20, "A run")
     rows = check.whole(dataset)
     chosen = receipt.choose(rows, recipe)
+    limits.spend(owner, limits.ROWS, len(chosen.train) + len(chosen.held_out))
     run = kind(owner, _new_id())
     private_dir(run.folder.parent)
     run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
@@ -196,6 +198,7 @@ def again(run: Run, settings: dict) -> Run:
     Raises:
         UserError: the settings cannot be, or the disk is full.
     """
+    limits.require_open()
     recipe = recipes.from_dict({**run.recipe.changed(), **settings})
     size = sum(path.stat().st_size for path in (run.folder / "data").iterdir())
     require_free(size + 200 * 2**20, "A run")
@@ -269,7 +272,7 @@ def claim(run: Run, seconds: float | None = None) -> None:
         lease.line_up(run.id, run.owner, str(run.folder), seconds, check=lambda others: _require_turn(run.owner, others))
         if (limit_s := limits.run_seconds()) and not (run.folder / "limit.json").exists():
             write_json(run.folder / "limit.json", {"seconds": limit_s})  # its child sees no variables of the app
-        for name in ("error.txt", "stop", "done", "proposals.json"):
+        for name in ("error.txt", "stop", "done", "proposals.json", "removal.json"):
             (run.folder / name).unlink(missing_ok=True)
         _end_cut_line(run.folder / "events.jsonl")
         write_json(run.folder / "process.json", lease.this_process())
@@ -342,7 +345,12 @@ def start_once(owner: str, form: str, make: Callable[[], Run], begin: Callable[[
             with suppress(UserError):  # deleted since
                 return find(owner, last["run"])
         run = make()
-        begin(run)
+        try:
+            begin(run)
+        except UserError:
+            if run.state() == "new":  # nobody asks for a run that was not to be
+                shutil.rmtree(run.folder, ignore_errors=True)
+            raise
         write_json(folder / ".started.json", {"form": key, "run": run.id, "t": time.time()})
     return run
 
@@ -412,7 +420,7 @@ def take_up() -> list[Run]:
             start(run)
             where = "before this run's turn, which keeps its place" if waited else "in the middle of this run, which goes on by itself"
             run.log("note", message=f"The app was restarted {where}.")
-        except (UserError, OSError, ValueError) as error:  # one that is damaged, or was started by somebody else meanwhile
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # one that is damaged, or was started by somebody else meanwhile
             log.warning("%s was not taken up: %s", Path(folder).name, error)
             continue
         taken.append(run)
@@ -481,8 +489,16 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
     from tuner import hub
 
     known = run.read("base")
-    if known and Path(known["dir"]).is_dir():
+    if known and known.get("dir") and Path(known["dir"]).is_dir():
         return known
+    if known and known["id"] == STARTER_MODEL and known["what"] == starter.WHAT_IT_IS and starter.is_installed():
+        base = {**known, "dir": str(starter.prepare())}  # brought back from elsewhere, where it was the same copy
+        write_json(run.folder / "base.json", base)
+        return base
+    recipe = run.recipe
+    revision = (known or {}).get("revision") or recipe.base_revision  # what it began with, if it was cleared away since
+    if limits.MODEL.value() is not None:
+        limits.require_model(hub.sizes_of(recipe.base_model, revision, token).weights / 1e9, recipe.base_model)
 
     said = [0.0]
 
@@ -492,7 +508,7 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
         said[0] = time.monotonic()
         run.log("status", state="waiting", message=f"Downloading the base model: {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
 
-    base = hub.fetch_base(run.recipe.base_model, run.recipe.base_revision, token, on_progress)
+    base = hub.fetch_base(recipe.base_model, revision, token, on_progress)
     write_json(run.folder / "base.json", base)
     return base
 

@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, child, hub, reading, starter
+from tuner import chat, child, clearing, hub, reading, starter
 from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
@@ -156,7 +156,7 @@ _HEADER = """
 
 def build(page: Page) -> gr.Blocks:
     """The whole page, not yet served."""
-    from tuner.ui import chat_tab, dataset_tab, train_tab
+    from tuner.ui import chat_tab, dataset_tab, queue_view, train_tab
 
     with gr.Blocks(title="Tuner", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=False) as demo:
         browser = gr.BrowserState("", storage_key="tuner-visitor", secret="tuner-visitor-1")
@@ -176,6 +176,8 @@ def build(page: Page) -> gr.Blocks:
                 train = train_tab.draw(page, browser, dataset_id, run_id)
             with gr.Tab("Chat", id="chat"):
                 talk = chat_tab.draw(page, browser, run_id)
+        steward = queue_view.draw_panel(page, browser)
+        look_after = queue_view.wire_panel(steward)
         train_tab.wire(train, dataset, talk, tabs)
         dataset_tab.wire(dataset, train, tabs)
         chat_tab.wire(talk, train, tabs)
@@ -191,6 +193,7 @@ def build(page: Page) -> gr.Blocks:
         opened.then(**train.reattach).then(**talk.refresh)
         opened.then(**train.reattach_trial)
         opened.then(**talk.arrive)
+        opened.then(**look_after)
     return demo
 
 
@@ -220,7 +223,8 @@ def serve(share: bool = False) -> None:
     if starter.is_installed() and not starter.is_ready():
         # The first look at the demo waits for this; begun now, it is done when the page has been read.
         threading.Thread(target=_prepare_starter, daemon=True).start()
-    threading.Thread(target=runs.take_up, daemon=True).start()
+    runs.take_up()  # before anybody can ask for a turn: those who waited keep their places
+    clearing.keep_sweeping()
     print(f"Tuner is at http://{host}:{port}", flush=True)
     if share:
         threading.Thread(target=_open_tunnel, args=(host, port), daemon=True).start()
