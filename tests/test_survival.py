@@ -134,7 +134,7 @@ def test_a_run_out_of_time_keeps_its_best_version_and_is_done_and_can_be_trained
         patch.setattr(train.telling.Meter, "log_step", slow)
         assert train.main(run) == 0
     assert run.read("done") == {"state": "done"} and run.read("report") and run.adapter_dir.is_dir()
-    assert len(losses(run)) == 6 and "The 1 minutes that a run may take here are over, so training ends at step 6 of 8" in notes(run)
+    assert len(losses(run)) == 6 and "(1 min) is over, so training ends at step 6 of 8" in notes(run)
     taken = []
     monkeypatch.setattr(runs, "start", lambda its, token=None: taken.append(its.read("limit")["seconds"]))
     runs.longer(run, 1.0)

@@ -362,7 +362,7 @@ class Tuning(Trainer):
         if self.is_out_of_time and step < self.plan["steps"]:
             self.run.log(
                 "note",
-                message=f"The {self.limit_s / 60:g} minutes that a run may take here are over, so training ends at step {step:,} of "
+                message=f"The time that a run may train here ({self.limit_s / 60:g} min) is over, so training ends at step {step:,} of "
                 f"{self.plan['steps']:,}. The version of step {self.best['step']} is kept.",
             )
             self.control.should_training_stop = True
