@@ -165,11 +165,11 @@ def changed(files: dict, path: str, content: bytes) -> dict:
     return new
 
 
-def with_told(files: dict, **changes) -> dict:
+def with_told(files: dict, /, **changes) -> dict:
     return {**files, "kept.json": json.dumps(json.loads(files["kept.json"]) | changes).encode()}
 
 
-def plan_with(files: dict, **changes) -> dict:
+def plan_with(files: dict, /, **changes) -> dict:
     return changed(files, "plan.json", json.dumps(json.loads(files["plan.json"]) | changes).encode())
 
 
