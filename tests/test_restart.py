@@ -16,6 +16,7 @@ from tuner import lease
 from tuner import run as runs
 from tuner.child import PROJECT_ROOT
 
+STEPS = 240
 # The app as app.py serves it, in which three people press Start one after the other.
 WITH_STARTS = """
 import sys, app
@@ -72,9 +73,9 @@ def until(true, what: str, seconds: float = 90.0) -> None:
 
 
 def test_the_app_is_killed_with_one_run_going_and_two_waiting(base, home, serve, tmp_path):
-    settings = dict(evaluations=20, batch_size=2, patience=0, schedule="constant")
+    settings = dict(evaluations=3, batch_size=2, patience=0, schedule="constant")
     going, second, third = (
-        small_run(base, owner=owner, max_steps=steps, **settings) for owner, steps in (("cleo", 400), ("anna", 4), ("bob", 4))
+        small_run(base, owner=owner, max_steps=steps, **settings) for owner, steps in (("cleo", STEPS), ("anna", 2), ("bob", 2))
     )
     order = [going.id, second.id, third.id]
     app = serve("-c", WITH_STARTS, *(str(run.folder) for run in (going, second, third)))
@@ -99,7 +100,7 @@ def test_the_app_is_killed_with_one_run_going_and_two_waiting(base, home, serve,
     assert "Going on from the checkpoint of step" in notes(going) and "goes on by itself" in notes(going)
     assert all("keeps its place" in notes(run) for run in (second, third))
     steps = [event["step"] for event in events(going, "step")]
-    assert steps.count(1) == 1 and max(steps) == 400 > reached
+    assert steps.count(1) == 1 and max(steps) == STEPS > reached
     first_steps = [events(run, "step")[0]["t"] for run in (second, third)]
     assert events(going, "step")[-1]["t"] < first_steps[0] < first_steps[1]
     assert lease.waiting() == [] and lease.left_behind() == []

@@ -71,9 +71,9 @@ def _read(path: Path) -> dict:
 
 
 def ended_at(run: runs.Run) -> float:
-    """When something last happened in the run, or its owner last called it back."""
-    moments = [run.folder.stat().st_mtime]
-    for name in ("events.jsonl", "publish.json", "title.txt"):
+    """When something last happened in the run, or its owner last did something with it."""
+    moments = [0.0]
+    for name in ("recipe.toml", "events.jsonl", "publish.json", "votes.jsonl", "title.txt"):
         try:
             moments.append((run.folder / name).stat().st_mtime)
         except FileNotFoundError:
@@ -114,8 +114,7 @@ def _tell(run: runs.Run, at: float, now: float) -> None:
     before = ended_at(run)
     run.log("note", message=f"This run will be removed on {day(at)} unless you publish it.")
     write_json(run.folder / "removal.json", {"at": at, "told": max(now, before)})
-    for path in (run.folder / "events.jsonl", run.folder):
-        os.utime(path, (before, before))
+    os.utime(run.folder / "events.jsonl", (before, before))
 
 
 def _all_runs() -> Iterator[runs.Run]:

@@ -337,7 +337,7 @@ class Tuning(Trainer):
     @property
     def is_over(self) -> bool:
         """Whether patience or time has run out: a run that is resumed here takes no further step."""
-        return 0 < self.recipe.patience <= self.best["worse"] or (self.saved_at > 0 and self.is_out_of_time)
+        return 0 < self.recipe.patience <= self.best["worse"] or (0 < self.state.global_step == self.measured_at and self.is_out_of_time)
 
     @property
     def is_out_of_time(self) -> bool:
@@ -359,12 +359,7 @@ class Tuning(Trainer):
         if not step:
             return
         self.control.should_save = True
-        if self.is_out_of_time and step < self.plan["steps"]:
-            self.run.log(
-                "note",
-                message=f"The time that a run may train here ({self.limit_s / 60:g} min) is over, so training ends at step {step:,} of "
-                f"{self.plan['steps']:,}. The version of step {self.best['step']} is kept.",
-            )
+        if self.is_out_of_time:
             self.control.should_training_stop = True
         elif self.is_over and step < self.plan["steps"]:
             self.run.log(
@@ -455,6 +450,12 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     run.log("status", state="checking", message="Taking the best version")
     last = best_step = trainer.state.global_step
     best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{trainer.best['step']}"
+    if trainer.is_out_of_time and last < plan["steps"]:
+        run.log(
+            "note",
+            message=f"The time that a run may train here ({trainer.limit_s / 60:g} min) is over, so training ends at step {last:,} of "
+            f"{plan['steps']:,}. The best version so far is kept.",
+        )
     if trainer.best["step"] == 0:
         run.log("note", message="No version was better than the base model on the held-out rows; the last one is kept.")
     elif checkpoints.is_whole(best):
