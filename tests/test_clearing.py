@@ -88,8 +88,8 @@ def test_nothing_in_use_is_removed_however_old(home, shared):
     (packed / "config.json").touch()
     for folder in (going.folder, waiting.folder, behind.folder, packed):
         aged(folder, 99)
-    for _ in range(2):
-        clearing.sweep(thorough=True, now=time.time() + 9 * DAY)
+    for days in (9, 11):
+        clearing.sweep(thorough=True, now=time.time() + days * DAY)
     assert all(run.folder.exists() for run in (going, waiting, behind)) and packed.exists()
     for run in (going, waiting, behind):
         lease.leave(run.id)

@@ -120,7 +120,7 @@ def test_a_run_killed_in_its_report_after_patience_ran_out_takes_no_further_step
 
 def test_a_run_out_of_time_keeps_its_best_version_and_is_done_and_can_be_trained_longer(base, home, quick, monkeypatch):
     monkeypatch.setenv("TUNER_RUN_MINUTES", "1")
-    run = small_run(base)
+    run = small_run(base, evaluations=2)
     runs.claim(run)
     assert run.read("limit") == {"seconds": 60.0}
     with pytest.MonkeyPatch.context() as patch:
@@ -134,6 +134,7 @@ def test_a_run_out_of_time_keeps_its_best_version_and_is_done_and_can_be_trained
         patch.setattr(train.telling.Meter, "log_step", slow)
         assert train.main(run) == 0
     assert run.read("done") == {"state": "done"} and run.read("report") and run.adapter_dir.is_dir()
+    assert 6 not in run.read("plan")["evaluate_at"] and 6 in [event["step"] for event in events(run, "eval")]
     assert len(losses(run)) == 6 and "(1 min) is over, so training ends at step 6 of 8" in notes(run)
     taken = []
     monkeypatch.setattr(runs, "start", lambda its, token=None: taken.append(its.read("limit")["seconds"]))

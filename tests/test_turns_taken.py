@@ -75,6 +75,8 @@ def test_turns_go_round_between_people_not_between_clicks(home):
 def test_nobody_passes_a_first_run_and_others_pass_a_second_once(home):
     # While a1 trains b and c come: both before a2. When their seconds come they stand behind it, however often they come.
     assert served("a1", "a2", then={1: "b1 c1", 2: "b2", 3: "c2 b3"}) == ["a1", "b1", "c1", "a2", "b2", "c2", "b3"]
+    # b has had its turn in this round and comes again while c trains.
+    assert served("a1", "a2", then={1: "b1 c1", 3: "b2"}) == ["a1", "b1", "c1", "a2", "b2"]
     # A first run that waits is passed by nobody, whoever comes later.
     assert served("a1", "b1", then={1: "c1 d1 a2", 2: "e1"}) == ["a1", "b1", "c1", "d1", "e1", "a2"]
 
