@@ -21,4 +21,6 @@ redaction.install(outputs=("stdout", "stderr"))  # before any library makes a lo
 from tuner.ui.app import serve  # noqa: E402
 
 if __name__ == "__main__":
+    if "--share" in sys.argv[1:]:
+        os.environ["TUNER_SHARED"] = "1"  # see `limits.is_shared`
     serve(share="--share" in sys.argv[1:])

@@ -140,7 +140,7 @@ class Fault:
 class StandInHub:
     """The stand-in; enter it to serve. Tests may read and change its attributes while it does.
 
-    Not imitated: Xet transfer, branches, pull requests, search, Jobs, organizations, limits of rate and size.
+    Not imitated: Xet transfer, branches, pull requests, search by more than a part of the name, Jobs, organizations, limits of rate and size.
 
     Attributes:
         url: what clients need as HF_ENDPOINT.
@@ -176,6 +176,7 @@ class StandInHub:
             ("POST", "/{namespace}/{name}.git/info/lfs/objects/batch", self.lfs_batch),
             ("PUT", "/lfs/{oid}", self.lfs_put),
             ("POST", "/lfs/{oid}/verify", self.lfs_verify),
+            ("GET", "/api/models", self.list_models),
             ("GET", repo, self.repo_info),
             ("GET", repo + "/revision/{revision}", self.repo_info),
             ("PUT", repo + "/settings", self.update_settings),
@@ -256,6 +257,15 @@ class StandInHub:
 
     async def refuse_jobs(self, rest: str):
         raise HubError(404, "This stand-in has no Jobs")
+
+    async def list_models(self, request: Request, author: str = "", search: str = "", limit: int = 100):
+        user = self._user(request)
+        seen = [
+            its for (kind, repo_id), its in self.repos.items()
+            if kind == "model" and (not its.private or repo_id.split("/")[0] == user)
+            and (not author or repo_id.split("/")[0] == author) and search in repo_id
+        ]
+        return [describe(its, its.commits[-1], False) for its in seen[:limit]]
 
     async def repo_info(self, request: Request, kind, namespace, name, revision="main", blobs: bool = False):
         repo = self._find(request, kind, namespace, name)

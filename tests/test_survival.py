@@ -115,6 +115,48 @@ def test_a_run_killed_in_its_report_after_patience_ran_out_takes_no_further_step
     assert losses(run) == before and run.read("done")["state"] == "done"
 
 
+# Out of time --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_out_of_time_keeps_its_best_version_and_is_done_and_can_be_trained_longer(base, home, quick, monkeypatch):
+    monkeypatch.setenv("TUNER_RUN_MINUTES", "1")
+    run = small_run(base, evaluations=2)
+    runs.claim(run)
+    assert run.read("limit") == {"seconds": 60.0}
+    with pytest.MonkeyPatch.context() as patch:
+        plain = train.telling.Meter.log_step
+
+        def slow(self, step, *rest):
+            self.elapsed_s += 30 if step == 3 else 15 if step == 4 else 0
+            self.elapsed_s += 20 if step == 5 else 0
+            plain(self, step, *rest)
+
+        patch.setattr(train.telling.Meter, "log_step", slow)
+        assert train.main(run) == 0
+    assert run.read("done") == {"state": "done"} and run.read("report") and run.adapter_dir.is_dir()
+    assert 6 not in run.read("plan")["evaluate_at"] and 6 in [event["step"] for event in events(run, "eval")]
+    assert len(losses(run)) == 6 and "(1 min) is over, so training ends at step 6 of 8" in notes(run)
+    taken = []
+    monkeypatch.setattr(runs, "start", lambda its, token=None: taken.append(its.read("limit")["seconds"]))
+    runs.longer(run, 1.0)
+    assert taken[0] > 60 + 65, "what it has had does not count"
+
+
+def test_a_run_killed_in_its_report_after_its_time_takes_no_further_step(base, home, quick):
+    run = small_run(base)
+    write_json(run.folder / "limit.json", {"seconds": 0.0})
+    with pytest.MonkeyPatch.context() as patch:
+        def gone(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(train.report, "make", gone)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run)
+    assert len(losses(run)) == 1
+    train.train(run)
+    assert len(losses(run)) == 1 and run.read("done")["state"] == "done"
+
+
 # The app goes and comes ---------------------------------------------------------------------------------------------
 
 

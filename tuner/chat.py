@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date as calendar
 from pathlib import Path
 
-from tuner import child, eyes, hub, starter
+from tuner import child, eyes, hub, room, starter
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, read_json, tuner_home
@@ -59,9 +59,9 @@ def of_run(run: runs.Run) -> Subject:
     Raises:
         UserError: the run has no adapter yet.
     """
-    base, plan, recipe = run.read("base"), run.read("plan"), run.recipe
     if not run.read("done"):
         raise UserError(f"“{shorten(run.title)}” is {run.state()} and has no tuned model yet. Wait for its end, then chat.")
+    base, plan, recipe = runs.fetch_base(run), run.read("plan"), run.recipe  # it may have been cleared away since
     return Subject(
         run.title, base, str(run.adapter_dir), plan["base_sha256"], recipe.quantisation,
         {name: plan[name] for name in _ARITHMETIC}, recipe.system_prompt, recipe.template_date, recipe.keep_control_tokens,
@@ -158,6 +158,27 @@ def check_sampling(max_new_tokens=256, temperature=0.0, top_p=1.0, seed=0) -> di
     return {"max_new_tokens": int(max_new_tokens), "temperature": float(temperature), "top_p": float(top_p), "seed": int(seed)}
 
 
+class Workers:
+    """What the page talks through: a process for the starter, which stays while somebody trains, and one for any other base.
+
+    Args:
+        idle_s: how long one is kept that nobody asks anything.
+    """
+
+    def __init__(self, idle_s: int = IDLE_S):
+        self._starter, self._other = Worker(idle_s), Worker(idle_s)
+
+    def answers(self, asked: dict[str, tuple[Subject, list[dict], bool]], **options) -> Iterator[tuple[str, str]]:
+        """See `Worker.answers`."""
+        is_starter = all(subject.base["id"] == STARTER_MODEL for subject, _, _ in asked.values())
+        return (self._starter if is_starter else self._other).answers(asked, **options)
+
+    def close(self) -> None:
+        """End both."""
+        self._starter.close()
+        self._other.close()
+
+
 class Worker:
     """The chat's own process: started at first use, restarted after a crash, ended when idle.
 
@@ -197,6 +218,7 @@ class Worker:
         requests = {}
         for who, (subject, messages, tuned) in asked.items():
             messages = check_messages(messages)
+            room.require_for_chat(subject.base, subject.quantisation)
             if subject.system_prompt and messages[0]["role"] != "system":
                 messages = [{"role": "system", "content": subject.system_prompt}, *messages]
             # First where it can be killed alone: the worker answers others meanwhile.
@@ -260,9 +282,14 @@ class Worker:
             if self._process is process:
                 self._process = None
             # Another process may have taken its place by now; those who wait for this one are told all the same.
+            base = room.gave_way(process.pid)
+            why = (
+                f"The chat with {shorten(base)} was closed to make room for a run that trains now. Chat with the starter meanwhile, or send again later."
+                if base else "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."
+            )
             for number, (its, waiting) in self._waiting.items():
                 if its is process:
-                    waiting.put({"id": number, "error": "The chat process ended in the middle (it may have run out of memory). Send again; it starts anew."})
+                    waiting.put({"id": number, "error": why})
 
     def close(self) -> None:
         """End the process; what it was answering ends with it."""

@@ -10,9 +10,10 @@ import traceback
 from collections import OrderedDict
 from pathlib import Path
 
+import psutil
 import torch
 
-from tuner import answer, bases, decode, encode, lease, models, packed, redaction
+from tuner import answer, bases, decode, encode, lease, models, packed, redaction, room
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 
@@ -28,6 +29,7 @@ class Resident:
         self.model = self.tokenizer = None
         self.decoder: decode.Decoder | None = None
         self.adapters: OrderedDict[tuple, str] = OrderedDict()  # folder and time of its weights -> PEFT's name for it
+        self.base_id, self.noted_gib = "", 0.0
 
     @staticmethod
     def _key(subject: dict) -> tuple:
@@ -58,6 +60,8 @@ class Resident:
             self.decoder = decode.build(self.model, own=True)
             self.key = self._key(subject)  # last: a base that could not be had whole is not held
             packed.give_back()
+            self.base_id = subject["base"]["id"]
+            self.note()
         if not tuned:
             return None
         folder = Path(subject["adapter_dir"])
@@ -82,6 +86,13 @@ class Resident:
         self.adapters.move_to_end(key)
         return self.adapters[key]
 
+    def note(self) -> None:
+        """Let training know what this process takes, where it has grown."""
+        gib = memory_gib()
+        if self.base_id and gib > self.noted_gib + 0.02:
+            room.note(self.base_id, gib)
+            self.noted_gib = gib
+
     def use(self, name: str | None) -> None:
         """Let the next forward pass be the base's, or the named adapter's."""
         if not self.adapters:
@@ -91,6 +102,13 @@ class Resident:
         else:
             self.model.base_model.enable_adapter_layers()
             self.model.set_adapter(name)
+
+
+def memory_gib() -> float:
+    """What this process holds now: on the card where there is one, else in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_reserved() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def choices(subject: dict) -> dict:
@@ -212,6 +230,7 @@ def step(resident: Resident, going: dict, numbers: list[int]) -> None:
             say(number, piece=piece)
         if making.finished:
             del going[number]
+            resident.note()
             say(number, end=making.finished, tokens=len(making.ids))
 
 

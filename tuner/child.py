@@ -20,7 +20,7 @@ from tuner.home import private_dir, tuner_home
 # What a child may see of this process's environment: nothing that could hold a secret.
 _SEEN = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TUNER_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM", "TUNER_NATIVE", "CC",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "SYSTEM", "TUNER_SHARED", "TUNER_NATIVE", "CC",
 )
 # How long a thread spins for its fellows before it sleeps. libgomp's own 300,000 lets two busy processes on two cores
 # slow each other tenfold; 3,000 costs one alone nothing that could be measured (tests/bench/DIARY.md).

@@ -156,9 +156,10 @@ def _train(asked) -> int:
 
 def _follow(going, as_json: bool) -> int:
     """Train in this process while another thread draws the run's own events."""
-    from tuner import train
-
     with _drawn(going, as_json):
+        _wait_for_turn(going)  # before torch is here: who waits takes no memory from who trains
+        from tuner import train
+
         code = train.main(going)
     if code:
         raise UserError(going.error() or "Training ended early.")
@@ -171,6 +172,15 @@ def _follow(going, as_json: bool) -> int:
             f"adapter in {going.adapter_dir}"
         )
     return 0
+
+
+def _wait_for_turn(going) -> None:
+    from tuner import lease, run
+
+    lease.line_up(going.id, going.owner, str(going.folder))
+    if not lease.wait(going.id, lambda ahead: run.log_wait(going, ahead), going.stop_asked):
+        write_whole(going.folder / "error.txt", "The run was stopped while it waited for its turn. Resume it when you like.")
+        raise UserError(going.error())
 
 
 @contextlib.contextmanager
@@ -434,7 +444,7 @@ def _quote(asked) -> int:
 
 
 def _try(asked) -> int:
-    from tuner import data, hub, run, trials, trying
+    from tuner import data, hub, run, trials
 
     if asked.what not in trials.TITLES:
         trial = run.from_folder(Path(asked.what), trials.Trial)
@@ -447,6 +457,9 @@ def _try(asked) -> int:
         run.claim(trial)
         run.fetch_base(trial, token)
     with _drawn(trial, asked.json):
+        _wait_for_turn(trial)
+        from tuner import trying
+
         code = trying.main(trial)
     if code:
         raise UserError(trial.error())

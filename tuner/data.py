@@ -7,6 +7,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import reading, tasks
+from tuner import limits, reading, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT, private_dir, read_json, require_free, safe_name, tuner_home, write_json
 from tuner.reading import Broken
@@ -266,6 +267,8 @@ def create(
             "Bring a part of it."
         )
     require_free(2 * size + 50 * 2**20, "The dataset")
+    if files and not passing:
+        limits.spend(owner, limits.UPLOAD, size / 2**20)
     dataset = Dataset(owner, secrets.token_hex(8), reading.safe_title(name), source, mapping, passing=passing)
     private_dir(dataset.folder)
     known = files and _adopt(dataset, files)
@@ -482,6 +485,8 @@ def find(owner: str, dataset_id: str) -> Dataset:
     if "steps" not in known:
         raise UserError(f"{shorten(known.get('name', 'That dataset'), 40)} was kept by an earlier version of Tuner. Bring it again.")
     mapping = Mapping(**known["mapping"]) if known["mapping"] else None
+    with suppress(OSError):  # read-only, or cleared away at this moment
+        os.utime(datasets_dir(owner) / dataset_id)  # it is in use; see `clearing`
     return Dataset(owner, dataset_id, **{**known, "mapping": mapping})
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tuner import cost, hardware, machine, quote
+from tuner import cost, hardware, machine, quote, room
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -81,7 +81,7 @@ def propose(
 def here(recipe: Recipe, its: Sizes, rows: Rows, smaller: Callable[[], Iterable[tuple[str, Sizes]]] = tuple) -> list[Proposal]:
     """`propose` for this machine, as it is now."""
     return propose(
-        recipe, its, rows, machine.memory().free_gib, machine.reach(cost.kind(recipe, its)), smaller, hardware.dollars_here()
+        recipe, its, rows, room.for_a_run().free_gib, machine.reach(cost.kind(recipe, its)), smaller, hardware.dollars_here()
     )
 
 

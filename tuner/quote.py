@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner import cost, hardware, machine
+from tuner import cost, hardware, machine, room
 from tuner import plan as plans
 from tuner.cost import Work
 from tuner.machine import Memory, Reach
@@ -151,8 +151,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
 
 
 def here(recipe, its: Sizes, rows: Rows, memory: Memory | None = None) -> Quote:
-    """The quote for this machine, as it is now."""
-    memory = memory or machine.memory()
+    """The quote for this machine, as it will be at the run's turn."""
+    memory = memory or room.for_a_run()
     return make(recipe, its, rows, memory.free_gib, machine.reach(cost.kind(recipe, its)), hardware.dollars_here())
 
 

@@ -1,6 +1,7 @@
 """A run is a folder: create it, read it, log to it, start, stop, resume and list it by its owner."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -10,15 +11,17 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, encode, events, lease, machine, proposals, receipt, redaction
+from tuner import check, child, data, encode, events, lease, limits, machine, proposals, receipt, redaction, room, starter
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
-from tuner.recipe import Recipe
+from tuner.recipe import STARTER_MODEL, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +92,8 @@ class Run:
         if (self.folder / "error.txt").exists():
             return "failed"
         process = self.read("process")
-        if process is None:
-            return "new"
+        if process is None:  # with checkpoints: it left the queue, or was brought here from elsewhere
+            return "interrupted" if list((self.folder / "checkpoints").glob("checkpoint-*")) else "new"
         if not lease.is_alive(process):
             return "interrupted"
         status, _ = self.events(kind="status")
@@ -106,7 +109,7 @@ class Run:
         return (self.folder / "stop").exists()
 
     def ask_stop(self) -> None:
-        """Ask the run to end at its next step and keep what was learned so far."""
+        """Ask the run to end at its next step and keep what was learned so far; while it waits, to leave the queue."""
         if self.state() not in LIVE:
             raise UserError(f"This run is {self.state()}, so there is nothing to stop.")
         write_whole(self.folder / "stop", "asked\n")
@@ -156,12 +159,14 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = 
     Raises:
         UserError: the recipe has problems, the dataset is another's or has nothing to learn, or the disk is full.
     """
+    limits.require_open()
     recipe.check()
     if dataset.owner != owner:
         raise UserError(f"Dataset {shorten(dataset.id, 20)} is not among yours. Choose it again.")
     require_free(200 * 2**20, "A run")
     rows = check.whole(dataset)
     chosen = receipt.choose(rows, recipe)
+    limits.spend(owner, limits.ROWS, len(chosen.train) + len(chosen.held_out))
     run = kind(owner, _new_id())
     private_dir(run.folder.parent)
     run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
@@ -193,6 +198,7 @@ def again(run: Run, settings: dict) -> Run:
     Raises:
         UserError: the settings cannot be, or the disk is full.
     """
+    limits.require_open()
     recipe = recipes.from_dict({**run.recipe.changed(), **settings})
     size = sum(path.stat().st_size for path in (run.folder / "data").iterdir())
     require_free(size + 200 * 2**20, "A run")
@@ -247,11 +253,14 @@ def mine(owner: str, kind: type[Run] = Run) -> list[Run]:
 # Starting ---------------------------------------------------------------------------------------------------------
 
 
-def claim(run: Run) -> None:
-    """Mark the run as this process's, once: a second start of the same run is refused, by whomever.
+def claim(run: Run, seconds: float | None = None) -> None:
+    """Mark the run as this process's, once, and take its place in the queue; a second start of it is refused, by whomever.
+
+    Args:
+        seconds: how long it is said to take, for those who wait behind it.
 
     Raises:
-        UserError: it is going already, or it is done.
+        UserError: it is going already, it is done, or its owner has as many in the queue as one person may.
     """
     with open(run.folder / "start.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -260,11 +269,31 @@ def claim(run: Run) -> None:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
-        for name in ("error.txt", "stop", "done", "proposals.json"):
+        lease.line_up(run.id, run.owner, str(run.folder), seconds, check=lambda others: _require_turn(run.owner, others))
+        if (limit_s := limits.run_seconds()) and not (run.folder / "limit.json").exists():
+            write_json(run.folder / "limit.json", {"seconds": limit_s})  # its child sees no variables of the app
+        for name in ("error.txt", "stop", "done", "proposals.json", "removal.json"):
             (run.folder / name).unlink(missing_ok=True)
         _end_cut_line(run.folder / "events.jsonl")
         write_json(run.folder / "process.json", lease.this_process())
         write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
+
+
+def _require_turn(owner: str, others: list[lease.Ticket]) -> None:
+    """Refuse a run of somebody who has one going and as many waiting as one person may.
+
+    Raises:
+        UserError: saying how many there are.
+    """
+    most = limits.WAITING.value()
+    mine = [its for its in others if its.owner == owner]
+    # Where nothing trains, the first of them is about to.
+    wait = len([its for its in mine if its.began is None]) - (0 if any(its.began for its in others) else 1)
+    if most is not None and wait >= most:
+        raise UserError(
+            f"{len(mine)} of your runs are in the queue; one going and {most:g} waiting are the most for one person here. "
+            "Let one end, or cancel one that waits."
+        )
 
 
 def _end_cut_line(path: Path) -> None:
@@ -276,17 +305,54 @@ def _end_cut_line(path: Path) -> None:
                 file.write(b"\n")
 
 
-def start(run: Run, token: str | None = None) -> threading.Thread:
-    """Fetch the base model, then train in a child process; returns at once, and the folder tells the rest.
+def start(run: Run, token: str | None = None, quoted: dict | None = None, keeping: bool = False) -> threading.Thread:
+    """Fetch the base model, wait for the run's turn, then train in a child process; returns at once, the folder tells the rest.
 
     Args:
         token: the visitor's own, for a gated base. It never reaches the child.
+        quoted: {"seconds", "memory_gib"} as the visitor was told, if they were.
+        keeping: take no further step, only end with what there is; see `keep`.
+
+    Raises:
+        UserError: see `claim`.
     """
-    claim(run)
+    claim(run, (quoted or {}).get("seconds"))
+    if quoted:
+        write_json(run.folder / "quoted.json", quoted)
     run.log("status", state="waiting", message="Getting the base model ready")
-    thread = threading.Thread(target=_fetch_and_train, args=(run, token), name=f"start-{run.id}", daemon=True)
+    thread = threading.Thread(target=_fetch_and_train, args=(run, token, keeping), name=f"start-{run.id}", daemon=True)
     thread.start()
     return thread
+
+
+# A second Start of the same form within this time is the same click.
+_SAME_CLICK_S = 15.0
+
+
+def start_once(owner: str, form: str, make: Callable[[], Run], begin: Callable[[Run], object]) -> Run:
+    """A new run of this owner, made and begun; for the same form twice in a moment it is one run.
+
+    Args:
+        form: what tells this form from another: everything that was chosen on it.
+        make, begin: create the run, and start it.
+    """
+    key = hashlib.sha256(form.encode()).hexdigest()
+    folder = private_dir(Run.place_of(owner))
+    with open(folder / ".start.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the second click waits here until the first has made its run
+        last = read_json(folder / ".started.json", {})
+        if last.get("form") == key and 0 <= time.time() - last["t"] < _SAME_CLICK_S:
+            with suppress(UserError):  # deleted since
+                return find(owner, last["run"])
+        run = make()
+        try:
+            begin(run)
+        except UserError:
+            if run.state() == "new":  # nobody asks for a run that was not to be
+                shutil.rmtree(run.folder, ignore_errors=True)
+            raise
+        write_json(folder / ".started.json", {"form": key, "run": run.id, "t": time.time()})
+    return run
 
 
 def keep(run: Run, token: str | None = None) -> threading.Thread:
@@ -297,9 +363,7 @@ def keep(run: Run, token: str | None = None) -> threading.Thread:
     """
     if run.kept_step() is None:
         raise UserError("This run has no version yet that is better than its base model, so there is nothing to keep.")
-    thread = start(run, token)
-    run.ask_stop()
-    return thread
+    return start(run, token, keeping=True)
 
 
 def longer(run: Run, epochs: float, token: str | None = None) -> threading.Thread:
@@ -320,9 +384,17 @@ def longer(run: Run, epochs: float, token: str | None = None) -> threading.Threa
     if old.max_steps and plan:
         settings["max_steps"] = plan["steps"] + max(1, round(plan["steps"] * epochs / old.epochs))
     changed = recipes.from_dict(settings)  # which names what cannot be
+    if (limit_s := limits.run_seconds()) is not None:
+        write_json(run.folder / "limit.json", {"seconds": limit_s + _elapsed_s(run)})  # what it has had does not count
     write_whole(run.folder / "recipe.toml", changed.to_toml())
     (run.folder / "done").unlink(missing_ok=True)
     return start(Run(run.owner, run.id), token)
+
+
+def _elapsed_s(run: Run) -> float:
+    """How long the run has trained so far."""
+    steps, _ = run.events(kind="step")
+    return max((event["elapsed_s"] for event in steps), default=0.0)
 
 
 # So often a run is taken up by itself from one and the same checkpoint: what ends a machine three times would end it again.
@@ -330,44 +402,65 @@ _TAKEN_UP_AT_MOST = 3
 
 
 def take_up() -> list[Run]:
-    """Go on, in their order, with the runs that were going when this app's machine went away; those that were taken up.
+    """Go on with the runs that were going or waiting when this app's machine went away, each in its place; gives those taken up.
 
     A run that its owner asked to stop is left, and so is one that has got no further in several starts.
     """
+    behind = {its.folder: its for its in lease.left_behind()}
+    folders = [*behind, *(str(path) for path in sorted((tuner_home() / "runs").glob("*/*"), key=lambda path: path.name))]
     taken = []
-    for folder in sorted((tuner_home() / "runs").glob("*/*"), key=lambda path: path.name):
+    for folder in dict.fromkeys(folders):
         try:
-            run = from_folder(folder)
-            if run.state() != "interrupted" or run.stop_asked():
+            run = from_folder(Path(folder), kind_of(Path(folder)))
+            if run.state() != "interrupted" or run.stop_asked() or run.read("process") is None:
                 continue
-            at = max((int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("checkpoint-*")), default=0)
-            before = run.read("taken_up", {"step": -1, "times": 0})
-            times = before["times"] + 1 if before["step"] == at else 1
-            if times > _TAKEN_UP_AT_MOST:
+            waited = folder in behind and behind[folder].began is None
+            if not waited and not _may_try_again(run):
                 continue
-            write_json(folder / "taken_up.json", {"step": at, "times": times})
             start(run)
-            run.log("note", message="The app was restarted in the middle of this run, which goes on by itself.")
-        except (UserError, OSError, ValueError) as error:  # one that is damaged, or was started by somebody else meanwhile
-            log.warning("%s was not taken up: %s", folder.name, error)
+            where = "before this run's turn, which keeps its place" if waited else "in the middle of this run, which goes on by itself"
+            run.log("note", message=f"The app was restarted {where}.")
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # one that is damaged, or was started by somebody else meanwhile
+            log.warning("%s was not taken up: %s", Path(folder).name, error)
             continue
         taken.append(run)
     return taken
 
 
-def _fetch_and_train(run: Run, token: str | None) -> None:
+def kind_of(folder: Path) -> type[Run]:
+    """Run, or what else is kept in such a folder."""
+    from tuner.trials import Trial
+
+    return Trial if folder.parent.parent.name == Trial.PLACE else Run
+
+
+def _may_try_again(run: Run) -> bool:
+    """Count one more start from the run's newest checkpoint; False if there were enough."""
+    at = max((int(path.name.rpartition("-")[2]) for path in (run.folder / "checkpoints").glob("checkpoint-*")), default=0)
+    before = run.read("taken_up", {"step": -1, "times": 0})
+    times = before["times"] + 1 if before["step"] == at else 1
+    if times > _TAKEN_UP_AT_MOST:
+        return False
+    write_json(run.folder / "taken_up.json", {"step": at, "times": times})
+    return True
+
+
+def _fetch_and_train(run: Run, token: str | None, keeping: bool = False) -> None:
     try:
         fetch_base(run, token)
+        if not lease.wait(run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked()):
+            return _never_begun(run)
+        if keeping:
+            run.ask_stop()
+        room.make(run)
         killed_before = machine.oom_kills()
         process = spawn(run)
     except UserError as error:
-        write_whole(run.folder / "error.txt", str(error))
-        return
+        return _fail(run, str(error))
     except OSError as error:
-        write_whole(run.folder / "error.txt", f"The run could not be started: {error.strerror or error}. Try again.")
-        return
+        return _fail(run, f"The run could not be started: {error.strerror or error}. Try again.")
     except Exception as error:  # a fault of ours: the page must not show it as waiting for ever
-        write_whole(run.folder / "error.txt", f"The run could not be started ({type(error).__name__}). Try again.")
+        _fail(run, f"The run could not be started ({type(error).__name__}). Try again.")
         raise
     try:
         watch(run, process, killed_before)
@@ -375,13 +468,37 @@ def _fetch_and_train(run: Run, token: str | None) -> None:
         log.warning("A run ended, and why could not be written: %s", error)
 
 
+def log_wait(run: Run, ahead: int) -> None:
+    """Note in the run how many are before it."""
+    run.log("status", state="waiting", message=f"{ahead} run{'s' if ahead > 1 else ''} ahead on this machine")
+
+
+def _never_begun(run: Run) -> None:
+    """Be again what it was before its start: it was taken out of the queue, and nothing was spent."""
+    (run.folder / "process.json").unlink(missing_ok=True)
+    run.log("note", message="Taken out of the queue. Nothing was spent; start it again when you like.")
+
+
+def _fail(run: Run, words: str) -> None:
+    lease.leave(run.id)
+    write_whole(run.folder / "error.txt", words)
+
+
 def fetch_base(run: Run, token: str | None = None) -> dict:
     """Bring the run's base model to this machine and note in the run which one it is; see `hub.fetch_base`."""
     from tuner import hub
 
     known = run.read("base")
-    if known and Path(known["dir"]).is_dir():
+    if known and known.get("dir") and Path(known["dir"]).is_dir():
         return known
+    if known and known["id"] == STARTER_MODEL and known["what"] == starter.WHAT_IT_IS and starter.is_installed():
+        base = {**known, "dir": str(starter.prepare())}  # brought back from elsewhere, where it was the same copy
+        write_json(run.folder / "base.json", base)
+        return base
+    recipe = run.recipe
+    revision = (known or {}).get("revision") or recipe.base_revision  # what it began with, if it was cleared away since
+    if limits.MODEL.value() is not None:
+        limits.require_model(hub.sizes_of(recipe.base_model, revision, token).weights / 1e9, recipe.base_model)
 
     said = [0.0]
 
@@ -391,7 +508,7 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
         said[0] = time.monotonic()
         run.log("status", state="waiting", message=f"Downloading the base model: {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
 
-    base = hub.fetch_base(run.recipe.base_model, run.recipe.base_revision, token, on_progress)
+    base = hub.fetch_base(recipe.base_model, revision, token, on_progress)
     write_json(run.folder / "base.json", base)
     return base
 
@@ -400,7 +517,9 @@ def spawn(run: Run) -> subprocess.Popen:
     """Start the training child in a session of its own."""
     process = child.spawn("tuner", run.VERB, str(run.folder), folder=run.folder, log=run.folder / "log.txt")
     child.offer_to_the_kernel(process.pid)
-    write_json(run.folder / "process.json", child.stamp(process.pid))
+    its = child.stamp(process.pid)
+    write_json(run.folder / "process.json", its)
+    lease.hand_over(run.id, its)
     return process
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, sizes, survey, tasks, telling
+from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, room, sizes, survey, tasks, telling
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import disk_error, read_json, write_json, write_whole
-from tuner.run import Run
+from tuner.run import Run, log_wait
 
 # Fixed prompts, answered together after each evaluation: on two cores a step of three answers costs little more than of one.
 SAMPLES = 3
@@ -32,10 +32,8 @@ def train(run: Run) -> dict:
     Raises:
         UserError: anything a person can put right; the caller writes it to error.txt.
     """
-    def on_wait(ahead: int) -> None:
-        run.log("status", state="waiting", message=f"{ahead} run{'s' if ahead > 1 else ''} ahead on this machine")
-
-    with lease.hold(run.id, on_wait, run.stop_asked) as held:
+    waiting = lambda ahead: log_wait(run, ahead)  # noqa: E731
+    with lease.hold(run.id, waiting, run.stop_asked, owner=run.owner, folder=str(run.folder)) as held:
         if not held:
             raise UserError("The run was stopped while it waited for its turn. Resume it when you like.")
         return _train_with_the_machine(run)
@@ -110,9 +108,9 @@ def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weigh
     """Every choice made by measuring that alters arithmetic, decided once at the first start."""
     lengths = plans.Lengths([len(row.ids) for row in train_set.encoded])
     if decided["device"] == "cuda":
-        free_gib = (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / 2**30
+        free_gib = (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / 2**30 - room.reserved_gib()
     else:  # what this process holds already is part of what it needs
-        free_gib = machine.main_memory().free_gib + telling.memory_gib()
+        free_gib = machine.main_memory().free_gib + telling.memory_gib() - room.reserved_gib()
     chosen = plans.decide(recipe, its, lengths, decided["device"], decided["precision"], free_gib, machine.reach().import_gib)
     steps = plans.steps(recipe, len(lengths))
     evaluate_at, sampled = plans.evaluations(
@@ -191,6 +189,7 @@ class Tuning(Trainer):
         # What the newest checkpoint holds, and the random states after the last whole step.
         self.saved_at, self.random = 0, None
         self.seen = telling.Curves(run, plan["steps"])
+        self.limit_s = (run.read("limit") or {}).get("seconds", math.inf)
         arguments = TrainingArguments(
             output_dir=str(run.folder / "checkpoints"),
             per_device_train_batch_size=recipe.batch_size,  # cut into what fits at once in `training_step`
@@ -226,7 +225,7 @@ class Tuning(Trainer):
         model.zero_grad = forget_gradients  # the model's own walks every module, at each step
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
         self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
-        self.add_callback(_Obey(run, plan["evaluate_at"]))
+        self.add_callback(_Obey(self, plan["evaluate_at"]))
         self.add_callback(rehearsal.Rehearsal(self))
 
     # Data -----------------------------------------------------------------------------------------------------
@@ -319,7 +318,7 @@ class Tuning(Trainer):
         """Measure the held-out rows and answer the fixed prompts; keep a checkpoint; say if this is the best."""
         step = self.state.global_step
         # Asked at every start and again at the end of an epoch: a resumed run measures where an uninterrupted one does.
-        due = step == 0 or step in self.plan["evaluate_at"] or self.run.stop_asked()
+        due = step == 0 or step in self.plan["evaluate_at"] or self.run.stop_asked() or self.is_out_of_time
         if due and step != self.measured_at:
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
@@ -337,8 +336,13 @@ class Tuning(Trainer):
 
     @property
     def is_over(self) -> bool:
-        """Whether patience has run out: a run that is resumed here takes no further step."""
-        return 0 < self.recipe.patience <= self.best["worse"]
+        """Whether patience or time has run out: a run that is resumed here takes no further step."""
+        return 0 < self.recipe.patience <= self.best["worse"] or (0 < self.state.global_step == self.measured_at and self.is_out_of_time)
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether it has trained for as long as a run may take here."""
+        return self.meter.elapsed_s >= self.limit_s
 
     def _note(self, step: int, loss: float, told: list) -> None:
         """Take over what was measured at a step: its events, the best so far, and whether to go on."""
@@ -355,7 +359,9 @@ class Tuning(Trainer):
         if not step:
             return
         self.control.should_save = True
-        if self.is_over and step < self.plan["steps"]:
+        if self.is_out_of_time:
+            self.control.should_training_stop = True
+        elif self.is_over and step < self.plan["steps"]:
             self.run.log(
                 "note",
                 message=f"The held-out loss has not improved in {self.recipe.patience} evaluations, so training "
@@ -422,17 +428,17 @@ class Tuning(Trainer):
 
 
 class _Obey(TrainerCallback):
-    """Evaluate at the planned steps, and end at the next step when asked to stop."""
+    """Evaluate at the planned steps, and end at the next step when asked to stop or out of time."""
 
-    def __init__(self, run: Run, evaluate_at: list[int]):
-        self.run, self.evaluate_at = run, set(evaluate_at)
+    def __init__(self, trainer: Tuning, evaluate_at: list[int]):
+        self.trainer, self.evaluate_at = trainer, set(evaluate_at)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         _leaving.hold()  # until the step is counted and logged
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_evaluate = state.global_step in self.evaluate_at
-        if self.run.stop_asked():
+        if self.trainer.run.stop_asked() or self.trainer.is_out_of_time:
             control.should_evaluate = control.should_training_stop = True
         return control
 
@@ -444,6 +450,12 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     run.log("status", state="checking", message="Taking the best version")
     last = best_step = trainer.state.global_step
     best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{trainer.best['step']}"
+    if trainer.is_out_of_time and last < plan["steps"]:
+        run.log(
+            "note",
+            message=f"The time that a run may train here ({trainer.limit_s / 60:g} min) is over, so training ends at step {last:,} of "
+            f"{plan['steps']:,}. The best version so far is kept.",
+        )
     if trainer.best["step"] == 0:
         run.log("note", message="No version was better than the base model on the held-out rows; the last one is kept.")
     elif checkpoints.is_whole(best):

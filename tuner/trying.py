@@ -12,6 +12,7 @@ from tuner import bases, batching, checkpoints, encode, enough, fast, finder, le
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json, write_whole
+from tuner.run import log_wait
 
 
 class Learner:
@@ -158,12 +159,11 @@ def main(trial, alone: bool = True) -> int:
     def on_term(*_):
         raise SystemExit(143)
 
-    def on_wait(ahead: int) -> None:
-        trial.log("status", state="waiting", message=f"{ahead} run{'s' if ahead > 1 else ''} ahead on this machine")
-
     signal.signal(signal.SIGTERM, on_term)
     try:
-        with lease.hold(trial.id, on_wait, trial.stop_asked) if alone else nullcontext(True) as held:
+        waiting = lambda ahead: log_wait(trial, ahead)  # noqa: E731
+        hold = lease.hold(trial.id, waiting, trial.stop_asked, owner=trial.owner, folder=str(trial.folder)) if alone else nullcontext(True)
+        with hold as held:
             if held:
                 {trials.RATE: sweep, trials.ENOUGH: fractions}[trial.kind](trial, Learner(trial))
         state = "stopped" if trial.stop_asked() else "done"

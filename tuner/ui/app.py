@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 
-from tuner import chat, child, eyes, hub, reading, redaction, starter
+from tuner import chat, child, clearing, eyes, hub, reading, redaction, starter
 from tuner import run as runs
 from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
@@ -42,7 +42,7 @@ class Visitor:
 class Page:
     """What the tabs share: the chat's worker, and how visitors are told apart."""
 
-    worker: chat.Worker
+    worker: chat.Workers
     shared: bool = False
 
     def visitor(self, browser_id: str | None, token: gr.OAuthToken | None) -> Visitor:
@@ -159,7 +159,7 @@ _HEADER = """
 
 def build(page: Page) -> gr.Blocks:
     """The whole page, not yet served."""
-    from tuner.ui import chat_tab, dataset_tab, train_tab
+    from tuner.ui import chat_tab, dataset_tab, queue_view, train_tab
 
     with gr.Blocks(title="Tuner", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=False) as demo:
         browser = gr.BrowserState("", storage_key="tuner-visitor", secret="tuner-visitor-1")
@@ -179,6 +179,8 @@ def build(page: Page) -> gr.Blocks:
                 train = train_tab.draw(page, browser, dataset_id, run_id)
             with gr.Tab("Chat", id="chat"):
                 talk = chat_tab.draw(page, browser, run_id)
+        steward = queue_view.draw_panel(page, browser)
+        look_after = queue_view.wire_panel(steward)
         train_tab.wire(train, dataset, talk, tabs)
         dataset_tab.wire(dataset, train, tabs)
         chat_tab.wire(talk, train, tabs)
@@ -194,6 +196,7 @@ def build(page: Page) -> gr.Blocks:
         opened.then(**train.reattach).then(**talk.refresh)
         opened.then(**train.reattach_trial)
         opened.then(**talk.arrive)
+        opened.then(**look_after)
     return demo
 
 
@@ -232,13 +235,14 @@ def serve(share: bool = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    page = Page(chat.Worker(), shared=share)
+    page = Page(chat.Workers(), shared=share)
     app = make_app(page)
     if starter.is_installed() and not starter.is_ready():
         # The first look at the demo waits for this; begun now, it is done when the page has been read.
         threading.Thread(target=_prepare_starter, daemon=True).start()
     threading.Thread(target=eyes.warm, daemon=True).start()
-    threading.Thread(target=runs.take_up, daemon=True).start()
+    runs.take_up()  # before anybody can ask for a turn: those who waited keep their places
+    clearing.keep_sweeping()
     print(f"Tuner is at http://{host}:{port}", flush=True)
     if share:
         threading.Thread(target=_open_tunnel, args=(host, port), daemon=True).start()

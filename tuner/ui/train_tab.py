@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, figures, hub, machine, proposals, publish, quote, trials
+from tuner import check, cost, data, figures, homecoming, hub, keeping, limits, machine, proposals, publish, quote, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.events import latest
-from tuner.home import on_a_space
+from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, quote_view, report_view, trial_view
+from tuner.ui import drawing, queue_view, quote_view, report_view, trial_view
 
 FORM = (*OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
@@ -40,6 +40,10 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
             its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
             its.publish_check = gr.HTML("", elem_id="publish-check")
+            its.limits = gr.HTML(queue_view.said_before, elem_id="limits")
+            its.keep = gr.Checkbox(
+                False, label="Keep checkpoints in my account", info=keeping.CONSENT, visible=not survives_restart(), elem_id="keep",
+            )
             its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
             its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
             with gr.Accordion("More settings", open=False, elem_id="more"):
@@ -70,6 +74,10 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
         its.open_run = gr.Button("Open", elem_id="open-run", min_width=80)
         its.chat_run = gr.Button("Chat", elem_id="chat-run", min_width=80)
         its.publish_run = gr.Button("Publish", elem_id="publish-run", min_width=80)
+    with gr.Row(elem_id="kept-row"):
+        its.find_kept = gr.Button("Find my kept runs", elem_id="find-kept", min_width=120)
+        its.kept = gr.Dropdown([], label="Kept in my account", elem_id="kept", filterable=False, visible=False, scale=3, min_width=220)
+        its.bring_back = gr.Button("Bring it back", elem_id="bring-back", visible=False, min_width=90)
     with gr.Row():
         its.new_title = gr.Textbox(label="New name", max_length=120, scale=3, elem_id="new-title", min_width=220)
         its.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
@@ -109,6 +117,11 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
 
     its.strict, its.lenient = strict, lenient
     return its
+
+
+def stop_label(state: str) -> str:
+    """What the button beside a live run does."""
+    return "Leave the queue" if state == "waiting" else "Stop and keep what was learned"
 
 
 def _in_pairs(names) -> list[tuple[str, ...]]:
@@ -159,9 +172,13 @@ def wire(its, dataset, talk, tabs) -> None:
         last = steps[-1] if steps else {}
         live = state in runs.LIVE
         if run.stop_asked() and live:
-            message = "Stopping after this step"
+            message = "Leaving the queue" if state == "waiting" else "Stopping after this step"
+        elif state == "waiting" and (place := queue_view.waiting(run)):
+            message = place
+        elif state == "new":
+            message = "Not started; nothing was spent. Resume puts it into the queue."
         elif state == "interrupted":
-            message = "The machine went away in the middle. Resume goes on from the last checkpoint."
+            message = "It was ended in the middle. Resume goes on from the last checkpoint."
         elif state == "failed":
             message = "See below what went wrong"
         else:
@@ -174,7 +191,7 @@ def wire(its, dataset, talk, tabs) -> None:
             result = next((event for event in reversed(events) if event["kind"] == "status" and event["state"] in ("done", "stopped")), None)
             first = events[0]["t"] if events else 0
             top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
-        top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen)
+        top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen) + queue_view.around(run)
         report = run.read("report") if state in ("done", "stopped") else None
         if report:
             numbers = drawing.result(report)
@@ -190,10 +207,10 @@ def wire(its, dataset, talk, tabs) -> None:
         made = report and figures.of(run)
         return [
             top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
-            gr.update(interactive=not live, value="Training …" if live else "Start"), gr.update(visible=live),
-            gr.update(visible=state in ("interrupted", "failed", "stopped")),
+            gr.update(interactive=True, value="Start another" if live else "Start"), gr.update(visible=live, value=stop_label(state)),
+            gr.update(visible=state in ("new", "interrupted", "failed", "stopped")),
             gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
-            gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{len(told)}",
+            gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{queue_view.moment(run)}/{len(told)}",
         ]
 
     def lists_of(owner: str, shown: str = "") -> list:
@@ -224,7 +241,9 @@ def wire(its, dataset, talk, tabs) -> None:
             raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
         # While the rest is still being checked, the first rows stand for it.
         worked_on = quote.Rows.of(seen, max(1.0, its_data.count / rows.came_in) if going else 1.0)
-        return hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token), worked_on
+        sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
+        limits.require_model(sizes.weights / 1e9, recipe.base_model)
+        return sizes, worked_on
 
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
@@ -242,7 +261,7 @@ def wire(its, dataset, talk, tabs) -> None:
         except UserError as error:
             return drawing.notice(str(error), "error"), line, "", still, drawing.empty("Nothing to try yet.")
         measuring = machine.begin_measuring()
-        drawn = quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
+        drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried
 
@@ -321,8 +340,9 @@ def wire(its, dataset, talk, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         require_machine(visitor)
         recipe = its.strict(form)
+        seconds = trials.seconds(kind, recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
         trial = trials.create(visitor.owner, kind, recipe, data.find(visitor.owner, dataset_id))
-        runs.start(trial, visitor.token)
+        runs.start(trial, visitor.token, {"seconds": seconds})
         return [trial.id, *trial_of(trial)]
 
     @in_words
@@ -349,7 +369,7 @@ def wire(its, dataset, talk, tabs) -> None:
         return [newest.id if newest else "", *trial_of(newest)]
 
     @in_words
-    def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, publishing, name, *form):
+    def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, publishing, name, keep, *form):
         visitor = page.visitor(browser_id, token)
         require_machine(visitor)
         recipe = its.strict(form)
@@ -365,10 +385,40 @@ def wire(its, dataset, talk, tabs) -> None:
             "dataset_revision": source.get("revision", "") or "", "dataset_format": its_data.mapping.format,
             "columns": its_data.mapping.columns,
         })
-        run = runs.create(visitor.owner, recipe, its_data)
-        if publishing:
-            publish.intend(run, name)
-        runs.start(run, visitor.token)
+        quoted = told_before(dataset_id, recipe, visitor)
+
+        def begin(run):
+            if publishing:
+                publish.intend(run, name)
+            keeper = keeping.prepare(run, visitor.token) if keep else None
+            runs.start(run, visitor.token, quoted)
+            if keeper:
+                keeper.follow()
+
+        form_key = f"{dataset_id}/{its_data.steps}/{recipe.to_toml()}/{publishing}/{name}/{keep}"
+        run = runs.start_once(visitor.owner, form_key, lambda: runs.create(visitor.owner, recipe, its_data), begin)
+        return [run.id, *view_of(run), *lists_of(visitor.owner, run.id)]
+
+    def told_before(dataset_id, recipe, visitor) -> dict | None:
+        """What the quote says a run takes, for those who wait behind it; a run may start where nobody could say."""
+        try:
+            made = quote.here(recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
+        except UserError:
+            return None
+        return {"seconds": made.seconds, "memory_gib": made.needed_gib}
+
+    @in_words
+    def find_kept(browser_id, token: gr.OAuthToken | None):
+        found = keeping.find(page.visitor(browser_id, token).token)
+        if not found:
+            raise UserError("Your account keeps no runs of Tuner. Tick “Keep checkpoints in my account” before a Start.")
+        choices = [(f"{its_['run']} · {drawing.when(its_['changed'])}", its_["repo_id"]) for its_ in found]
+        return gr.update(choices=choices, value=choices[0][1], visible=True), gr.update(visible=True)
+
+    @in_words
+    def bring_back(repo_id, browser_id, token: gr.OAuthToken | None):
+        visitor = page.visitor(browser_id, token)
+        run = homecoming.bring_back(visitor.owner, str(repo_id or ""), visitor.token)
         return [run.id, *view_of(run), *lists_of(visitor.owner, run.id)]
 
     @in_words
@@ -378,7 +428,7 @@ def wire(its, dataset, talk, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         run = runs.find(visitor.owner, run_id)
         size = os.path.getsize(run.folder / "events.jsonl") if (run.folder / "events.jsonl").exists() else 0
-        if (seen or "").startswith(f"{run.id}/{size}/{run.state()}/{run.stop_asked()}/"):
+        if (seen or "").startswith(f"{run.id}/{size}/{run.state()}/{run.stop_asked()}/{queue_view.moment(run)}/"):
             return [gr.skip()] * (len(view) + len(lists))
         shown = view_of(run)
         if (seen or "").startswith(f"{run.id}/") and seen.split("/")[-1] == shown[-1].split("/")[-1]:
@@ -393,11 +443,14 @@ def wire(its, dataset, talk, tabs) -> None:
         return view_of(run)
 
     @in_words
-    def resume(run_id, browser_id, token: gr.OAuthToken | None):
+    def resume(run_id, keep, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
         require_machine(visitor)
         run = runs.find(visitor.owner, run_id)
+        keeper = keeping.prepare(run, visitor.token) if keep else None
         runs.start(run, visitor.token)
+        if keeper:
+            keeper.follow()
         return [*view_of(run), *lists_of(visitor.owner, run_id)]
 
     @in_words
@@ -475,14 +528,16 @@ def wire(its, dataset, talk, tabs) -> None:
     its.trial.click(take, its.form, its.form, **quiet)
     its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
-        fn=start, inputs=[its.dataset_id, *who, its.preset, its.mean_to_publish, its.publish_name, *its.form], outputs=[its.run_id, *view, *lists],
+        fn=start, inputs=[its.dataset_id, *who, its.preset, its.mean_to_publish, its.publish_name, its.keep, *its.form], outputs=[its.run_id, *view, *lists],
         show_progress="minimal", show_progress_on=[its.status], api_visibility="private", concurrency_limit=4,
     )
     its.follow_up = talk.refresh
     started = its.start.click(**its.start_run)
     its.timer.tick(poll, [its.run_id, its.seen, *who], [*view, *lists], concurrency_limit=None, trigger_mode="once", **quiet)
     its.stop.click(stop, [its.run_id, *who], view, **quiet)
-    its.resume.click(resume, [its.run_id, *who], [*view, *lists], **quiet)
+    its.resume.click(resume, [its.run_id, its.keep, *who], [*view, *lists], **quiet)
+    its.find_kept.click(find_kept, who, [its.kept, its.bring_back], **quiet)
+    its.bring_back.click(bring_back, [its.kept, *who], [its.run_id, *view, *lists], show_progress="minimal", show_progress_on=[its.status], api_visibility="private")
     its.longer.click(longer, [its.run_id, its.more, *who], [*view, *lists], **quiet)
     its.reattach = dict(fn=reattach, inputs=who, outputs=[its.run_id, *view, *lists], **quiet)
     its.open_run.click(open_run, [its.chosen, *who], [its.run_id, *view, *lists, its.new_title], **quiet)

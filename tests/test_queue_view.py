@@ -1,0 +1,95 @@
+"""The page's handlers as clicks reach them: a second Start waits, its place is told, leaving is one click; the owner's panel."""
+
+import inspect
+
+import pytest
+
+from tests.small_run import RECORDS
+from tuner import chat, data, lease, limits
+from tuner import run as runs
+from tuner.home import write_json
+
+
+@pytest.fixture(scope="module")
+def handlers():
+    """Name -> (what it does, how many components it fills) of the Fine-tune tab and the panel, built once and not served."""
+    from tuner.ui.app import Page, build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SYSTEM", raising=False)
+        page = build(Page(chat.Workers()))
+    found = [its for its in page.fns.values() if its.fn is not None and its.fn.__module__ in ("tuner.ui.train_tab", "tuner.ui.queue_view")]
+    return {its.fn.__name__: (its.fn, len(its.outputs)) for its in found}
+
+
+@pytest.fixture
+def click(handlers, home, monkeypatch):
+    """Call a handler by its parameters' names; gives what it puts on the page, one value a component."""
+    monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)
+
+    def call(name: str, *form, **values):
+        fn, outputs = handlers[name]
+        asked = [values.get(each, "" if each == "browser_id" else None) for each, its in inspect.signature(fn).parameters.items() if its.kind is not its.VAR_POSITIONAL]
+        shown = fn(*asked, *form)
+        shown = list(shown) if isinstance(shown, (list, tuple)) else [shown]
+        assert len(shown) == outputs, f"{name} gives {len(shown)} values for {outputs} components"
+        return shown
+
+    return call
+
+
+@pytest.fixture
+def form(home):
+    """A dataset, and the form as the page opens with it, on a base that nobody can have."""
+    from tuner import recipe as recipes
+    from tuner.ui.train_tab import FORM
+
+    first = next(iter(recipes.presets().values()))
+    return data.keep("local", "Rows", RECORDS, {"kind": "paste"}).id, [{"base_model": "test/small"}.get(name, getattr(first, name)) for name in FORM]
+
+
+def test_a_second_start_waits_and_says_its_place_and_leaves_by_one_click(click, form, home):
+    dataset_id, settings = form
+    lease.line_up("other", "bob", seconds=600.0)
+    assert lease._begin("other")
+    shown = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)
+    run_id = shown[0]
+    assert "1 run is ahead: it is training now. Your turn comes in about 10 minutes." in shown[1] and "bob" not in str(shown)
+    assert click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0] == run_id, "the same click"
+    settings[settings.index("test/small")] = "test/other"
+    second = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)
+    assert second[0] != run_id and "2 runs are ahead: one is training now, 1 waits." in second[1]
+    seen = shown[12]
+    assert click("poll", run_id=run_id, seen=seen)[0] != shown[1], "a place that has not changed is not drawn again"
+    write_json(home / "queue.json", {})  # all of them are gone from it, as when it was this run's turn
+    assert "ahead" not in click("poll", run_id=run_id, seen=seen)[0]
+    assert "Leaving the queue" in click("stop", run_id=run_id)[0]
+
+
+def test_the_page_says_a_run_that_was_brought_back_or_left_the_queue(click, form):
+    dataset_id, settings = form
+    run_id = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0]
+    run = runs.find("local", run_id)
+    run.ask_stop()
+    runs._never_begun(run)
+    lease.leave(run_id)
+    shown = click("open_run", chosen=run_id)
+    assert "Not started; nothing was spent" in shown[1] and "not started" in str(shown[13])
+    assert click("resume", run_id=run_id, keep=False) and run.state() == "waiting"
+
+
+def test_the_panel_is_the_owners(click, monkeypatch):
+    shown = click("open_panel")
+    assert shown[0]["visible"] and "nobody trains or waits" in shown[1]
+    click("pause")
+    assert limits.is_paused() and "New runs are paused" in click("look")[0]
+    click("pause")
+    assert not limits.is_paused() and "GiB came free" in click("free")[0]
+    from tuner.ui import queue_view
+
+    monkeypatch.setattr(queue_view.stewardship, "is_owner", lambda name: False)
+    assert click("open_panel")[:2] == [{"visible": False, "__type__": "update"}, ""]
+    for name in ("look", "pause", "free"):
+        with pytest.raises(Exception, match="Only the owner of this Space"):
+            click(name)
+    assert not limits.is_paused()
