@@ -41,7 +41,7 @@ class Sessions:
     """
 
     def __init__(self, app, uploads: Path, public: Collection[str] = ()):
-        self.app, self.uploads = app, Path(uploads).resolve()
+        self.app, self.uploads = app, uploads
         self.public = frozenset(os.path.realpath(path) for path in public)
 
     async def __call__(self, scope, receive, send):
@@ -81,8 +81,7 @@ class Sessions:
     def _may_read(self, path: str, own: Path) -> bool:
         if "\0" in path or not path.startswith("/"):  # an address is fetched by Gradio, for whoever asks
             return False
-        real = os.path.realpath(path)
-        return real in self.public or Path(real).is_relative_to(own)
+        return os.path.realpath(path) in self.public or _is_below(path, own)
 
     @staticmethod
     def _with_cookie(send):
@@ -124,7 +123,9 @@ def take_out(paths: list[str], owner: str) -> list[tuple[Path, str]]:
 
 def upload_folder() -> Path:
     """Where Gradio keeps what is uploaded, and serves it from."""
-    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
+    if named := os.environ.get("GRADIO_TEMP_DIR"):
+        return Path(named)
+    return (Path(tempfile.gettempdir()) / "gradio").resolve()
 
 
 # What goes in ------------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def checked(body: bytes, browser: str, own: Path) -> bytes:
         elif isinstance(its, dict):
             waiting += its.values()
             path = its.get("path")
-            if isinstance(path, str) and path and not Path(os.path.realpath(path)).is_relative_to(own):
+            if isinstance(path, str) and path and not _is_below(path, own):
                 raise PermissionError("This file was not sent by you. Choose it again.")
     return json.dumps(event).encode()
 
@@ -180,6 +181,11 @@ def _of_browser(kind: str, browser: str, name: object) -> str:
     if not isinstance(name, str) or len(name) > 64:
         raise ValueError
     return hashlib.sha256(f"{kind}/{browser}/{name}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _is_below(path: str, folder: Path) -> bool:
+    """Whether it leads there, whatever links and dots are in it."""
+    return "\0" not in path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 async def _whole(receive) -> bytes | None:

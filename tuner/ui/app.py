@@ -176,7 +176,12 @@ def build(page: Page) -> gr.Blocks:
             asked = (request.query_params or {}) if request else {}
             adapter, key = asked.get("adapter", "")[:200], asked.get("run", "")[:100]
             visitor = page.visitor(known, token)
-            brought = data.bring_along(identity.browser_owner(known), visitor.owner) if on_a_space() and visitor.token else None
+            brought = None
+            if on_a_space() and visitor.token:
+                before = identity.browser_owner(known)
+                brought = data.bring_along(before, visitor.owner)
+                if brought and not runs.mine(before):  # whoever signs in here next is not to be given it as well
+                    known = identity.new_browser_id()
             tab = gr.Tabs(selected="train" if key else "chat") if adapter or key else gr.skip()
             said = drawing.notice("Your sign-in has ended. Sign out and in again above; your runs are kept.", "warning") if visitor.ended else ""
             label = gr.update(value=train_tab.start_label(visitor.owner))
