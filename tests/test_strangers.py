@@ -10,8 +10,9 @@ import pytest
 
 from tests.finished_run import finished_run
 from tests.stand_in_hub import Fault, StandInHub
+from tests.test_figures import report
 from tests.visitors import HOST, Space, Visitor
-from tuner import data, publish, trials
+from tuner import data, figures, publish, trials
 from tuner import run as runs
 from tuner.home import write_json, write_whole
 from tuner.recipe import Recipe
@@ -51,14 +52,18 @@ def third(space):
 
 def own_things(space: Space, owner: str, mark: str) -> dict[str, str]:
     """A dataset, a finished run and, newest, a failed one that could be resumed, trained longer, kept or tried again; their ids."""
-    if mine := runs.mine(owner):
-        return {"failed": mine[0].id, "done": mine[1].id, "dataset": next(data.datasets_dir(owner).glob("[0-9a-f]*")).name}
+    if owner in space.made:
+        return space.made[owner]
     done = finished_run(space.home / "made", owner)
     done.rename(mark)
+    row = {"row": 1, "prompt": f"{mark}?", "wanted": mark, "base": {"loss": 2.0, "text": mark, "ended": True}, "tuned": {"loss": 1.0, "text": mark, "ended": True}}
+    made = report(best_step=4)
+    write_json(done.folder / "report.json", made | {"rows": {"improved": [row], "worsened": []}, "says": figures.verdicts(made, 4), "examples": [row]})
     records = [{"prompt": f"{mark} {number}?", "completion": f"{mark} says {number}."} for number in range(20)]
     dataset = data.keep(owner, mark, records, {"kind": "paste"})
     failed = runs.create(owner, Recipe(base_model="test/small", title=mark), dataset)
-    while failed.id < done.id:
+    while failed.id < done.id:  # both of one second
+        failed.delete()
         failed = runs.create(owner, Recipe(base_model="test/small", title=mark), dataset)
     write_json(failed.folder / "plan.json", done.read("plan"))
     (failed.folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
@@ -67,7 +72,8 @@ def own_things(space: Space, owner: str, mark: str) -> dict[str, str]:
     failed.log("sample", step=4, number=0, prompt=f"{mark}?", text=f"{mark}!")
     write_json(failed.folder / "proposals.json", [{"words": "Fewer", "settings": {"epochs": 2.0}}])
     write_whole(failed.folder / "error.txt", f"{mark} failed.")
-    return {"failed": failed.id, "done": done.id, "dataset": dataset.id}
+    space.made[owner] = {"failed": failed.id, "done": done.id, "dataset": dataset.id}
+    return space.made[owner]
 
 
 def tree(*folders: Path) -> dict[str, str]:
@@ -216,8 +222,8 @@ def test_no_event_gives_or_changes_what_is_anothers(space, hub, alice, who, requ
     for event, do in events:
         for said in (ids["done"], ids["dataset"])[: 1 if do else 2]:
             values = {its: said for its in event["inputs"] if its != attacker.id_of_browser()}
-            answer = attacker.call(event, session=session, values=values, do=do.replace("0", said))
-            assert MARK not in json.dumps(answer), (attacker.name_of(event), said)
+            attacker.call(event, session=session, values=values, do=do.replace("0", said))
+            assert MARK not in json.dumps(attacker.heard), (attacker.name_of(event), said)
     assert len(events) > 150
     assert tree(*belongings(space, "alice")) == before
     assert not [its for its in hub.requests[asked:] if its.token in hub.sign_in.tokens["alice"]]
@@ -291,6 +297,7 @@ ROWS = "\n".join(json.dumps({"prompt": f"{MARK} {number}", "completion": "yes"})
 def test_a_file_is_its_senders_alone(space, alice, bob, third):
     """Until it is taken only they get it, at an address of its own even where another sends the same; then nobody does."""
     alice.open()
+    bob.open()
     [path] = alice.upload("zebra.jsonl", ROWS).json()
     [same] = bob.upload("zebra.jsonl", ROWS).json()
     assert same != path
@@ -306,7 +313,6 @@ def test_a_file_is_its_senders_alone(space, alice, bob, third):
                 answer = attacker.ask(method, "/gradio_api/" + address)
                 assert answer.status in (400, 403, 404, 405) and MARK not in answer.text, (address, answer.status)
     file = alice.id_of("file")
-    bob.open()
     for said in ({"path": path}, [{"path": path, "meta": {"_type": "gradio.FileData"}}], [{"path": path, "orig_name": "mine.jsonl"}]):
         refused = bob.call(bob.event("file", "upload"), values={file: said})
         assert refused.get("status") == 403 and MARK not in json.dumps(refused)

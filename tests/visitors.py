@@ -31,6 +31,7 @@ class Space:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.home, self.hub = home, hub
+        self.made: dict[str, dict] = {}  # owner -> what a test put there for them
         self.env = {
             **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ},
             "TUNER_HOME": str(home / "tuner"), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1",
@@ -84,6 +85,7 @@ class Visitor:
         self.cookies: dict[str, str] = {}
         self.browser_id = f"{random.getrandbits(128):032x}"
         self.session = _new_session()
+        self.heard: list = []  # everything that came of the last event
 
     # Plain requests -----------------------------------------------------------------------------------------------
 
@@ -92,7 +94,11 @@ class Visitor:
         try:
             connection.request(method, path, body, self._headers(headers))
             response = connection.getresponse()
-            answer = Answer(response, response.read())
+            try:
+                body = response.read()
+            except http.client.IncompleteRead as cut:  # a stream that Gradio breaks off
+                body = cut.partial
+            answer = Answer(response, body)
         finally:
             connection.close()
         self._keep(response)
@@ -217,11 +223,14 @@ class Visitor:
         }
         joined = self.post("/gradio_api/queue/join" + getattr(self, "query", ""), body)
         if joined.status != 200:
+            self.heard = [joined.text]
             return {"success": False, "status": joined.status, "refused": joined.text}
         return self.wait(joined.json()["event_id"], session)
 
     def wait(self, event_id: str, session: str, seconds: float = 60.0) -> dict:
+        self.heard = []
         for message in self.listen(session, seconds):
+            self.heard.append(message)
             if message.get("event_id") == event_id and message["msg"] == "process_completed":
                 return message
         raise AssertionError("the stream ended without the answer")
@@ -237,7 +246,7 @@ class Visitor:
             for line in response:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
-        except TimeoutError:
+        except (TimeoutError, http.client.IncompleteRead):
             return
         finally:
             connection.close()
