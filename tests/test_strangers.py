@@ -70,7 +70,7 @@ def own_things(space: Space, owner: str, mark: str) -> dict[str, str]:
     failed.log("eval", step=0, loss=2.0, best=False)
     failed.log("eval", step=4, loss=1.0, best=True)
     failed.log("sample", step=4, number=0, prompt=f"{mark}?", text=f"{mark}!")
-    write_json(failed.folder / "proposals.json", [{"words": "Fewer", "settings": {"epochs": 2.0}}])
+    write_json(failed.folder / "proposals.json", [{"words": "Fewer", "settings": {"epochs": 2.0}, "harm": 0.0, "memory_gib": 1.0, "seconds": 60.0}])
     write_whole(failed.folder / "error.txt", f"{mark} failed.")
     space.made[owner] = {"failed": failed.id, "done": done.id, "dataset": dataset.id}
     return space.made[owner]
@@ -209,7 +209,7 @@ def test_what_was_brought_before_signing_in_is_there_after_it(space):
 # Each one's own ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("who", ["bob", "bob with her session", "third with her session"])
+@pytest.mark.parametrize("who", ["bob", "third with her session"])
 def test_no_event_gives_or_changes_what_is_anothers(space, hub, alice, who, request):
     """Every event that the app has, called raw with her ids in every place that takes a value; one added later as well."""
     ids = own_things(space, "alice", MARK)
@@ -219,10 +219,12 @@ def test_no_event_gives_or_changes_what_is_anothers(space, hub, alice, who, requ
     session = alice.session if "session" in who else attacker.session
     before, asked = tree(*belongings(space, "alice")), len(hub.requests)
     events = list(all_calls(attacker))
+    # In place of what stands in a list of fixed words nothing would get as far as the app's own code.
+    places = {its for its, about in attacker.components.items() if about["type"] == "textbox"}
+    lists = {its for its, about in attacker.components.items() if about["type"] == "dropdown" and about["props"].get("elem_id") in ("chosen-run", "subject", "show-rows")}
     for event, do in events:
-        for said in (ids["done"], ids["dataset"])[: 1 if do else 2]:
-            values = {its: said for its in event["inputs"] if its != attacker.id_of_browser()}
-            attacker.call(event, session=session, values=values, do=do.replace("0", said))
+        for said, where in ((ids["done"], places | lists), (ids["dataset"], places))[: 1 if do else 2]:
+            attacker.call(event, session=session, values=dict.fromkeys(where, said), do=do.replace("0", said))
             assert MARK not in json.dumps(attacker.heard), (attacker.name_of(event), said)
     assert len(events) > 150
     assert tree(*belongings(space, "alice")) == before

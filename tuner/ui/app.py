@@ -184,8 +184,8 @@ def build(page: Page) -> gr.Blocks:
                     known = identity.new_browser_id()
             tab = gr.Tabs(selected="train" if key else "chat") if adapter or key else gr.skip()
             said = drawing.notice("Your sign-in has ended. Sign out and in again above; your runs are kept.", "warning") if visitor.ended else ""
-            label = gr.update(value=train_tab.start_label(visitor.owner))
-            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, label, label
+            labels = [gr.update(value=train_tab.start_label(visitor.owner)) for _ in range(2)]  # Gradio empties each that it takes
+            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, *labels
 
         opened = demo.load(
             open_page, [browser], [browser, tabs, talk.adapter_id, dataset_id, shared_key, account, train.start, dataset.start],
