@@ -181,7 +181,7 @@ class Visitor:
         target = self.id_of(elem_id)
         return next(its for its in self.events() if [target, name] in [list(pair) for pair in its["targets"]])
 
-    def run(self, event: dict, then: bool = True, **more) -> dict:
+    def run(self, event: dict, **more) -> dict:
         """One event with what the page's components hold, and all that is chained to it; the first one's answer.
 
         Args:
@@ -190,9 +190,9 @@ class Visitor:
         answer = self.call(event, **more)
         if answer.get("success"):
             self.take(event, answer["output"]["data"])
-        for its in self.config["dependencies"] if then else ():
+        for its in self.events():
             if its["trigger_after"] == event["id"] and (answer.get("success") or not its["trigger_only_on_success"]):
-                self.run(its) if its["backend_fn"] else None
+                self.run(its)
         return answer
 
     def take(self, event: dict, data: list) -> None:
