@@ -18,12 +18,14 @@ _WHAT = (
 
 def draw(page, browser, shared_key) -> SimpleNamespace:
     """The panel of a run that somebody else shares, above the visitor's own; empty without a link."""
+    from tuner.ui.app import in_words
+
     its = SimpleNamespace(page=page, browser=browser, key=shared_key)
     its.panel = gr.HTML("", visible=False, elem_id="shared-run")
     its.chat = gr.Button("Chat with it", visible=False, elem_id="shared-chat")
     its.seen, its.timer = gr.State(""), gr.Timer(2.0, active=False)
     its.arrive = dict(
-        fn=_arrive, inputs=[its.key], outputs=[its.panel, its.chat, its.timer, its.seen], show_progress="hidden", api_visibility="private",
+        fn=in_words(_arrive), inputs=[its.key], outputs=[its.panel, its.chat, its.timer, its.seen], show_progress="hidden", api_visibility="private",
     )
     return its
 
