@@ -31,6 +31,8 @@ import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
+from tests.stand_in_sign_in import SignIn
+
 LFS_SUFFIXES = (".bin", ".gguf", ".parquet", ".pt", ".safetensors")
 NAME = re.compile(r"(?!.*(--|\.\.))(?![-.])[\w.-]{1,96}(?<![-.])(?<!\.git)(?<!\.ipynb)", re.ASCII)
 
@@ -150,6 +152,7 @@ class StandInHub:
         blobs: SHA-256 -> bytes of such files.
         repos: (repo_type, "user/name") -> Repo.
         security: "user/name" -> what the scanners found in a model's repository, told to who asks with securityStatus.
+        sign_in: the OpenID provider, see `tests.stand_in_sign_in`.
         requests: what came in, oldest first.
         faults: what is to go wrong. A request struck by one is not seen by those after it, so faults that match
             the same requests strike one after the other.
@@ -166,6 +169,8 @@ class StandInHub:
         self.faults: list[Fault] = []
         self._port = port
         self._app = FastAPI(openapi_url=None, exception_handlers={HubError: _answer_error})
+        self.sign_in = SignIn(self)
+        self.sign_in.add_routes(self._app)
         repo, file = "/api/{kind}/{namespace}/{name}", "/{namespace}/{name}/resolve/{revision}/{path:path}"
         for methods, path, handler in [  # the first match wins, so fixed words stand above {kind}
             ("GET", "/api/whoami-v2", self.whoami),

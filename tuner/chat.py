@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import date as calendar
 from pathlib import Path
 
-from tuner import child, eyes, hub, room, starter
+from tuner import child, eyes, hub, identity, room, starter
 from tuner import run as runs
 from tuner.errors import UserError, shorten
-from tuner.home import private_dir, read_json, tuner_home
+from tuner.home import LOCAL_OWNER, private_dir, read_json, tuner_home
 from tuner.recipe import HUB_ID, STARTER_MODEL
 
 MAX_CHARACTERS = 100_000
@@ -48,8 +48,13 @@ class Subject:
 _ARITHMETIC = ("precision", "attention", "dequantised", "kept_16bit", "device")
 
 
-def of_base(base_id: str, token: str | None) -> Subject:
-    """The base model alone."""
+def of_base(base_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Subject:
+    """The base model alone.
+
+    Raises:
+        UserError: it cannot be had, or is too large for this owner; see `identity.require_chat`.
+    """
+    identity.require_chat(owner, base_id, token)
     return Subject(base_id, hub.fetch_base(base_id, "", token))
 
 
@@ -68,11 +73,11 @@ def of_run(run: runs.Run) -> Subject:
     )
 
 
-def of_adapter(repo_id: str, token: str | None) -> Subject:
+def of_adapter(repo_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Subject:
     """A published adapter by its Hub id, on the base that it names.
 
     Raises:
-        UserError: no such adapter, not LoRA, or its base cannot be had.
+        UserError: no such adapter, not LoRA, or its base cannot be had or is too large for this owner.
     """
     folder, config = hub.fetch_adapter(repo_id, "", token)
     try:
@@ -83,6 +88,7 @@ def of_adapter(repo_id: str, token: str | None) -> Subject:
     base_id = config["base_model_name_or_path"]
     text = lambda name, default: known[name] if isinstance(known.get(name), str) else default  # noqa: E731
     revision = config["revision"] if isinstance(config.get("revision"), str) else text("base_revision", "")
+    identity.require_chat(owner, base_id, token, revision)
     if base_id == STARTER_MODEL and known.get("base_what") == starter.WHAT_IT_IS and starter.is_installed():
         base = {"id": base_id, "revision": "", "dir": str(starter.prepare()), "what": starter.WHAT_IT_IS}
     else:
@@ -118,7 +124,7 @@ def resolve(owner: str, what: str, token: str | None) -> Subject:
         return of_run(runs.find(owner, Path(what).name))
     if not HUB_ID.fullmatch(what.removeprefix("https://huggingface.co/")):
         raise UserError(f"{shorten(what)!r} is neither one of your runs nor a Hub id such as user/name.")
-    return of_adapter(what, token)
+    return of_adapter(what, token, owner)
 
 
 def check_messages(messages: list[dict]) -> list[dict]:

@@ -14,10 +14,7 @@ from pathlib import Path
 from tuner import recipe as recipes
 from tuner.child import SPIN
 from tuner.errors import UserError, shorten
-from tuner.home import DEMO_ROOT, safe_name, write_whole
-
-# A person at this machine's own terminal; the page uses the same owner where it serves this machine only.
-LOCAL_OWNER = "local"
+from tuner.home import DEMO_ROOT, LOCAL_OWNER, safe_name, write_whole
 
 
 def main(argv: list[str] | None = None) -> int:

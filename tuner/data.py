@@ -24,6 +24,7 @@ from tuner.tasks import NoRow
 
 DEMO_PATH = DEMO_ROOT / "data" / "headlines.jsonl"
 # What a page shows before the rest is read, and what a format is recognised by.
+_DEMO = "demo-2-"  # its id's beginning; the rest is its content's hash
 HEAD = 200
 _HEAD_SIZE = 8 * 2**20
 # Hub datasets are streamed; this many rows are taken unless more are asked for.
@@ -490,6 +491,30 @@ def find(owner: str, dataset_id: str) -> Dataset:
     return Dataset(owner, dataset_id, **{**known, "mapping": mapping})
 
 
+def bring_along(before: str, owner: str) -> Dataset | None:
+    """Give an owner what they brought before they signed in, by links; the newest dataset of it, None where nothing is new.
+
+    Args:
+        before: the owner that they were, whose id only their browser holds.
+    """
+    brought = []
+    for source in datasets_dir(before).glob("*/source.json"):
+        there, here = source.parent, datasets_dir(owner) / source.parent.name
+        if here.exists() or there.name.startswith((".", _DEMO)) or not (there / "read.json").exists():
+            continue
+        private_dir(here.parent)
+        half = here.with_name(f".{here.name}-{secrets.token_hex(4)}")
+        try:
+            # Files here are replaced whole, never written into, so a link is as good as a copy.
+            shutil.copytree(there, half, copy_function=os.link, ignore=lambda folder, names: _not_adopted(folder, names) - {"source.json"})
+            half.rename(here)
+        except (OSError, shutil.Error):  # being worked on, deleted, or brought by another tab at this moment
+            shutil.rmtree(half, ignore_errors=True)
+            continue
+        brought.append((source.stat().st_mtime, here.name))
+    return find(owner, max(brought)[1]) if brought else None
+
+
 def remap(dataset: Dataset, format: str, columns: dict[str, str]) -> Dataset:
     """The same dataset with another mapping, tried on its first rows. Fixes go: they were of other rows.
 
@@ -506,7 +531,7 @@ def remap(dataset: Dataset, format: str, columns: dict[str, str]) -> Dataset:
 
 def load_demo(owner: str) -> Dataset:
     """The demo dataset, kept once for each owner, with the fixes that this owner made to it."""
-    dataset_id = "demo-2-" + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
+    dataset_id = _DEMO + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
     try:
         return find(owner, dataset_id)
     except UserError:

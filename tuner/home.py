@@ -12,6 +12,8 @@ from tuner.errors import UserError
 # One folder name per person or thing: no separators, no leading dot, nothing a file system could read as a path.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
+# Who owns what a person does on a machine of their own: at its terminal, and on a page that serves this machine only.
+LOCAL_OWNER = "local"
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "presets"
 
 

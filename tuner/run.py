@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, encode, events, lease, limits, machine, proposals, receipt, redaction, room, starter
+from tuner import check, child, data, encode, events, identity, lease, limits, machine, proposals, receipt, redaction, room, starter
 from tuner import recipe as recipes
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
@@ -157,8 +157,10 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = 
         kind: Run, or what keeps its folder elsewhere.
 
     Raises:
-        UserError: the recipe has problems, the dataset is another's or has nothing to learn, or the disk is full.
+        UserError: the recipe has problems, the dataset is another's or has nothing to learn, or the disk is full; or on a
+            Space, nobody is signed in.
     """
+    identity.require_start(owner)
     limits.require_open()
     recipe.check()
     if dataset.owner != owner:
@@ -198,6 +200,7 @@ def again(run: Run, settings: dict) -> Run:
     Raises:
         UserError: the settings cannot be, or the disk is full.
     """
+    identity.require_start(run.owner)
     limits.require_open()
     recipe = recipes.from_dict({**run.recipe.changed(), **settings})
     size = sum(path.stat().st_size for path in (run.folder / "data").iterdir())
@@ -226,10 +229,14 @@ def find(owner: str, run_id: str, kind: type[Run] = Run) -> Run:
     Raises:
         UserError: there is none, whoever else may have one.
     """
-    run = kind(owner, safe_name(run_id, kind.WORD.capitalize()))
-    if not (run.folder / kind.MARK).is_file():
+    if not is_of(owner, run_id, kind):
         raise UserError(f"{kind.WORD.capitalize()} {shorten(run_id, 40)} is not among yours. Choose one from your list.")
-    return run
+    return kind(owner, run_id)
+
+
+def is_of(owner: str, run_id: str, kind: type[Run] = Run) -> bool:
+    """Whether `find` would find it."""
+    return (kind(owner, safe_name(run_id, kind.WORD.capitalize())).folder / kind.MARK).is_file()
 
 
 def from_folder(folder: Path, kind: type[Run] = Run) -> Run:
@@ -316,6 +323,7 @@ def start(run: Run, token: str | None = None, quoted: dict | None = None, keepin
     Raises:
         UserError: see `claim`.
     """
+    identity.require_start(run.owner)
     claim(run, (quoted or {}).get("seconds"))
     if quoted:
         write_json(run.folder / "quoted.json", quoted)
@@ -376,6 +384,7 @@ def longer(run: Run, epochs: float, token: str | None = None) -> threading.Threa
         raise UserError(f"This run is {run.state()}. Stop it first, or let it end.")
     if not list((run.folder / "checkpoints").glob("checkpoint-*")):
         raise UserError("This run has no checkpoint to go on from. Start a new one with more epochs.")
+    identity.require_start(run.owner)
     if not epochs > 0:
         raise UserError(f"{epochs:g} epochs more is not longer. Choose more than 0.")
     old = run.recipe

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 
-from tuner import data, enough, finder, quote
+from tuner import data, enough, finder, identity, quote
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -56,6 +56,7 @@ def create(owner: str, kind: str, recipe: Recipe, dataset: data.Dataset) -> Tria
     """
     if kind not in TITLES:
         raise UserError(f"There is no trial {shorten(kind, 20)!r}. Choose one of {', '.join(TITLES)}.")
+    identity.require_start(owner)
     mine = runs.mine(owner, Trial)
     if going := next((trial for trial in mine if trial.state() in runs.LIVE), None):
         raise UserError(f"“{TITLES[going.kind]}” is still going. Let it end, or cancel it first.")

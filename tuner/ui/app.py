@@ -6,22 +6,24 @@ import logging
 import os
 import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fastapi
 import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
+from gradio.data_classes import _StaticFiles
 
-from tuner import chat, child, clearing, eyes, hub, reading, redaction, starter
+from tuner import chat, child, clearing, data, eyes, hub, identity, reading, redaction, starter
 from tuner import run as runs
-from tuner.cli import LOCAL_OWNER
 from tuner.errors import UserError
 from tuner.gate import Gate
-from tuner.home import on_a_space, survives_restart, tuner_home
+from tuner.home import LOCAL_OWNER, on_a_space, survives_restart, tuner_home
+from tuner.identity import Visitor
 from tuner.recipe import STARTER_MODEL
-from tuner.ui import drawing, upload_parser
+from tuner.sessions import Sessions, upload_folder
+from tuner.ui import drawing, upload_parser, uploads
 
 log = logging.getLogger("tuner")
 HERE = Path(__file__).parent
@@ -30,53 +32,32 @@ HERE = Path(__file__).parent
 MOST_SESSIONS = 500
 
 
-@dataclass(frozen=True)
-class Visitor:
-    """Who asks: `owner` names their folder, `token` speaks to the Hub for them (None: nobody's)."""
-
-    owner: str
-    token: str | None
-
-
 @dataclass
 class Page:
     """What the tabs share: the chat's worker, and how visitors are told apart."""
 
     worker: chat.Workers
     shared: bool = False
+    accounts: identity.Accounts = field(default_factory=identity.Accounts)
 
     def visitor(self, browser_id: str | None, token: gr.OAuthToken | None) -> Visitor:
         """Signed in: the Hub's word for who this is. Else on a Space or a shared link: this browser's own id."""
-        if on_a_space():
-            if token is not None:
-                return Visitor(_user_of(token.token), token.token)
-            return Visitor(_browser_owner(browser_id), None)
-        if self.shared:
-            return Visitor(_browser_owner(browser_id), None)
+        ended = False
+        if on_a_space() and token is not None:
+            try:
+                return Visitor(self.accounts.user(token.token), token.token)
+            except identity.SignedOut:
+                ended = True
+        if on_a_space() or self.shared:
+            return Visitor(identity.browser_owner(browser_id), None, ended)
         return Visitor(LOCAL_OWNER, hub.own_token())
 
-    def link(self, repo_id: str, request: gr.Request | None) -> str:
-        """The address that opens the Chat tab on a published adapter."""
+    def link(self, repo_id: str, request: gr.Request | None, what: str = "adapter") -> str:
+        """The address that opens the page on a published adapter, or with "run" on a run that is shared under this key."""
         if space := os.environ.get("SPACE_ID"):
-            return f"https://huggingface.co/spaces/{space}?adapter={repo_id}"
+            return f"https://huggingface.co/spaces/{space}?{what}={repo_id}"
         base = str(request.request.base_url).rstrip("/") if request is not None and request.request else "http://127.0.0.1:7860"
-        return f"{base}/?adapter={repo_id}"
-
-
-@functools.lru_cache(maxsize=256)
-def _user_of(token: str) -> str:
-    return hub.whoami(token)
-
-
-def _browser_owner(browser_id: str | None) -> str:
-    """The folder of a visitor without an account; the id is 128 random bits that only their browser holds."""
-    if not isinstance(browser_id, str) or len(browser_id) != 32 or not all(char in "0123456789abcdef" for char in browser_id):
-        raise UserError("Your browser keeps no id for this page. Allow it to store site data, then reload.")
-    return f"anon-{browser_id}"
-
-
-def new_browser_id() -> str:
-    return secrets.token_hex(16)
+        return f"{base}/?{what}={repo_id}"
 
 
 def in_words(handler):
@@ -149,6 +130,11 @@ def theme() -> gr.themes.Base:
     )
 
 
+# What the sign-in asks for, in the words of the README's hf_oauth_scopes; see hub-docs' oauth.md for what each allows.
+_SCOPES = """
+<p class="quiet small">Signing in lets Tuner <b>create repositories</b> for what you publish and write to those alone
+(contribute-repos), and <b>read gated models</b> whose terms you have accepted (gated-repos). Nothing else of your account.</p>
+"""
 _HEADER = """
 <div class="masthead">
   <svg viewBox="0 0 40 40" class="mark" aria-hidden="true"><path d="M13 5v12a7 7 0 0 0 14 0V5M20 24v11" /></svg>
@@ -159,39 +145,58 @@ _HEADER = """
 
 def build(page: Page) -> gr.Blocks:
     """The whole page, not yet served."""
-    from tuner.ui import chat_tab, dataset_tab, queue_view, train_tab
+    from tuner.ui import chat_tab, dataset_tab, queue_view, sharing_view, train_tab
 
     with gr.Blocks(title="Tuner", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=False) as demo:
         browser = gr.BrowserState("", storage_key="tuner-visitor", secret="tuner-visitor-1")
-        dataset_id, run_id = gr.State(""), gr.State("")
+        dataset_id, run_id, shared_key = gr.State(""), gr.State(""), gr.State("")
         with gr.Row(elem_id="top"):
             gr.HTML(_HEADER, elem_id="masthead")
             if on_a_space():
                 with gr.Column(scale=0, min_width=230):
                     gr.LoginButton("Sign in with Hugging Face", size="md")
-                    gr.HTML('<p class="quiet small">To create repositories for what you publish, and to use gated base models you have access to. Nothing else.</p>')
+                    gr.HTML(_SCOPES, elem_id="scopes")
+        account = gr.HTML("", elem_id="account")
         if not survives_restart():
             gr.HTML(drawing.notice("This Space keeps nothing when it restarts. Publish a tuned model to keep it.", "warning"))
         with gr.Tabs(selected="dataset", elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = dataset_tab.draw(page, browser, dataset_id)
             with gr.Tab("Fine-tune", id="train"):
+                shared = sharing_view.draw(page, browser, shared_key)
                 train = train_tab.draw(page, browser, dataset_id, run_id)
+                sharing_view.draw_buttons(shared)
             with gr.Tab("Chat", id="chat"):
-                talk = chat_tab.draw(page, browser, run_id)
+                talk = chat_tab.draw(page, browser, run_id, shared_key)
         steward = queue_view.draw_panel(page, browser)
         look_after = queue_view.wire_panel(steward)
         train_tab.wire(train, dataset, talk, tabs)
         dataset_tab.wire(dataset, train, tabs)
         chat_tab.wire(talk, train, tabs)
+        sharing_view.wire(shared, train, talk, tabs)
 
         @in_words
-        def open_page(browser_id: str, request: gr.Request):
-            known = browser_id or new_browser_id()
-            adapter = (request.query_params or {}).get("adapter", "") if request else ""
-            return known, gr.Tabs(selected="chat") if adapter else gr.skip(), adapter[:200] if adapter else gr.skip()
+        def open_page(browser_id, token: gr.OAuthToken | None, request: gr.Request):
+            known = browser_id or identity.new_browser_id()
+            asked = (request.query_params or {}) if request else {}
+            adapter, key = asked.get("adapter", "")[:200], asked.get("run", "")[:100]
+            visitor = page.visitor(known, token)
+            brought = None
+            if on_a_space() and visitor.token:
+                before = identity.browser_owner(known)
+                brought = data.bring_along(before, visitor.owner)
+                if brought and not runs.mine(before):  # whoever signs in here next is not to be given it as well
+                    known = identity.new_browser_id()
+            tab = gr.Tabs(selected="train" if key else "chat") if adapter or key else gr.skip()
+            said = drawing.notice("Your sign-in has ended. Sign out and in again above; your runs are kept.", "warning") if visitor.ended else ""
+            labels = [gr.update(value=train_tab.start_label(visitor.owner)) for _ in range(2)]  # Gradio empties each that it takes
+            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, *labels
 
-        opened = demo.load(open_page, [browser], [browser, tabs, talk.adapter_id], show_progress="hidden", api_visibility="private")
+        opened = demo.load(
+            open_page, [browser], [browser, tabs, talk.adapter_id, dataset_id, shared_key, account, train.start, dataset.start],
+            show_progress="hidden", api_visibility="private",
+        )
+        opened.then(**shared.arrive)
         opened = opened.then(**dataset.first_look)
         opened.then(**train.reattach).then(**talk.refresh)
         opened.then(**train.reattach_trial)
@@ -217,6 +222,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     parent.add_middleware(CORSMiddleware, allow_origins=[])
     demo = build(page)
     upload_parser.bound()
+    uploads.add_route(parent, demo)
     demo.queue(max_size=256, default_concurrency_limit=8)
     demo.state_session_capacity = MOST_SESSIONS
     demo._queue.pending_event_ids_session = _Visits()
@@ -225,6 +231,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
         max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[], blocked_paths=[str(tuner_home()), str(child.PROJECT_ROOT)],
     )
+    app.add_middleware(Sessions, uploads=upload_folder(), public=_StaticFiles.all_paths)
     app.add_middleware(Gate, shared=page.shared or on_a_space(), hosts=("gradio.live",) if page.shared else ())
     return app
 

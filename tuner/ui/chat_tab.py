@@ -5,20 +5,20 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import blind, card, chat, figures, hub, publish
+from tuner import blind, card, chat, figures, hub, publish, sharing
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.ui import drawing, publish_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
-BASE_CHOICE, HUB_CHOICE = "base", "hub"
+BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
 UPDATE_S = 0.08
 
 
-def draw(page, browser, run_id) -> SimpleNamespace:
+def draw(page, browser, run_id, shared_key) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
-    its = SimpleNamespace(page=page, browser=browser, run_id=run_id)
+    its = SimpleNamespace(page=page, browser=browser, run_id=run_id, shared_key=shared_key)
     with gr.Row(elem_id="chat-who"):
         its.subject = gr.Dropdown([("The base model alone", BASE_CHOICE)], value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
@@ -64,7 +64,7 @@ def draw(page, browser, run_id) -> SimpleNamespace:
         its.publish_seen = gr.State("")
         its.publish_timer = gr.Timer(1.0, active=False)
         its.open_up = gr.Button("Make it public", visible=False, elem_id="make-public")
-    its.take_run, its.refresh, its.open_publish, its.arrive = {}, {}, {}, {}
+    its.take_run, its.refresh, its.open_publish, its.arrive, its.take_shared = {}, {}, {}, {}, {}
     _wire_lists(its)
     return its
 
@@ -76,22 +76,26 @@ def _wire_lists(its) -> None:
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
 
-    def choices(owner: str) -> list[tuple[str, str]]:
+    def choices(owner: str, key: str) -> list[tuple[str, str]]:
         tuned = [(f"{shorten(run.title, 44)} · {drawing.when((run.folder / 'recipe.toml').stat().st_mtime)}", run.id) for run in runs.mine(owner) if run.state() in ("done", "stopped")]
-        return [*tuned, ("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
+        return [*tuned, *_shared_choice(key), ("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
 
     @in_words
-    def refresh(subject, adapter_id, browser_id, token: gr.OAuthToken | None):
-        offered = choices(page.visitor(browser_id, token).owner)
+    def refresh(subject, adapter_id, key, browser_id, token: gr.OAuthToken | None):
+        offered = choices(page.visitor(browser_id, token).owner, key)
         known = {value for _, value in offered}
         value = HUB_CHOICE if adapter_id else subject if subject in known and subject != BASE_CHOICE else offered[0][1]
         return gr.update(choices=offered, value=value)
 
     @in_words
-    def take_run(run_id, browser_id, token: gr.OAuthToken | None):
-        offered = choices(page.visitor(browser_id, token).owner)
+    def take_run(run_id, key, browser_id, token: gr.OAuthToken | None):
+        offered = choices(page.visitor(browser_id, token).owner, key)
         known = {value for _, value in offered}
         return gr.update(choices=offered, value=run_id if run_id in known else offered[0][1]), ""
+
+    @in_words
+    def take_shared(key, browser_id, token: gr.OAuthToken | None):
+        return gr.update(choices=choices(page.visitor(browser_id, token).owner, key), value=SHARED + sharing.find(key).key), ""
 
     @in_words
     def arrive(adapter_id, browser_id, token: gr.OAuthToken | None):
@@ -105,8 +109,9 @@ def _wire_lists(its) -> None:
         base = drawing.text(config["base_model_name_or_path"])
         return gr.update(value=HUB_CHOICE), f'<p class="quiet">{drawing.text(adapter_id)}, tuned from {base}. Write to it below.</p>'
 
-    its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.browser], outputs=[its.subject], **quiet)
-    its.take_run |= dict(fn=take_run, inputs=[its.run_id, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
+    its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.shared_key, its.browser], outputs=[its.subject], **quiet)
+    its.take_shared |= dict(fn=take_shared, inputs=[its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
+    its.take_run |= dict(fn=take_run, inputs=[its.run_id, its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
     its.open_publish |= dict(fn=lambda: gr.update(open=True), inputs=None, outputs=[its.publish_panel], **quiet)
     its.arrive |= dict(fn=arrive, inputs=[its.adapter_id, its.browser], outputs=[its.subject, its.about], **quiet)
 
@@ -122,9 +127,11 @@ def wire(its, train, tabs) -> None:
 
     def subject_of(choice, adapter_id, base_model, visitor) -> chat.Subject:
         if choice == BASE_CHOICE:
-            return chat.of_base(hub.require_id(base_model, "a base model's Hub id"), visitor.token)
+            return chat.of_base(hub.require_id(base_model, "a base model's Hub id"), visitor.token, visitor.owner)
         if choice == HUB_CHOICE:
-            return chat.of_adapter(adapter_id or "", visitor.token)
+            return chat.of_adapter(adapter_id or "", visitor.token, visitor.owner)
+        if str(choice).startswith(SHARED):
+            return sharing.find(str(choice).removeprefix(SHARED)).subject(visitor.owner, visitor.token)
         return chat.of_run(runs.find(visitor.owner, str(choice)))
 
     @in_words
@@ -172,7 +179,7 @@ def wire(its, train, tabs) -> None:
 
     def compare(owner, choice, message, system, sampling):
         """Two answers without names: which is which is the engine's secret until there is a vote."""
-        if choice in (BASE_CHOICE, HUB_CHOICE, None):
+        if not _is_mine(choice):
             raise UserError("Choose one of your runs under “Talk to” first: its tuned model is compared with its base.")
         test_id = blind.begin(owner, choice)
         said = {"prompt": message, "left": "", "right": ""}
@@ -227,7 +234,7 @@ def wire(its, train, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
         shown = ["", gr.update(interactive=True, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
-        if choice not in (BASE_CHOICE, HUB_CHOICE, None):
+        if _is_mine(choice):
             run = runs.find(visitor.owner, str(choice))
             if report := figures.of(run):
                 ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["examples"][0]["prompt"], 90))}”</p>'
@@ -237,6 +244,8 @@ def wire(its, train, tabs) -> None:
                 offer += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
             its_state = publish.state(run)
             name, shown = its_state.get("name") or _repo_name(run), publish_shown(run, its_state, request)
+        elif str(choice).startswith(SHARED):
+            ask = f'<p class="quiet">Tuned from {drawing.text(sharing.find(str(choice).removeprefix(SHARED)).base_model)}, and shared with you.</p>'
         elif choice == HUB_CHOICE:
             ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
         else:
@@ -256,7 +265,7 @@ def wire(its, train, tabs) -> None:
         ]
 
     def chosen_run(choice, visitor) -> runs.Run:
-        if choice in (BASE_CHOICE, HUB_CHOICE, None, ""):
+        if not _is_mine(choice):
             raise UserError("Choose one of your runs under “Talk to” first; that is what gets published.")
         run = runs.find(visitor.owner, str(choice))
         if not run.read("done"):
@@ -280,9 +289,10 @@ def wire(its, train, tabs) -> None:
 
     @in_words
     def poll(choice, seen, browser_id, request: gr.Request, token: gr.OAuthToken | None):
-        if choice in (BASE_CHOICE, HUB_CHOICE, None, ""):
+        owner = page.visitor(browser_id, token).owner
+        if not _is_mine(choice) or not runs.is_of(owner, str(choice)):  # signed out meanwhile: the push goes on by itself
             return [gr.skip()] * 3 + [gr.Timer(active=False), ""]
-        run = runs.find(page.visitor(browser_id, token).owner, str(choice))
+        run = runs.find(owner, str(choice))
         shown = publish_shown(run, publish.state(run), request)
         return [gr.skip()] * 5 if shown[-1] == seen else shown
 
@@ -322,6 +332,20 @@ def wire(its, train, tabs) -> None:
     its.push.click(push, [its.subject, its.name, its.private, *who], published, **spin)
     its.publish_timer.tick(poll, [its.subject, its.publish_seen, *who], published, concurrency_limit=None, trigger_mode="once", **quiet)
     its.open_up.click(open_up, [its.subject, *who], published, **spin)
+
+
+def _is_mine(choice) -> bool:
+    """Whether it is a run in the visitor's own list that was chosen."""
+    return bool(choice) and choice not in (BASE_CHOICE, HUB_CHOICE) and not str(choice).startswith(SHARED)
+
+
+def _shared_choice(key: str) -> list[tuple[str, str]]:
+    """The run that the page was opened with a link to, once there is something to talk to."""
+    try:
+        its = sharing.find(key) if key else None
+    except UserError:  # unshared; the Fine-tune tab says so
+        return []
+    return [(f"Shared with you: {shorten(its.title, 40)}", SHARED + its.key)] if its and its.state in ("done", "stopped") else []
 
 
 def _plain(said) -> list[dict]:

@@ -3,13 +3,12 @@
 import os
 import shutil
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 
-from tuner import check, data, findings, fixes, hub, reading, receipt, scan, tasks
+from tuner import check, data, findings, fixes, hub, reading, receipt, scan, sessions, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, safe_name, tuner_home
 from tuner.recipe import Recipe
@@ -161,15 +160,17 @@ def wire(its, train, tabs) -> None:
         return everything(visitor, data.load_demo(visitor.owner), train.lenient(form))
 
     @in_words
+    def look_first(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        """What a page opens with: what was brought before signing in, else the demo."""
+        visitor = page.visitor(browser_id, token)
+        return everything(visitor, data.find(visitor.owner, dataset_id) if dataset_id else data.load_demo(visitor.owner), train.lenient(form))
+
+    @in_words
     def read_upload(paths, browser_id, token: gr.OAuthToken | None, *form):
         if not paths:
             return [gr.skip()] * len(whole)
         visitor = page.visitor(browser_id, token)
-        paths = paths if isinstance(paths, list) else [paths]
-        uploads = private_dir(tuner_home() / "uploads" / safe_name(visitor.owner, "The owner"))
-        kept = []
-        for number, path in enumerate(paths):  # out of Gradio's cache, which serves what it holds
-            kept.append((Path(shutil.move(path, uploads / f"{os.getpid()}-{threading.get_ident()}-{number}")), os.path.basename(path)))
+        kept = sessions.take_out(paths if isinstance(paths, list) else [paths], visitor.owner)
         title = kept[0][1] if len(kept) == 1 else f"{kept[0][1]} and {len(kept) - 1} more"
         try:
             dataset = data.create(visitor.owner, title, {"kind": "file", "file": reading.safe_title(title)}, kept)
@@ -329,9 +330,8 @@ def wire(its, train, tabs) -> None:
 
     who, form = [its.browser], train.form
     its.source.change(choose_source, [its.source], [its.demo_group, its.file_group, its.hub_group, its.paste_group], queue=False, **quiet)
-    first = dict(fn=use_demo, inputs=[*who, *form], outputs=whole, **busy)
-    its.first_look = first
-    its.demo_button.click(**first)
+    its.first_look = dict(fn=look_first, inputs=[its.dataset_id, *who, *form], outputs=whole, **busy)
+    its.demo_button.click(use_demo, [*who, *form], whole, **busy)
     its.file.upload(read_upload, [its.file, *who, *form], whole, **busy)
     its.hub_button.click(
         read_hub, [its.hub_id, its.hub_config, its.hub_split, its.hub_revision, its.hub_most, *who, *form], whole, **busy
@@ -356,6 +356,7 @@ def wire(its, train, tabs) -> None:
     its.share.release(lambda value: value, [its.share], [share], queue=False, **quiet)
     share.change(lambda value: value, [share], [its.share], queue=False, **quiet)
     its.go.click(lambda: gr.Tabs(selected="train"), None, [tabs], queue=False, **quiet)
+    its.start.click(None, [its.start], None, js=train.lead_to_sign_in, **quiet)
     its.start.click(**train.start_run).success(lambda: gr.Tabs(selected="train"), None, [tabs], queue=False, **quiet).then(**train.follow_up)
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, figures, homecoming, hub, keeping, limits, machine, proposals, publish, quote, trials
+from tuner import check, cost, data, figures, homecoming, hub, identity, keeping, limits, machine, proposals, publish, quote, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -17,6 +17,12 @@ from tuner.ui import drawing, queue_view, quote_view, report_view, trial_view
 FORM = (*OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
 _SHAPES_ROWS = ("base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
+
+SIGN_IN = "Sign in to start"
+# The button then leads where the sign-in button does. The click itself is refused by the engine.
+LEAD_TO_SIGN_IN = f"""(label) => {{
+    if (label === {SIGN_IN!r}) window.location.assign("/login/huggingface?_target_url=/" + encodeURIComponent(window.location.search));
+}}"""
 
 
 def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
@@ -115,13 +121,18 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
                 found.pop(name)
         return Recipe(**found)
 
-    its.strict, its.lenient = strict, lenient
+    its.strict, its.lenient, its.lead_to_sign_in = strict, lenient, LEAD_TO_SIGN_IN
     return its
 
 
 def stop_label(state: str) -> str:
     """What the button beside a live run does."""
     return "Leave the queue" if state == "waiting" else "Stop and keep what was learned"
+
+
+def start_label(owner: str) -> str:
+    """What stands on the Start button for this owner, so that it is known before the click."""
+    return "Start" if identity.may_start(owner) else SIGN_IN
 
 
 def _in_pairs(names) -> list[tuple[str, ...]]:
@@ -156,11 +167,12 @@ def wire(its, dataset, talk, tabs) -> None:
     view = [its.status, its.curve, its.numbers, its.samples, its.report, its.start, its.stop, its.resume, its.longer_row, its.to_chat, its.timer, its.seen]
     lists = [its.table, its.chosen]
 
-    def view_of(run: runs.Run | None) -> list:
-        """Everything the tab shows of a run."""
+    def view_of(run: runs.Run | None, owner: str = "") -> list:
+        """Everything the tab shows of a run; of none, to this owner."""
+        owner = run.owner if run else owner
         if run is None:
             return [
-                "", drawing.curve([], [], 0), "", drawing.samples([]), "", gr.update(interactive=True, value="Start"),
+                "", drawing.curve([], [], 0), "", drawing.samples([]), "", gr.update(interactive=True, value=start_label(owner)),
                 gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
             ]
         events, size = run.events()
@@ -207,7 +219,7 @@ def wire(its, dataset, talk, tabs) -> None:
         made = report and figures.of(run)
         return [
             top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
-            gr.update(interactive=True, value="Start another" if live else "Start"), gr.update(visible=live, value=stop_label(state)),
+            gr.update(interactive=True, value="Start another" if live else start_label(owner)), gr.update(visible=live, value=stop_label(state)),
             gr.update(visible=state in ("new", "interrupted", "failed", "stopped")),
             gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
             gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{queue_view.moment(run)}/{len(told)}",
@@ -315,20 +327,14 @@ def wire(its, dataset, talk, tabs) -> None:
         run = runs.find(visitor.owner, run_id)
         offered = run.read("proposals", [])
         if verb == "keep":
-            require_machine(visitor)
             runs.keep(run, visitor.token)
             return [run.id, *view_of(run), *lists_of(visitor.owner, run.id), *[gr.skip()] * len(FORM)]
         if verb != "again" or not what.isdigit() or int(what) >= len(offered):
             raise UserError("That proposal is not there any more. Reload the page.")
-        require_machine(visitor)
         settings = offered[int(what)]["settings"]
         new = runs.again(run, settings)
         runs.start(new, visitor.token)
         return [new.id, *view_of(new), *lists_of(visitor.owner, new.id), *[settings.get(name, gr.skip()) for name in FORM]]
-
-    def require_machine(visitor) -> None:
-        if on_a_space() and visitor.token is None and os.environ.get("TUNER_ALLOW_ANONYMOUS") != "1":
-            raise UserError("Training uses this Space's machine, so sign in first (the button at the top).")
 
     def trial_of(trial: trials.Trial | None) -> list:
         if trial is None:
@@ -338,7 +344,6 @@ def wire(its, dataset, talk, tabs) -> None:
 
     def try_it(kind, dataset_id, browser_id, token, form):
         visitor = page.visitor(browser_id, token)
-        require_machine(visitor)
         recipe = its.strict(form)
         seconds = trials.seconds(kind, recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
         trial = trials.create(visitor.owner, kind, recipe, data.find(visitor.owner, dataset_id))
@@ -355,7 +360,8 @@ def wire(its, dataset, talk, tabs) -> None:
 
     @in_words
     def poll_trial(trial_id, browser_id, token: gr.OAuthToken | None):
-        return trial_of(runs.find(page.visitor(browser_id, token).owner, trial_id, trials.Trial) if trial_id else None)
+        owner = page.visitor(browser_id, token).owner
+        return trial_of(runs.find(owner, trial_id, trials.Trial) if trial_id and runs.is_of(owner, trial_id, trials.Trial) else None)
 
     @in_words
     def cancel_trial(trial_id, browser_id, token: gr.OAuthToken | None):
@@ -371,7 +377,6 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, publishing, name, keep, *form):
         visitor = page.visitor(browser_id, token)
-        require_machine(visitor)
         recipe = its.strict(form)
         if publishing:
             check_publishing(dataset_id, recipe, name, visitor, token)
@@ -426,6 +431,9 @@ def wire(its, dataset, talk, tabs) -> None:
         if not run_id:
             return [gr.skip()] * (len(view) + len(lists))
         visitor = page.visitor(browser_id, token)
+        if not runs.is_of(visitor.owner, run_id):  # the sign-in has ended, or another tab deleted it; said once, not every second
+            said = drawing.notice("This run is not yours to see just now. If you were signed in, sign in again: the run goes on meanwhile.", "warning")
+            return [said if box is its.status else gr.Timer(active=False) if box is its.timer else gr.skip() for box in (*view, *lists)]
         run = runs.find(visitor.owner, run_id)
         size = os.path.getsize(run.folder / "events.jsonl") if (run.folder / "events.jsonl").exists() else 0
         if (seen or "").startswith(f"{run.id}/{size}/{run.state()}/{run.stop_asked()}/{queue_view.moment(run)}/"):
@@ -445,7 +453,6 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def resume(run_id, keep, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
-        require_machine(visitor)
         run = runs.find(visitor.owner, run_id)
         keeper = keeping.prepare(run, visitor.token) if keep else None
         runs.start(run, visitor.token)
@@ -456,7 +463,6 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def longer(run_id, more, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
-        require_machine(visitor)
         runs.longer(runs.find(visitor.owner, run_id), float(more or 0), visitor.token)
         return [*view_of(runs.find(visitor.owner, run_id)), *lists_of(visitor.owner, run_id)]
 
@@ -465,7 +471,7 @@ def wire(its, dataset, talk, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         mine = runs.mine(visitor.owner)
         shown = next((run for run in mine if run.state() in runs.LIVE), mine[0] if mine else None)
-        return [shown.id if shown else "", *view_of(shown), *lists_of(visitor.owner, shown.id if shown else "")]
+        return [shown.id if shown else "", *view_of(shown, visitor.owner), *lists_of(visitor.owner, shown.id if shown else "")]
 
     @in_words
     def open_run(chosen, browser_id, token: gr.OAuthToken | None):
@@ -489,7 +495,7 @@ def wire(its, dataset, talk, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         runs.find(visitor.owner, require_chosen(chosen)).delete()
         kept = "" if run_id == chosen else run_id
-        shown = view_of(runs.find(visitor.owner, kept) if kept else None)
+        shown = view_of(runs.find(visitor.owner, kept) if kept else None, visitor.owner)
         return [kept, *shown, *lists_of(visitor.owner, kept), gr.update(visible=True), gr.update(visible=False)]
 
     def require_chosen(chosen) -> str:
@@ -533,6 +539,7 @@ def wire(its, dataset, talk, tabs) -> None:
     )
     its.follow_up = talk.refresh
     started = its.start.click(**its.start_run)
+    its.start.click(None, [its.start], None, js=LEAD_TO_SIGN_IN, **quiet)
     its.timer.tick(poll, [its.run_id, its.seen, *who], [*view, *lists], concurrency_limit=None, trigger_mode="once", **quiet)
     its.stop.click(stop, [its.run_id, *who], view, **quiet)
     its.resume.click(resume, [its.run_id, its.keep, *who], [*view, *lists], **quiet)
