@@ -117,7 +117,9 @@ def torture(kills: int, seed: int, base: Path, folder: Path) -> list[str]:
                 tally[doing(run)] += 1
                 if how == signal.SIGTERM and code != 0:
                     slowest_term = max(slowest_term, time.monotonic() - asked)
-                    if code != 143 or time.monotonic() - asked > TERM_S:
+                    # Before it has done anything it just ends: there is nothing to save yet.
+                    clean = code == 143 or code == -signal.SIGTERM and len(run.events()[0]) == first_event
+                    if not clean or time.monotonic() - asked > TERM_S:
                         wrong.append(f"A SIGTERM ended it with {code} after {time.monotonic() - asked:.1f} s")
             elif code != 0:
                 wrong.append(f"A resumed run failed with {code}: {run.error() or (folder / 'log.txt').read_text()[-1500:]}")
