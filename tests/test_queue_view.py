@@ -27,12 +27,12 @@ def click(handlers, home, monkeypatch):
     """Call a handler by its parameters' names; gives what it puts on the page, one value a component."""
     monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)
 
-    def call(name: str, *form, **values):
-        fn, outputs = handlers[name]
+    def call(what: str, /, *form, **values):
+        fn, outputs = handlers[what]
         asked = [values.get(each, "" if each == "browser_id" else None) for each, its in inspect.signature(fn).parameters.items() if its.kind is not its.VAR_POSITIONAL]
         shown = fn(*asked, *form)
         shown = list(shown) if isinstance(shown, (list, tuple)) else [shown]
-        assert len(shown) == outputs, f"{name} gives {len(shown)} values for {outputs} components"
+        assert len(shown) == outputs, f"{what} gives {len(shown)} values for {outputs} components"
         return shown
 
     return call
