@@ -56,7 +56,7 @@ class Processes(threading.Thread):
                         continue
             for child in self.app.children():
                 try:
-                    self.children.add(" ".join(child.cmdline()[1:4]))
+                    self.children.add(" ".join(child.cmdline()[1:8]))
                 except psutil.Error:
                     continue
 
