@@ -33,8 +33,8 @@ def draw(page, browser, shared_key) -> SimpleNamespace:
 def draw_buttons(its) -> None:
     """The link to a run of one's own, under the list of them."""
     with gr.Row(elem_id="share-actions"):
-        its.share = gr.Button("Share a link", elem_id="share-run", min_width=110, scale=0)
-        its.unshare = gr.Button("Stop sharing", visible=False, elem_id="unshare-run", min_width=110, scale=0)
+        its.share = gr.Button("Share a link", elem_id="share-run", min_width=150, scale=0)
+        its.unshare = gr.Button("Stop sharing", visible=False, elem_id="unshare-run", min_width=150, scale=0)
         its.link = gr.Textbox(
             visible=False, label="Link", interactive=False, buttons=["copy"], info=_WHAT, elem_id="share-link", scale=3, min_width=260,
         )
