@@ -113,7 +113,7 @@ def test_strangers_chat_with_small_bases_only(monkeypatch):
         chat.of_base("a/large", None, STRANGER)
     with pytest.raises(SignedOut):
         chat.of_adapter("bob/adapter", None, STRANGER)
-    monkeypatch.setenv("TUNER_ANONYMOUS_CHAT_PARAMETERS", "9000000000")
+    monkeypatch.setenv("TUNER_ANONYMOUS_CHAT_BILLIONS", "9")
     assert chat.of_base("a/large", None, STRANGER)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from tuner import limits
 from tuner.home import on_a_space
 
 # All that the page, the sign-in and Gradio's Python client ask for. Gradio serves three times as much whether an app
@@ -37,8 +39,7 @@ MAX_UPLOAD_BYTES = 2100 * 2**20
 MAX_BODY_BYTES = 96 * 2**20
 # In memory at once for everybody.
 MAX_BODIES_BYTES = 384 * 2**20
-# On a Space or a shared link: what one visitor, and all of them together, may upload in an hour.
-MAX_HOURLY_BYTES = 4 * 2**30
+# On a Space or a shared link: what all visitors together may upload in an hour; of each see `limits.UPLOAD`.
 MAX_HOURLY_BYTES_OF_ALL = 64 * 2**30
 UPLOADS_AT_ONCE, UPLOADS_OF_ALL = 4, 32
 # What stays free on the disk that takes uploads.
@@ -60,7 +61,7 @@ class Refused(Exception):
 class Uploads:
     """Who has uploaded how much in the last hour, and who is uploading now."""
 
-    def __init__(self, most: int, most_of_all: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, most: float, most_of_all: float, clock: Callable[[], float] = time.monotonic):
         self.most, self.most_of_all, self.clock = most, most_of_all, clock
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()  # who -> (when their hour began, bytes since)
         self._going: dict[str, int] = {}
@@ -122,7 +123,7 @@ class Gate:
         self.shared = on_a_space() if shared is None else shared
         self.hosts = hosts
         self.max_upload_bytes = max_upload_bytes
-        self.uploads = uploads or Uploads(MAX_HOURLY_BYTES, MAX_HOURLY_BYTES_OF_ALL)
+        self.uploads = uploads or Uploads((limits.UPLOAD.value() or math.inf) * 2**20, MAX_HOURLY_BYTES_OF_ALL)
         self._in_memory = 0
 
     async def __call__(self, scope, receive, send):

@@ -3,20 +3,19 @@
 import contextlib
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import eyes, repository, sizes, starter, transfer
+from tuner import eyes, limits, repository, sizes, starter, transfer
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, require_free, tuner_home, write_json
 from tuner.recipe import HUB_ID, STARTER_MODEL
 from tuner.transfer import Transient, Unreachable
 
-# The largest base that is loaded, in parameters; TUNER_MODEL_BILLIONS sets another. A card of 80 GiB holds this one in 4 bits.
+# The largest base that is loaded, in parameters, where `limits.MODEL` sets no other. A card of 80 GiB holds this one in 4 bits.
 MAX_PARAMETERS = 80e9
 TIMEOUT_S = 15.0
 
@@ -225,7 +224,8 @@ def _look_over(base_id: str, revision: str, token: str | None, timeout_s: float 
 
 def most_parameters() -> float:
     """How many parameters a base model may have here."""
-    return float(os.environ.get("TUNER_MODEL_BILLIONS") or MAX_PARAMETERS / 1e9) * 1e9
+    billions = limits.MODEL.value()
+    return MAX_PARAMETERS if billions is None else billions * 1e9
 
 
 def _fetched_path() -> Path:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tuner import hub
+from tuner import hub, limits
 from tuner.errors import UserError
 from tuner.home import on_a_space
 from tuner.recipe import STARTER_MODEL
@@ -18,9 +18,6 @@ from tuner.transfer import Transient
 
 # Set to 1 by a Space's owner, runs on its machine need no sign-in; for a Space that is one's own, or private.
 ANONYMOUS_RUNS = "TUNER_ANONYMOUS_RUNS"
-# The largest base that somebody who is not signed in may have loaded to chat with, in parameters; the starter always.
-ANONYMOUS_CHAT = "TUNER_ANONYMOUS_CHAT_PARAMETERS"
-ANONYMOUS_CHAT_PARAMETERS = 2_000_000_000
 _BROWSER = re.compile(r"[0-9a-f]{32}")
 _ANONYMOUS = re.compile(r"anon-[0-9a-f]{32}")
 
@@ -88,11 +85,10 @@ def require_chat(owner: str, base_id: str, token: str | None = None, revision: s
     """
     if not on_a_space() or not is_anonymous(owner) or base_id == STARTER_MODEL:
         return
-    most = int(os.environ.get(ANONYMOUS_CHAT) or ANONYMOUS_CHAT_PARAMETERS)
-    its = hub.sizes_of(base_id, revision, token).weights
-    if its > most:
+    most, its = limits.ANONYMOUS_CHAT.value(), hub.sizes_of(base_id, revision, token).weights / 1e9
+    if most is not None and its > most:
         raise SignedOut(
-            f"{base_id} has {its / 1e9:.1f} billion parameters; without an account the most is {most / 1e9:.1f}. "
+            f"{base_id} has {its:.1f} billion parameters; without an account the most is {most:.1f}. "
             "Sign in with the button at the top, or choose a smaller one."
         )
 

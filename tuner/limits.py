@@ -50,6 +50,9 @@ class Limit:
 WAITING = Limit("TUNER_WAITING_RUNS", 2, "runs", "Runs of one person that may wait, beside one that is going.")
 RUN_MINUTES = Limit("TUNER_RUN_MINUTES", 60, "minutes", "Longest training; at its end the run keeps the best version so far and is done.")
 MODEL = Limit("TUNER_MODEL_BILLIONS", 4, "billion parameters", "Largest base model.")
+ANONYMOUS_CHAT = Limit(
+    "TUNER_ANONYMOUS_CHAT_BILLIONS", 2, "billion parameters", "Largest base model that somebody without an account may chat with; the starter always.",
+)
 ROWS = Limit("TUNER_ROWS_PER_HOUR", 200_000, "rows", "Rows that one person's new runs may bring in an hour.")
 UPLOAD = Limit("TUNER_UPLOAD_MIB_PER_HOUR", 2048, "MiB", "What one person may upload in an hour.")
 RUN_DAYS = Limit("TUNER_RUN_DAYS", 14, "days", "Ended runs are removed so long after their last step; of published ones only the checkpoints.")
@@ -57,7 +60,7 @@ DATA_DAYS = Limit("TUNER_DATASET_DAYS", 3, "days", "Uploaded and streamed datase
 MODEL_DAYS = Limit("TUNER_MODEL_DAYS", 7, "days", "Downloaded and packed base models are removed so long after their last use.")
 FREE_GIB = Limit("TUNER_FREE_GIB", 5, "GiB", "Where less of the disk is free, what can be had again is removed before its time.")
 
-ALL = (WAITING, RUN_MINUTES, MODEL, ROWS, UPLOAD, RUN_DAYS, DATA_DAYS, MODEL_DAYS, FREE_GIB)
+ALL = (WAITING, RUN_MINUTES, MODEL, ANONYMOUS_CHAT, ROWS, UPLOAD, RUN_DAYS, DATA_DAYS, MODEL_DAYS, FREE_GIB)
 
 
 def is_shared() -> bool:
