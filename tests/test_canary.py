@@ -206,7 +206,7 @@ def test_every_flow_and_its_failures(stage):
 
 
 def run_id(stage: Stage) -> str:
-    return next((stage.app.home / "tuner" / "runs" / "local").iterdir()).name
+    return next(path.name for path in (stage.app.home / "tuner" / "runs" / "local").iterdir() if path.is_dir())
 
 
 def push(stage: Stage) -> str:

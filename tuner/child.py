@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tuner import redaction
 from tuner.home import private_dir, tuner_home
 
 # What a child may see of this process's environment: nothing that could hold a secret.
@@ -236,4 +237,5 @@ def stamp(pid: int) -> dict:
 
 
 if __name__ == "__main__":
+    redaction.install()
     main(*sys.argv[1:])

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import child, encode, tasks
+from tuner import child, encode, redaction, tasks
 from tuner.errors import UserError
 from tuner.home import private_dir, tuner_home
 
@@ -251,4 +251,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    redaction.install()
     serve()

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from tuner import hub, lease, outgoing, transfer
+from tuner import hub, lease, redaction, transfer
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
@@ -127,7 +127,7 @@ class _Keeper:
 
     def say(self, **changes) -> None:
         if "reason" in changes:
-            changes["reason"] = outgoing.without_token(changes["reason"], self._token)
+            changes["reason"] = redaction.without_tokens(changes["reason"], self._token)
         self.known |= changes
         if self.run.folder.is_dir():
             write_json(self.run.folder / "kept.json", self.known)
@@ -154,7 +154,7 @@ class _Keeper:
             commit = transfer.patiently(lambda: self._send(step), lambda seconds, why: self.say(state="waiting", reason=f"{why} Trying again in {seconds:.0f} s."))
         except UserError as error:
             self.say(state="waiting", reason=f"Step {step:,} could not be kept: {error}")
-            self.run.log("note", message=outgoing.without_token(f"Step {step:,} could not be kept in {self.repo_id}: {error.problems[0]}", self._token))
+            self.run.log("note", message=redaction.without_tokens(f"Step {step:,} could not be kept in {self.repo_id}: {error.problems[0]}", self._token))
             return False
         if commit:
             self.say(state="keeping", reason="", step=step, commit=commit, t=round(time.time()))

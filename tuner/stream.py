@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
-from tuner import child
+from tuner import child, redaction
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, tuner_home
 
@@ -240,4 +240,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    redaction.install()
     main()

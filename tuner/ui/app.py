@@ -229,11 +229,16 @@ def make_app(page: Page) -> fastapi.FastAPI:
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
         max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
-        theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[], blocked_paths=[str(tuner_home()), str(child.PROJECT_ROOT)],
+        theme=theme(), css_paths=[HERE / "style.css"], allowed_paths=[], blocked_paths=[str(tuner_home()), *_own_files()],
     )
     app.add_middleware(Sessions, uploads=upload_folder(), public=_StaticFiles.all_paths)
     app.add_middleware(Gate, shared=page.shared or on_a_space(), hosts=("gradio.live",) if page.shared else ())
     return app
+
+
+def _own_files() -> list[str]:
+    """What lies in the project's folder, but for what holds Gradio itself: it serves its own icons from there."""
+    return [str(path) for path in child.PROJECT_ROOT.iterdir() if not Path(gr.__file__).is_relative_to(path)]
 
 
 def serve(share: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The Fine-tune tab: a recipe, a quote, Start; then the curve, and the answer changing; and my runs."""
 
 import os
+from contextlib import suppress
 from types import SimpleNamespace
 
 import gradio as gr
@@ -345,9 +346,12 @@ def wire(its, dataset, talk, tabs) -> None:
     def try_it(kind, dataset_id, browser_id, token, form):
         visitor = page.visitor(browser_id, token)
         recipe = its.strict(form)
-        seconds = trials.seconds(kind, recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
-        trial = trials.create(visitor.owner, kind, recipe, data.find(visitor.owner, dataset_id))
-        runs.start(trial, visitor.token, {"seconds": seconds})
+        dataset = data.find(visitor.owner, dataset_id)
+        trial = trials.create(visitor.owner, kind, recipe, dataset)
+        quoted = None
+        with suppress(UserError):  # what is wrong, the start itself says
+            quoted = {"seconds": trials.seconds(kind, recipe, *to_quote(dataset, recipe, visitor))}
+        runs.start(trial, visitor.token, quoted)
         return [trial.id, *trial_of(trial)]
 
     @in_words
