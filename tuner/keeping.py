@@ -153,8 +153,8 @@ class _Keeper:
         try:
             commit = transfer.patiently(lambda: self._send(step), lambda seconds, why: self.say(state="waiting", reason=f"{why} Trying again in {seconds:.0f} s."))
         except UserError as error:
-            self.say(state="waiting", reason=f"Step {step:,} could not be kept: {error}")
             self.run.log("note", message=redaction.without_tokens(f"Step {step:,} could not be kept in {self.repo_id}: {error.problems[0]}", self._token))
+            self.say(state="waiting", reason=f"Step {step:,} could not be kept: {error}")
             return False
         if commit:
             self.say(state="keeping", reason="", step=step, commit=commit, t=round(time.time()))
