@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuner import tasks
 from tuner.sizes import Sizes
 
 # Architectures whose layers take our own arithmetic; any other goes through transformers and PEFT, and keeps more.
@@ -46,8 +47,9 @@ class Work:
 
 
 def kind(recipe, its: Sizes) -> str:
-    """Which arithmetic a run takes: "fast" (ours) or "plain" (transformers' and PEFT's)."""
-    return "fast" if its.family in FAST_FAMILIES and recipe.lora_dropout == 0 else "plain"
+    """Which arithmetic a run takes: "fast" (ours), "plain" (transformers' and PEFT's) or "classifier" (that, without a vocabulary)."""
+    task = tasks.get(recipe.task)
+    return "fast" if task.OWN_PARTS and its.family in FAST_FAMILIES and recipe.lora_dropout == 0 else task.PLAIN
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -114,6 +116,8 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, import_gib: float) ->
 
 def loss_bytes(its: Sizes, way: str) -> float:
     """The logits of one slice of tokens."""
+    if way == "classifier":
+        return 0.0
     return 2 * 24 * 2**20 if way == "fast" else 256 * its.vocab * 10
 
 
@@ -123,6 +127,7 @@ def loss_bytes(its: Sizes, way: str) -> float:
 TRAIN = {
     "fast": {"linear": 1.15, "lora": 2.28, "head": 1.2, "attention": 2.8, "passes": 0.0, "layer": 1270.0, "row": 139.0, "unpack": 7.0, "adapter": 20.0},
     "plain": {"linear": 1.5, "lora": 4.0, "head": 2.5, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
+    "classifier": {"linear": 1.5, "lora": 4.0, "head": 0.0, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 0.0, "unpack": 2.0, "adapter": 20.0},
 }
 # The same for a pass forward alone, and for one token of an answer.
 FORWARD_SHARE = 0.44
@@ -167,6 +172,15 @@ def forward_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
 def answer_s(its: Sizes, tokens: float, reach) -> float:
     """Seconds to write that many tokens of an answer, one after the other."""
     return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + 2 * its.weights / (reach.gb_per_s * 1e9))
+
+
+# The baseline of a classifier's report is fitted so many times, each time with so many passes over its rows.
+LINE_FITS, LINE_PASSES, LINE_LEAST_S = 70, 60, 3.0
+
+
+def line_s(its: Sizes, rows: float, reach) -> float:
+    """Seconds to fit a logistic regression to the features of so many rows, by cross-validation."""
+    return LINE_LEAST_S + LINE_FITS * LINE_PASSES * 8 * 2 * its.hidden * rows / (reach.gb_per_s * 1e9)
 
 
 def start_s(recipe, its: Sizes, rows: int, reach) -> float:

@@ -150,10 +150,10 @@ def fetch_base(
     except Unreachable as error:
         if cached := _cached_base(base_id, revision):
             return cached
-        if base_id == STARTER_MODEL:
-            folder = starter.prepare()
+        if stands_in := starter.of(base_id):
+            folder = stands_in.prepare()
             return {
-                "id": base_id, "revision": "", "dir": str(folder), "what": starter.WHAT_IT_IS, "licence": {"license": "apache-2.0"},
+                "id": base_id, "revision": "", "dir": str(folder), "what": stands_in.what, "licence": {"license": "apache-2.0"},
             }
         raise UserError(
             f"The Hub cannot be reached and {base_id} is not on this machine yet. Check the connection, or choose "
@@ -269,8 +269,8 @@ def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: floa
     except Unreachable:
         if cached := _cached_base(base_id, revision):
             return cached["dir"]
-        if base_id == STARTER_MODEL:
-            return str(starter.prepare())
+        if stands_in := starter.of(base_id):
+            return str(stands_in.prepare())
         raise
 
 
@@ -368,13 +368,28 @@ def stream_dataset(hub_id: str, config: str, split: str, revision: str, token: s
             chosen = split or ("train" if "train" in names else names[0])
             if chosen not in names:
                 raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
+            named = _named_classes(parts[chosen].features)
             for record in parts[chosen].take(most):
-                yield dict(record)
+                yield {**record, **{column: names(record[column]) for column, names in named.items() if record.get(column) is not None}}
         except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError) as error:
             if isinstance(error, UserError) or "httpx2" in type(error).__module__ or "huggingface_hub" in type(error).__module__:
                 raise
             reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
             raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
+
+
+def _named_classes(features) -> dict[str, Callable]:
+    """column -> what turns its class numbers into the names that the dataset gives them; -1, a label kept secret, into none."""
+    from datasets import ClassLabel
+
+    found = {}
+    for column, its in (features or {}).items():
+        inner = getattr(its, "feature", None)
+        if isinstance(its, ClassLabel):
+            found[column] = lambda value, names=its.names: names[value] if 0 <= value < len(names) else None
+        elif isinstance(inner, ClassLabel):
+            found[column] = lambda value, names=inner.names: [names[one] for one in value if 0 <= one < len(names)]
+    return found
 
 
 # Adapters ---------------------------------------------------------------------------------------------------------
