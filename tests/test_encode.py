@@ -9,6 +9,7 @@ from tuner import encode, survey
 from tuner.encode import BY_ANSWER, BY_DIFFERENCE, BY_MARKS, BY_TEXT, BY_VARIANT, BY_WHOLE_ROW, IGNORE
 from tuner.errors import UserError
 from tuner.recipe import Recipe
+from tuner.tasks import chat
 
 SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
 TURNS = [

@@ -6,11 +6,12 @@ rows        FORMATS, ROLES, UNUSED (settings that mean nothing to it), claim, re
 findings    FAULTS, OTHERWISE (general faults that it words otherwise), LABELLED, faults, texts, said, opening, answer, label,
             wont_do, and what fixes need: map_texts, trim, join, split, learnable, with_answer, describe
 encoding    load_tokenizer, encode_row, warnings, NOTHING_LEARNED
-model       model_class, PEFT_TASK, decide, loading, heads, path
+model       model_class, PEFT_TASK, decide, loading, heads, is_fresh, finish_loading, path
 training    learning, report, in_short
-telling     measures, advice, parts_of_card, PUBLISHED, kept_files, record, read_record, verify_inputs
-cost        kind, ANSWERS
-trying      worker
+telling     tiles, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
+publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
+cost        ANSWERS, OWN_PARTS, PLAIN
+trying      STARTER, worker
 """
 
 from dataclasses import dataclass

@@ -521,6 +521,16 @@ def in_short(report: dict) -> str:
     return f"Held-out loss {report['base']['loss']:.4f} -> {report['tuned']['loss']:.4f} ({report['change']:+.0%})"
 
 
+def tiles(report: dict) -> list[tuple[str, str, str]]:
+    """Before and after as a strip of figures: (value, name, what it is)."""
+    return [
+        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", "held-out loss", "Lower is better, on rows it never saw"),
+        (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
+        (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
+        (f"{report['best_step']:,}", "best step", "The version that is kept"),
+    ]
+
+
 PIPELINE = "text-generation"
 TAGS = ("conversational",)
 # Files of the adapter's folder that are published besides those of every adapter.

@@ -105,6 +105,16 @@ def in_short(report: dict) -> str:
     return f"Macro-F1 on held-out rows: {tuned['macro_f1']:.3f} tuned, {base['macro_f1']:.3f} by a classifier on the untouched base"
 
 
+def tiles(report: dict) -> list[tuple[str, str, str]]:
+    """Before and after as a strip of figures: (value, name, what it is)."""
+    return [
+        (f"{report['base']['macro_f1']:.3f} → {report['tuned']['macro_f1']:.3f}", "macro-F1", "A classifier on the untouched base, and the tuned model"),
+        (f"{100 * report['tuned']['accuracy']:.1f} %", "accuracy", "Held-out rows labelled right"),
+        (f"{100 * report['majority']['accuracy']:.1f} %", "largest class", "Right by always saying it"),
+        (f"{report['best_step']:,}", "best step", "The version that is kept"),
+    ]
+
+
 # The card's and the terminal's words stand in a room of their own.
 advice, before_and_after, measures, printed = label_card.advice, label_card.before_and_after, label_card.measures, label_card.printed
 

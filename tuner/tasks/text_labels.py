@@ -27,6 +27,7 @@ from tuner.tasks.labels import (  # noqa: F401
     printed,
     read_record,
     shown_label,
+    tiles,
     wont_do,
     worker,
 )

@@ -55,7 +55,7 @@ def draw_row(rows: findings.Rows, recipe: Recipe, look, view: str, show: str, se
         head = drawing.row_head(f"Row {number:,}", where, many)
         return [drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
     try:
-        tokenizer = encode.load_tokenizer(look.tokenizer_dir)
+        tokenizer = task.load_tokenizer(look.tokenizer_dir)
         sequences = task.encode_row(row, tokenizer, recipe)
         counts = task.turn_tokens(row, tokenizer, recipe) if view == "turns" and "messages" in row else [len(sequences[0].offsets)]
     except UserError as error:
