@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import time
 import types
 from dataclasses import dataclass
@@ -284,14 +285,13 @@ def _norm_in(dtype):
 
 
 def attention_layers(model: nn.Module) -> list[str]:
-    """The last name of each linear layer that sits in an attention block."""
-    names = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ("attn" in name.rsplit(".", 1)[0].lower() or "attention" in name.rsplit(".", 1)[0].lower())
-    }
-    if not names:
+    """The last name of each linear layer that sits in an attention block; its whole name where others are called so too."""
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = {name for name in linears if re.search("attn|attention", name.rpartition(".")[0].lower())}
+    if not inside:
         raise UserError("No attention layers were recognised in this base model. Set target_modules to all-linear.")
-    return sorted(names)
+    last = {name.rsplit(".", 1)[-1] for name in inside}
+    return sorted(inside if last & {name.rsplit(".", 1)[-1] for name in linears if name not in inside} else last)
 
 
 # Only what LoRA needs: an adapter's config is somebody's JSON, and other keys may name code or files.

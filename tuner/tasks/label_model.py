@@ -90,6 +90,11 @@ class Path:
         self.names = [name for name, _ in sorted(self.ids.items(), key=lambda its: its[1])]
         speed_up_lora(model)
 
+    def labelled(self, rows: list) -> dict:
+        """What of a batch says what is right: "labels", one a row, which the Trainer counts, and "targets"."""
+        targets = self.targets(rows)
+        return {"labels": torch.zeros(len(rows), dtype=torch.long) if self.several else targets, "targets": targets}
+
     def targets(self, rows: list) -> torch.Tensor:
         """(B,) class numbers; (B, C) zeros and ones where a row may have several."""
         if not self.several:
@@ -105,7 +110,7 @@ class Path:
         Returns:
             losses: (B,) fp32; rows: (B,) the row that each belongs to.
         """
-        logits, targets = self.logits(part), part["labels"]
+        logits, targets = self.logits(part), part["targets"]
         weights = self.weights.to(logits.device) if self.weights is not None and torch.is_grad_enabled() else None
         if self.several:
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights).mean(1)
@@ -146,12 +151,12 @@ class TextPath(Path):
         self.tells_two_apart = (getattr(plain_model(model).config, "type_vocab_size", 0) or 0) > 1
 
     def collate(self, rows: list) -> dict:
-        """input_ids, types: (N,) of all rows end to end; labels: see `targets`; lengths: tokens in each row."""
+        """input_ids, types: (N,) of all rows end to end; labels, targets: see `labelled`; lengths: tokens in each row."""
         ids, types = [], []
         for row in rows:
             ids += row.ids
             types += [0] * row.second + [1] * (len(row.ids) - row.second)
-        return {"input_ids": torch.tensor(ids), "types": torch.tensor(types), "labels": self.targets(rows), "lengths": [len(row.ids) for row in rows]}
+        return {"input_ids": torch.tensor(ids), "types": torch.tensor(types), **self.labelled(rows), "lengths": [len(row.ids) for row in rows]}
 
     def parts(self, batch: dict, most_tokens: int, most_rows: int = 0) -> list[dict]:
         """The rows in their order, in as few and as equal parts as the limits allow; see `batching.micro_batches`."""
@@ -159,7 +164,8 @@ class TextPath(Path):
         for its in plans.parts(batch["lengths"], most_tokens, most_rows):
             end = start + sum(its)
             part = {name: batch[name][start:end] for name in ("input_ids", "types")}
-            found.append({**part, "labels": batch["labels"][row : row + len(its)], "lengths": its})
+            part |= {name: batch[name][row : row + len(its)] for name in ("labels", "targets")}
+            found.append({**part, "lengths": its})
             start, row = end, row + len(its)
         return found
 

@@ -58,10 +58,16 @@ def names_in(row: dict) -> list[str]:
 
 
 def decide(train_rows: list[dict], held_rows: list[dict], recipe) -> dict:
-    """What a run's plan keeps of its rows: the names of the classes, in order, and whether a row may have several."""
+    """What a run's plan keeps of its rows: the names of the classes, in order, and whether a row may have several.
+
+    Raises:
+        UserError: there is nothing to tell apart.
+    """
     rows = [*train_rows, *held_rows]
     names = {name for row in rows for name in names_in(row)}
     several = any(row.get("labels") is not None for row in rows)
+    if len({shown_label(row) for row in train_rows}) < 2:
+        raise UserError("All training rows have one and the same label, so there is nothing to tell apart. Bring rows of another class.")
     order = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
     return {"labels": {"names": order, "several": several}}
 
