@@ -10,7 +10,7 @@ import torch
 
 from tests.small import base_entry, small_base, small_encoder
 from tests.small_run import adapter_hash, events, losses, notes
-from tuner import card, checkpoints, data, models, outgoing, report, tasks, train, verify
+from tuner import card, checkpoints, data, models, outgoing, report, sizes, tasks, train, verify
 from tuner import run as runs
 from tuner.home import read_json, write_json
 from tuner.recipe import Recipe
@@ -295,3 +295,14 @@ def test_several_labels_and_two_texts_go_through_a_whole_run(bases_of, home, qui
     assert made["several"] and "confusion" not in made and len(made["tuned"]["by_class"]) == 4
     assert read_json(run.adapter_dir / "config.json")["problem_type"] == "multi_label_classification"
     card.build(run, "alice/animals", "https://example.org")
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_s_sizes_are_its_own(bases_of, home, family):
+    """By headers exactly, by the config nearly: what the quote rests on."""
+    folder = bases_of(family)
+    model = models.load_base(folder, Recipe(task="text_labels", quantisation="none"), TASK.decide(ROWS, [], Recipe())).model
+    linear = sum(its.weight.numel() for name, its in model.named_modules() if isinstance(its, torch.nn.Linear) and ".layer" in name)
+    exact, about = sizes.in_folder(folder), sizes.of_config(read_json(folder / "config.json"))
+    assert exact.exact and exact.linear + exact.odd == linear == about.linear + about.odd
+    assert exact.lora_attention < exact.lora and abs(about.weights / exact.weights - 1) < 0.35
