@@ -127,7 +127,7 @@ def loss_bytes(its: Sizes, way: str) -> float:
 TRAIN = {
     "fast": {"linear": 1.15, "lora": 2.28, "head": 1.2, "attention": 2.8, "passes": 0.0, "layer": 1270.0, "row": 139.0, "unpack": 7.0, "adapter": 20.0},
     "plain": {"linear": 1.5, "lora": 4.0, "head": 2.5, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
-    "classifier": {"linear": 1.5, "lora": 4.0, "head": 0.0, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 0.0, "unpack": 2.0, "adapter": 20.0},
+    "classifier": {"linear": 1.0, "lora": 2.5, "head": 0.0, "attention": 4.0, "passes": 4.0, "layer": 11500.0, "row": 0.0, "unpack": 2.0, "adapter": 20.0},
 }
 # The same for a pass forward alone, and for one token of an answer.
 FORWARD_SHARE = 0.44
@@ -174,13 +174,15 @@ def answer_s(its: Sizes, tokens: float, reach) -> float:
     return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + 2 * its.weights / (reach.gb_per_s * 1e9))
 
 
-# The baseline of a classifier's report is fitted so many times, each time with so many passes over its rows.
-LINE_FITS, LINE_PASSES, LINE_LEAST_S = 70, 60, 3.0
+# A classifier's report fits its baseline so often to choose its strength, to at most so many numbers (rows x features x
+# classes), and once to all rows; seconds for each number, and the classes that are reckoned with before they are known.
+LINE_FITS, LINE_TRIED, LINE_S, LINE_CLASSES = 50, 14e6, 7.5e-8, 9
 
 
-def line_s(its: Sizes, rows: float, reach) -> float:
-    """Seconds to fit a logistic regression to the features of so many rows, by cross-validation."""
-    return LINE_LEAST_S + LINE_FITS * LINE_PASSES * 8 * 2 * its.hidden * rows / (reach.gb_per_s * 1e9)
+def line_s(its: Sizes, rows: float) -> float:
+    """Seconds to fit a logistic regression to the features of so many rows, its strength chosen by cross-validation."""
+    numbers = its.hidden * rows * LINE_CLASSES
+    return LINE_S * (numbers + LINE_FITS * min(numbers, LINE_TRIED))
 
 
 def start_s(recipe, its: Sizes, rows: int, reach) -> float:

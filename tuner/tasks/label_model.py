@@ -10,6 +10,9 @@ from tuner import sizes
 from tuner.fast import plain_model, speed_up_lora
 from tuner.tasks.labels import names_in
 
+# Rows are padded to a multiple of so many tokens.
+LENGTH_STEP = 8
+
 
 def name_labels(config, labels: dict) -> None:
     """Write a run's classes into a model's config."""
@@ -172,7 +175,9 @@ class TextPath(Path):
     def padded(self, part: dict) -> dict:
         """The rows side by side, as the model's forward takes them: (B, T) each."""
         lengths = torch.tensor(part["lengths"], device=part["input_ids"].device)
-        real = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
+        # In steps: each new shape costs a CPU's library time and memory of its own.
+        longest = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP
+        real = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
         ids = part["input_ids"].new_full(real.shape, self.pad_id)
         ids[real] = part["input_ids"]
         found = {"input_ids": ids, "attention_mask": real.long()}
