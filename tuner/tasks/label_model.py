@@ -17,8 +17,8 @@ LENGTH_STEP = 8
 def name_labels(config, labels: dict) -> None:
     """Write a run's classes into a model's config."""
     names = labels["names"]
-    config.num_labels = max(2, len(names))
-    config.id2label = dict(enumerate(names)) if len(names) > 1 else {0: names[0], 1: "other"}
+    config.num_labels = len(names)
+    config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in config.id2label.items()}
     config.problem_type = "multi_label_classification" if labels["several"] else "single_label_classification"
 
