@@ -224,6 +224,9 @@ class Tuning(Trainer):
 
         model.zero_grad = forget_gradients  # the model's own walks every module, at each step
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
+        # The base was loaded for evaluation, and PEFT's wrapper round it says that it trains: a resumed run would leave the
+        # base's own dropout off, which one that began with an evaluation has on.
+        model.train()
         self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
         self.add_callback(_Obey(run, plan["evaluate_at"]))
         self.add_callback(rehearsal.Rehearsal(self))
