@@ -154,7 +154,7 @@ def _without_answers(recipe, its: Sizes, rows: Rows, plan, work: Work, one_held:
     rest = reach.ratio("rest")
     once = Work(rows.lengths.total, 0, rows.lengths.squares, len(rows.lengths), rows.lengths.total / TOKENS_MEASURED_AT_ONCE, 0).times(min(rows.scale, LINE_ROWS / len(rows.lengths)))
     seen = cost.forward_s(recipe, its, plan, once, reach) + cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach)
-    del time["answers"]
+    time["answers"] = 0.0
     time["before and after"] = (seen + cost.line_s(its, min(rows.count, LINE_ROWS))) * rest
     return _quoted(recipe, its, plan, work, often, heaviest, time, free_gib, reach, dollars_per_hour)
 

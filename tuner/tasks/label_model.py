@@ -83,7 +83,7 @@ class Path:
     """
 
     decoder, why_plain, lost = None, "", ()
-    plan: dict = {}
+    plan: dict = {"prepacked": False}  # what a quote asks of any path
     checkpointing = False
 
     def __init__(self, model: nn.Module, weights: torch.Tensor | None = None):
