@@ -189,14 +189,6 @@ class Worker:
         for _, piece in self.answers({"it": (subject, messages, tuned)}, on_status=on_status, **sampling):
             yield piece
 
-    def ask(self, subject: Subject, history: list[dict], tuned: bool, on_piece, **sampling) -> str:
-        """One answer, whole; its pieces go through `on_piece` as they come."""
-        pieces = []
-        for piece in self.answer(subject, history, tuned=tuned, **sampling):
-            pieces.append(piece)
-            on_piece(piece)
-        return "".join(pieces).strip()
-
     def answers(self, asked: dict[str, tuple[Subject, list[dict], bool]], *, on_status=lambda text: None, **sampling) -> Iterator[tuple[str, str]]:
         """Several answers in turn, as (who, piece) while they come. Closing the iterator ends them all.
 

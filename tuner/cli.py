@@ -224,7 +224,8 @@ def _chat(asked) -> int:
     subject = chat.resolve(LOCAL_OWNER, asked.what, hub.own_token())
     sampling = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature}
     history: list[dict] = []
-    with tasks.get(subject.task).worker() as worker:
+    task = tasks.get(subject.task)
+    with task.worker() as worker:
         _say(f"Loading {subject.base['id']} ...")
         while True:
             if asked.prompt is not None:
@@ -244,7 +245,7 @@ def _chat(asked) -> int:
                 if not asked.json:
                     print(f"{who}: ", end="", flush=True)
                 show = (lambda piece: None) if asked.json else lambda piece: print(piece, end="", flush=True)
-                answers[who] = worker.ask(subject, history, who == "tuned", show, **sampling)
+                answers[who] = task.ask(worker, subject, history, who == "tuned", show, **sampling)
                 if not asked.json:
                     print()
             if asked.json:

@@ -11,7 +11,7 @@ training    learning, report, in_short
 telling     tiles, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
 cost        ANSWERS, OWN_PARTS, PLAIN
-trying      STARTER, worker
+trying      STARTER, worker, ask
 """
 
 from dataclasses import dataclass

@@ -597,3 +597,12 @@ def worker():
     from tuner import chat
 
     return chat.Worker()
+
+
+def ask(worker, subject, history: list[dict], tuned: bool, on_piece, **sampling) -> str:
+    """One answer, whole; its pieces go through `on_piece` as they come."""
+    pieces = []
+    for piece in worker.answer(subject, history, tuned=tuned, **sampling):
+        pieces.append(piece)
+        on_piece(piece)
+    return "".join(pieces).strip()

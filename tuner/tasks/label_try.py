@@ -55,15 +55,6 @@ class Worker:
         order = [sorted(range(len(its)), key=lambda index, its=its: -its[index]) for its in found]
         return [{self.path.names[index]: float(its[index]) for index in places} for its, places in zip(found, order)]
 
-    def ask(self, subject, history: list[dict], tuned: bool, on_piece, **_sampling) -> dict | str:
-        """Label the newest text; what is shown goes through `on_piece`, and what JSON prints comes back."""
-        found = self.probabilities(subject, [history[-1]["content"]], tuned)
-        if found is None:
-            on_piece("no classifier on the untouched base was kept\n")
-            return {}
-        on_piece("".join(f"\n  {100 * its:5.1f} %  {name}" for name, its in found[0].items()) + "\n")
-        return found[0]
-
 
 def _baseline(path: Path, several: bool):
     """The classifier on the untouched base that the run's report kept; None where there is none."""

@@ -130,3 +130,13 @@ def worker():
     from tuner.tasks.label_try import Worker
 
     return Worker()
+
+
+def ask(worker, subject, history: list[dict], tuned: bool, on_piece, **_sampling) -> dict[str, float]:
+    """Label the newest text: what a terminal shows goes through `on_piece`, what JSON prints comes back."""
+    found = worker.probabilities(subject, [history[-1]["content"]], tuned)
+    if found is None:
+        on_piece("no classifier on the untouched base was kept\n")
+        return {}
+    on_piece("".join(f"\n  {100 * its:5.1f} %  {name}" for name, its in found[0].items()) + "\n")
+    return found[0]

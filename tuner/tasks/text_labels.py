@@ -15,6 +15,7 @@ from tuner.tasks.labels import (  # noqa: F401
     PLAIN,
     SEPARATOR,
     advice,
+    ask,
     before_and_after,
     decide,
     in_short,
