@@ -71,3 +71,12 @@ def make_quick(monkeypatch) -> None:
     monkeypatch.setattr(plan, "EVALUATION_SHARE", 10)
     monkeypatch.setattr(plan, "MOST_ANSWER_TOKENS", 4)
     monkeypatch.setattr(probe, "items", lambda: few)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A stand-in Hub for the tests of a file."""
+    from tests.stand_in_hub import StandInHub
+
+    with StandInHub() as hub:
+        yield hub

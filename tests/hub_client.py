@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -70,3 +71,9 @@ class Client:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(10)
+
+
+def assert_no_token_in(folder: Path) -> None:
+    """In no file below it."""
+    for path in folder.rglob("*"):
+        assert not path.is_file() or not re.search(rb"hf_(test|owner)", path.read_bytes()), path

@@ -21,7 +21,6 @@ from safetensors.numpy import save
 
 from tests import hostile
 from tests.hub_client import ALICE, BOB, ROOT, Client
-from tests.stand_in_hub import StandInHub
 from tests.test_hub import sharded, small_files
 from tuner import models, repository
 from tuner.errors import UserError
@@ -34,12 +33,6 @@ stream.rows = lambda *asked: map(reading.plain, stream.decoded(*asked))  # in a 
 """
 # What stands in every file that no visitor's repository may bring in.
 SECRET = hostile.SECRET
-
-
-@pytest.fixture(scope="module")
-def server():
-    with StandInHub() as hub:
-        yield hub
 
 
 @pytest.fixture(scope="module")

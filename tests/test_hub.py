@@ -12,8 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from tests.hub_client import ALICE, BOB, Client
-from tests.stand_in_hub import Fault, StandInHub
+from tests.hub_client import ALICE, BOB, Client, assert_no_token_in
+from tests.stand_in_hub import Fault
 from tuner import chat, chat_worker, figures, models
 from tuner import recipe as recipes
 from tuner.errors import UserError
@@ -30,22 +30,11 @@ LINK = "lambda repo_id: 'https://page.example/?adapter=' + repo_id"
 
 
 @pytest.fixture(scope="module")
-def server():
-    with StandInHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
 def process(server, tmp_path_factory):
     client = Client(server.url, tmp_path_factory.mktemp("client"))
     yield client
     client.close()
     assert_no_token_in(client.log.parent)
-
-
-def assert_no_token_in(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        assert not path.is_file() or not re.search(rb"hf_(test|owner)", path.read_bytes()), path
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.hub_client import ALICE, BOB, Client
+from tests.hub_client import ALICE, BOB, Client, assert_no_token_in
 from tests.small_run import adapter_hash, events, losses, notes, small_run
-from tests.stand_in_hub import Fault, StandInHub
+from tests.stand_in_hub import Fault
 from tuner import keeping, train
 from tuner import run as runs
 from tuner.errors import UserError
@@ -24,22 +23,11 @@ keeping.LOOK_S = 0.05
 
 
 @pytest.fixture(scope="module")
-def server():
-    with StandInHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
 def client(server, tmp_path_factory):
     process = Client(server.url, tmp_path_factory.mktemp("client"))
     yield lambda home, code: process(PRELUDE + code, TUNER_HOME=str(home))
     process.close()
     assert_no_token_in(process.log.parent)
-
-
-def assert_no_token_in(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        assert not path.is_file() or not re.search(rb"hf_(test|owner)", path.read_bytes()), path
 
 
 def killed_at_step_4(base, **settings) -> runs.Run:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.finished_run import finished_run
+from tests.space import HOST, Space, Visitor
 from tests.stand_in_hub import Fault, StandInHub
 from tests.test_figures import report
-from tests.visitors import HOST, Space, Visitor
 from tuner import data, figures, publish, trials
 from tuner import run as runs
 from tuner.home import write_json, write_whole

@@ -1,9 +1,12 @@
 """Taking turns: fair between people, limited, told in words; memory kept for the starter's chat, and one click is one run."""
 
+import gc
+import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -210,6 +213,60 @@ def test_one_run_goes_and_two_wait_for_each_person(shared, monkeypatch):
     runs.start(mine[2])  # one goes, so two may wait
     with pytest.raises(UserError, match="3 of your runs are in the queue"):
         runs.start(mine[3])
+
+
+@pytest.mark.parametrize("what", ["_end_cut_line", "write_json"])
+def test_a_start_that_fails_half_way_leaves_nobody_waiting_behind_it(home, monkeypatch, what):
+    """Its process, the app, lives on: a place kept for it would be in front of everybody for ever."""
+    run = new_run("anna")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, what, full)
+    with pytest.raises(OSError):
+        runs.start(run, quoted={"seconds": 1.0})
+    assert lease.waiting() == []
+    monkeypatch.undo()
+
+
+def test_a_run_that_finds_no_place_for_training_longer_is_as_done_as_before(shared, monkeypatch):
+    monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)
+    for _ in range(3):
+        runs.start(new_run("anna"))
+    run = new_run("anna")
+    (run.folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    write_json(run.folder / "done", {"state": "done"})
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file() and path.name != "start.lock"}
+    with pytest.raises(UserError, match="3 of your runs are in the queue"):
+        runs.longer(run, 1.0)
+    after = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file() and path.name in before}
+    assert after == before and runs.find("anna", run.id).state() == "done"
+
+
+def test_the_token_is_gone_from_memory_once_the_base_is_here(home, monkeypatch):
+    """A run may wait for hours, and train for hours."""
+    class Token(str):
+        __slots__ = ("__weakref__",)
+
+    seen, left = [], []
+    monkeypatch.setattr(runs, "fetch_base", lambda run, token: seen.append(str(token)))
+    monkeypatch.setattr(lease, "wait", lambda *_: left.append((gc.collect(), itself())[1]) or False)
+    token = Token("hf_of_anna")
+    itself = weakref.ref(token)
+    thread = runs.start(new_run("anna"), token)
+    del token
+    thread.join(10)
+    assert seen == ["hf_of_anna"] and left == [None]
+
+
+def test_variables_that_are_no_numbers_are_all_named_before_the_page_is_served(home):
+    said = subprocess.run(
+        [sys.executable, "app.py"], cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "TUNER_UPLOAD_MIB_PER_HOUR": "much", "TUNER_RUN_DAYS": "-1", "GRADIO_SERVER_PORT": "1"},
+    )
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert "TUNER_UPLOAD_MIB_PER_HOUR is 'much'" in said.stderr and "TUNER_RUN_DAYS is '-1'" in said.stderr
 
 
 def test_rows_and_uploads_count_for_an_hour(shared, tmp_path, monkeypatch):

@@ -8,14 +8,15 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from tuner import limits
 from tuner.home import on_a_space
+from tuner.sessions import upload_folder
 
 # All that the page, the sign-in and Gradio's Python client ask for. Gradio serves three times as much whether an app
 # uses it or not, and most of it has leaked something once; what is not here is not there.
@@ -317,10 +318,10 @@ def _own_name() -> str:
     return socket.gethostname().lower()
 
 
-def _uploads_dir() -> str:
-    """The disk on which Gradio puts uploads."""
-    folder = os.environ.get("GRADIO_TEMP_DIR", "")
-    return folder if os.path.isdir(folder) else tempfile.gettempdir()
+def _uploads_dir() -> Path:
+    """The disk on which Gradio puts uploads; its folder there may not have been made yet."""
+    folder = upload_folder()
+    return next(its for its in (folder, *folder.parents) if its.is_dir())
 
 
 async def _refuse(scope, send, status: int, words: str) -> None:

@@ -1,6 +1,7 @@
 """Everything asked of the Hugging Face Hub: who am I, may I, fetch a base, stream a dataset, fetch an adapter; errors in words."""
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -295,11 +296,20 @@ def tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
     Raises:
         UserError: as `fetch_base`.
     """
-    return _tokenizer_dir(base_id, revision, token, time.monotonic() // 300)
+    asked = (base_id, revision, hashlib.sha256((token or "").encode()).digest(), time.monotonic() // 300)  # no token stays in memory
+    found = _tokenizer_dirs.get(asked)
+    if found is None:
+        found = _tokenizer_dirs[asked] = _tokenizer_dir(base_id, revision, token)
+        for old in list(_tokenizer_dirs)[:-64]:
+            _tokenizer_dirs.pop(old, None)
+    return found
 
 
-@lru_cache(maxsize=64)
-def _tokenizer_dir(base_id: str, revision: str, token: str | None, _period: float) -> str:
+# (base, revision, the token's hash, which five minutes) -> folder.
+_tokenizer_dirs: dict[tuple, str] = {}
+
+
+def _tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
     base_id = require_id(base_id, "a base model's Hub id")
     try:
         with in_words(base_id, bool(token)):

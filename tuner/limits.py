@@ -63,6 +63,22 @@ FREE_GIB = Limit("TUNER_FREE_GIB", 5, "GiB", "Where less of the disk is free, wh
 ALL = (WAITING, RUN_MINUTES, MODEL, ANONYMOUS_CHAT, ROWS, UPLOAD, RUN_DAYS, DATA_DAYS, MODEL_DAYS, FREE_GIB)
 
 
+def require_numbers() -> None:
+    """Look at every limit once.
+
+    Raises:
+        UserError: naming each variable that holds what is no number.
+    """
+    problems = []
+    for its in ALL:
+        try:
+            its.value()
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+
+
 def is_shared() -> bool:
     """Whether strangers use this machine: a Space, or a page with a public link."""
     return on_a_space() or os.environ.get("TUNER_SHARED") == "1"

@@ -71,11 +71,10 @@ def left_s(ticket: lease.Ticket) -> float | None:
     if total is not None and limit is not None:
         total = min(total, limit + report)
     if ticket.began is None:
-        steps, _ = events.read(folder / "events.jsonl", kind="step") if folder and total is not None else ([], 0)
+        steps = _steps(folder) if total is not None else []
         return total * (1 - 0.9 * steps[-1]["step"] / max(1, steps[-1]["steps"])) if steps else total  # it goes on from there
     gone = time.time() - ticket.began
-    steps, _ = events.read(folder / "events.jsonl", kind="step") if folder else ([], 0)
-    now = [its for its in steps if its["t"] >= ticket.began]
+    now = [its for its in _steps(folder) if its["t"] >= ticket.began]
     if now:  # what it measures of itself is nearer than what was said beforehand
         last = now[-1]
         training = max(0.0, last["eta_s"] - (time.time() - last["t"]))
@@ -84,6 +83,11 @@ def left_s(ticket: lease.Ticket) -> float | None:
         behind = max(0.0, time.time() - last["t"] - last["eta_s"])  # of the report, which comes after the last step
         return training + max(0.0, report - behind)
     return None if total is None else max(0.0, total - gone)
+
+
+def _steps(folder: Path | None) -> list[dict]:
+    """Its steps so far; what was read before is not parsed again, since each page of somebody who waits asks this every second."""
+    return [its for its in events.read_all(folder / "events.jsonl")[0] if its["kind"] == "step"] if folder else []
 
 
 def _read(folder: Path | None, name: str) -> dict:

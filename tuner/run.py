@@ -11,8 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -276,14 +276,26 @@ def claim(run: Run, seconds: float | None = None) -> None:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
+        limit_s = limits.run_seconds()
         lease.line_up(run.id, run.owner, str(run.folder), seconds, check=lambda others: _require_turn(run.owner, others))
-        if (limit_s := limits.run_seconds()) and not (run.folder / "limit.json").exists():
-            write_json(run.folder / "limit.json", {"seconds": limit_s})  # its child sees no variables of the app
-        for name in ("error.txt", "stop", "done", "proposals.json", "removal.json"):
-            (run.folder / name).unlink(missing_ok=True)
-        _end_cut_line(run.folder / "events.jsonl")
-        write_json(run.folder / "process.json", lease.this_process())
-        write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
+        with _place_given_up(run):
+            if limit_s and not (run.folder / "limit.json").exists():
+                write_json(run.folder / "limit.json", {"seconds": limit_s})  # its child sees no variables of the app
+            for name in ("error.txt", "stop", "done", "proposals.json", "removal.json"):
+                (run.folder / name).unlink(missing_ok=True)
+            _end_cut_line(run.folder / "events.jsonl")
+            write_json(run.folder / "process.json", lease.this_process())
+            write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
+
+
+@contextmanager
+def _place_given_up(run: Run) -> Iterator[None]:
+    """If this does not come to its end, on a full disk for one, nobody is to wait behind a run that never begins."""
+    try:
+        yield
+    except BaseException:
+        lease.leave(run.id)
+        raise
 
 
 def _require_turn(owner: str, others: list[lease.Ticket]) -> None:
@@ -325,11 +337,12 @@ def start(run: Run, token: str | None = None, quoted: dict | None = None, keepin
     """
     identity.require_start(run.owner)
     claim(run, (quoted or {}).get("seconds"))
-    if quoted:
-        write_json(run.folder / "quoted.json", quoted)
-    run.log("status", state="waiting", message="Getting the base model ready")
-    thread = threading.Thread(target=_fetch_and_train, args=(run, token, keeping), name=f"start-{run.id}", daemon=True)
-    thread.start()
+    with _place_given_up(run):
+        if quoted:
+            write_json(run.folder / "quoted.json", quoted)
+        run.log("status", state="waiting", message="Getting the base model ready")
+        thread = threading.Thread(target=_fetch_and_train, args=(run, [token], keeping), name=f"start-{run.id}", daemon=True)
+        thread.start()
     return thread
 
 
@@ -393,11 +406,17 @@ def longer(run: Run, epochs: float, token: str | None = None) -> threading.Threa
     if old.max_steps and plan:
         settings["max_steps"] = plan["steps"] + max(1, round(plan["steps"] * epochs / old.epochs))
     changed = recipes.from_dict(settings)  # which names what cannot be
+    before = {name: (run.folder / name).read_bytes() for name in ("recipe.toml", "limit.json", "done") if (run.folder / name).exists()}
     if (limit_s := limits.run_seconds()) is not None:
         write_json(run.folder / "limit.json", {"seconds": limit_s + _elapsed_s(run)})  # what it has had does not count
     write_whole(run.folder / "recipe.toml", changed.to_toml())
     (run.folder / "done").unlink(missing_ok=True)
-    return start(Run(run.owner, run.id), token)
+    try:
+        return start(Run(run.owner, run.id), token)
+    except (UserError, OSError):  # no place in the queue, or no room on the disk: it is what it was
+        for name, content in before.items():
+            write_whole(run.folder / name, content)
+        raise
 
 
 def _elapsed_s(run: Run) -> float:
@@ -454,9 +473,10 @@ def _may_try_again(run: Run) -> bool:
     return True
 
 
-def _fetch_and_train(run: Run, token: str | None, keeping: bool = False) -> None:
+def _fetch_and_train(run: Run, token: list[str | None], keeping: bool = False) -> None:
+    """See `start`; the token is taken out of its list, so that it is gone once the base is here."""
     try:
-        fetch_base(run, token)
+        fetch_base(run, token.pop())
         if not lease.wait(run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked()):
             return _never_begun(run)
         if keeping:
@@ -506,7 +526,7 @@ def fetch_base(run: Run, token: str | None = None) -> dict:
         return base
     recipe = run.recipe
     revision = (known or {}).get("revision") or recipe.base_revision  # what it began with, if it was cleared away since
-    if limits.MODEL.value() is not None:
+    if limits.MODEL.value() is not None:  # also of one that is here already, when the Hub is away
         limits.require_model(hub.sizes_of(recipe.base_model, revision, token).weights / 1e9, recipe.base_model)
 
     said = [0.0]

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tuner import clearing, lease, limits, machine, places, room
+from tuner import clearing, identity, lease, limits, machine, places, room
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, tuner_home
@@ -25,7 +25,7 @@ def is_owner(name: str) -> bool:
     if on_a_space():
         author = os.environ.get("SPACE_AUTHOR_NAME") or os.environ.get("SPACE_ID", "").partition("/")[0]
         return bool(name) and name in {author, *(its.strip() for its in os.environ.get(OWNERS, "").split(","))} - {""}
-    return not name.startswith("anon-")
+    return not identity.is_anonymous(name)
 
 
 def _require(name: str) -> None:
@@ -104,7 +104,7 @@ def _why(path: Path) -> str:
 
 def _who(owner: str) -> str:
     """A user's name; of an anonymous browser's id, which opens its things, only that it is one."""
-    return "somebody without an account" if owner.startswith("anon-") else owner
+    return "somebody without an account" if identity.is_anonymous(owner) else owner
 
 
 def free_space(name: str) -> dict:

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 from gradio.data_classes import _StaticFiles
 
-from tuner import chat, child, clearing, data, eyes, hub, identity, reading, redaction, starter
+from tuner import chat, child, clearing, data, eyes, hub, identity, limits, reading, redaction, starter
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.gate import Gate
@@ -247,6 +247,10 @@ def serve(share: bool = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    try:
+        limits.require_numbers()
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     page = Page(chat.Workers(), shared=share)
     app = make_app(page)
     if starter.is_installed() and not starter.is_ready():

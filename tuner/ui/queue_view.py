@@ -79,9 +79,7 @@ def wire_panel(its) -> dict:
     @in_words
     def open_panel(browser_id, token: gr.OAuthToken | None):
         owner = page.visitor(browser_id, token).owner
-        if not stewardship.is_owner(owner):
-            return [gr.update(visible=False), "", gr.skip()]
-        return [gr.update(visible=True), *shown(owner)]
+        return gr.update(visible=stewardship.is_owner(owner))  # what is in it is looked up once it is unfolded: that walks the disk
 
     @in_words
     def look(browser_id, token: gr.OAuthToken | None):
@@ -99,9 +97,9 @@ def wire_panel(its) -> dict:
         done = stewardship.free_space(owner)
         return shown(owner, f"{done['freed_gib']:.2f} GiB came free; {done['free_gib']:.1f} GiB are free now. Owners of old runs were told first.")
 
-    for button, fn in ((its.look, look), (its.pause, pause), (its.free, free)):
-        button.click(fn, [its.browser], [its.seen, its.pause], **quiet)
-    return dict(fn=open_panel, inputs=[its.browser], outputs=[its.fold, its.seen, its.pause], **quiet)
+    for happens, fn in ((its.fold.expand, look), (its.look.click, look), (its.pause.click, pause), (its.free.click, free)):
+        happens(fn, [its.browser], [its.seen, its.pause], **quiet)
+    return dict(fn=open_panel, inputs=[its.browser], outputs=[its.fold], **quiet)
 
 
 def panel(view: dict) -> str:
