@@ -153,9 +153,9 @@ def build(page: Page) -> gr.Blocks:
         with gr.Row(elem_id="top"):
             gr.HTML(_HEADER, elem_id="masthead")
             if on_a_space():
-                with gr.Column(scale=0, min_width=230):
+                with gr.Column(scale=0, min_width=290):
                     gr.LoginButton("Sign in with Hugging Face", size="md")
-                    gr.HTML(_SCOPES, elem_id="scopes")
+        scopes = gr.HTML(_SCOPES, visible=on_a_space(), elem_id="scopes")
         account = gr.HTML("", elem_id="account")
         if not survives_restart():
             gr.HTML(drawing.notice("This Space keeps nothing when it restarts. Publish a tuned model to keep it.", "warning"))
@@ -190,10 +190,11 @@ def build(page: Page) -> gr.Blocks:
             tab = gr.Tabs(selected="train" if key else "chat") if adapter or key else gr.skip()
             said = drawing.notice("Your sign-in has ended. Sign out and in again above; your runs are kept.", "warning") if visitor.ended else ""
             labels = [gr.update(value=train_tab.start_label(visitor.owner)) for _ in range(2)]  # Gradio empties each that it takes
-            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, *labels
+            asks = gr.update(visible=on_a_space() and not visitor.token)
+            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, asks, *labels
 
         opened = demo.load(
-            open_page, [browser], [browser, tabs, talk.adapter_id, dataset_id, shared_key, account, train.start, dataset.start],
+            open_page, [browser], [browser, tabs, talk.adapter_id, dataset_id, shared_key, account, scopes, train.start, dataset.start],
             show_progress="hidden", api_visibility="private",
         )
         opened.then(**shared.arrive)

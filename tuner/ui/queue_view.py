@@ -105,9 +105,7 @@ def wire_panel(its) -> dict:
 def panel(view: dict) -> str:
     """The owner's view in a few lines."""
     queue = "".join(
-        f"<li>{text(its['kind'])} of {drawing.long_name(its['owner'])}: {its['state']}"
-        f"{', about ' + duration(its['left_s']) + (' left' if its['state'] == 'going' else '') if its['left_s'] is not None else ''}</li>"
-        for its in view["queue"]
+        f"<li>{text(its['kind'])} of {drawing.long_name(its['owner'])}: {its['state']}{_how_long(its)}</li>" for its in view["queue"]
     ) or "<li>nobody trains or waits</li>"
     disk, memory = view["disk"], view["memory"]
     by = ", ".join(f"{name} {size:.1f}" for name, size in disk["by"].items())
@@ -121,3 +119,9 @@ def panel(view: dict) -> str:
         f"{memory['reserved_gib']:.1f} reserved for the starter's chat; chats: {chats}</p>"
         f"<h4>Failures</h4><ul>{failed}</ul></div>"
     )
+
+
+def _how_long(its: dict) -> str:
+    if its["left_s"] is None:
+        return ""
+    return f", about {duration(its['left_s'])} left" if its["state"] == "going" else f", needs about {duration(its['left_s'])}"
