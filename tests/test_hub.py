@@ -267,7 +267,7 @@ def test_names_that_pass_here_pass_on_the_hub(hub, client):
 
 def test_without_a_token_nothing_is_sent(hub, client):
     for token in (None, ""):
-        with pytest.raises(UserError, match="You are not signed in to Hugging Face. Sign in above on a Space; on your own machine run `hf auth login`"):
+        with pytest.raises(UserError, match="You are not signed in to Hugging Face. Run hf auth login in a terminal"):
             push(client, token=token)
     assert hub.requests == []
     with pytest.raises(UserError, match="does not know this token any more. Sign in again"):

@@ -45,7 +45,7 @@ def test_the_bars_are_to_scale_and_the_whisker_is_the_interval_of_the_change():
 def test_rows_stand_side_by_side_and_what_is_missing_is_said():
     page = drawn([row(), row(row=8, base={"loss": 2.0, "text": None, "ended": None}, tuned={"loss": 1.5, "text": None, "ended": None})])
     assert page.index("No idea") < page.index(">There<") and "did not stop" in page and "Row 7" in page
-    assert page.count("there was no time for it") == 2 and "Rows that worsened most, side by side: there is none." in page
+    assert page.count("there was no time for it") == 2 and "Rows that worsened most, side by side: there are none." in page
     assert "(nothing)" in drawn([row(tuned={"loss": 1.0, "text": "", "ended": True})])
 
 

@@ -146,7 +146,7 @@ def test_a_visitor_reads_place_reason_and_when(home, monkeypatch):
     place = places.of("c1")
     assert place.ahead == 2 and place.wait_s == pytest.approx(480 + 300, abs=5)
     assert place.words == (
-        "2 runs are ahead: one is training now, 1 waits. Your turn comes in about 13 minutes. Stop takes it out of the queue, which costs nothing."
+        "2 runs are ahead: one is training now, 1 waits. Your turn comes in about 13 minutes. Leaving the queue costs nothing."
     )
     assert places.of("b1").words.startswith("1 run is ahead: it is training now. Your turn comes in about 8 minutes.")
     assert not any(name in place.words for name in ("anna", "bob"))

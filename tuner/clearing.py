@@ -109,10 +109,15 @@ def day(moment: float) -> str:
     return f"{datetime.fromtimestamp(moment, UTC):%-d %B}"
 
 
+def words(run: runs.Run, at: float) -> str:
+    """When it will be removed, and what keeps it."""
+    return f"This run will be removed on {day(at)} unless you {'publish it' if run.read('done') else 'go on with it'}."
+
+
 def _tell(run: runs.Run, at: float, now: float) -> None:
     """Tell the owner that the run will be removed unless they publish it; that is nothing that happened in the run."""
     before = ended_at(run)
-    run.log("note", message=f"This run will be removed on {day(at)} unless you publish it.")
+    run.log("note", message=words(run, at))
     write_json(run.folder / "removal.json", {"at": at, "told": max(now, before)})
     os.utime(run.folder / "events.jsonl", (before, before))
 

@@ -132,7 +132,8 @@ def account(token: str | None) -> dict:
     """
     if not token:
         raise UserError(
-            "You are not signed in to Hugging Face. Sign in above on a Space; on your own machine run `hf auth login`."
+            "You are not signed in to Hugging Face. Sign in with the button at the top."
+            if on_a_space() else "You are not signed in to Hugging Face. Run hf auth login in a terminal."
         )
     from huggingface_hub import HfApi
 

@@ -132,7 +132,7 @@ class Accounts:
         except UserError:
             with self._lock:
                 self._known.pop(key, None)
-            raise SignedOut("Your sign-in has ended. Sign out and in again with the button at the top; nothing was lost.") from None
+            raise SignedOut("Your sign-in has ended. Log out and sign in again with the button at the top; nothing was lost.") from None
         with self._lock:
             self._known[key] = user, now, now + self.KEPT_S
             self._known.move_to_end(key)

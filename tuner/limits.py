@@ -10,6 +10,7 @@ from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, safe_name, tuner_home, write_json
 
 HOUR_S = 3600.0
+PAUSED = "New runs are paused by the owner of this machine."
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def table() -> str:
 
 def said() -> list[str]:
     """What holds for a run here, in sentences for the page; nothing where nothing is limited."""
-    told = ["New runs are paused by the owner of this machine."] if is_paused() else []
+    told = [PAUSED] if is_paused() else []
     if (minutes := RUN_MINUTES.value()) is not None:
         told.append(f"A run trains for at most {minutes:g} minutes, then keeps its best version and is done.")
     if (waiting := WAITING.value()) is not None:

@@ -36,7 +36,7 @@ class Place:
             when = f"Your turn comes {about(self.wait_s)}"
         else:
             when = f"Your turn comes in {minutes(self.at_least_s)} at the earliest" if self.at_least_s > 90 else "How long that takes is not known yet"
-        return f"{why}. {when}. Stop takes it out of the queue, which costs nothing."
+        return f"{why}. {when}. Leaving the queue costs nothing."
 
 
 def minutes(seconds: float) -> str:

@@ -97,7 +97,7 @@ def _missing_rights(auth: dict, user: str, scopes: str) -> list[str]:
     """What keeps this token from creating a repository of `user`, as far as the Hub tells; see /api/whoami-v2."""
     if scopes:
         if not _SCOPES & set(scopes.split()):
-            return ["Your sign-in does not let this app create repositories. Sign out, sign in again, and allow it to."]
+            return ["Your sign-in does not let this app create repositories. Log out, sign in again, and allow it to."]
         return []
     its = auth.get("accessToken") or {}
     if its.get("role") == "read":

@@ -115,6 +115,7 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
         border_color_primary="*neutral_200", border_color_primary_dark="*neutral_700",
         input_background_fill="#ffffff", input_background_fill_dark="*neutral_800",
+        input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
         input_border_width="1px", input_border_color="*neutral_300", input_border_color_dark="*neutral_600",
         button_primary_background_fill="*primary_500", button_primary_background_fill_hover="*primary_600",
         button_primary_background_fill_dark="*primary_300", button_primary_background_fill_hover_dark="*primary_200",
@@ -188,7 +189,7 @@ def build(page: Page) -> gr.Blocks:
                 if brought and not runs.mine(before):  # whoever signs in here next is not to be given it as well
                     known = identity.new_browser_id()
             tab = gr.Tabs(selected="train" if key else "chat") if adapter or key else gr.skip()
-            said = drawing.notice("Your sign-in has ended. Sign out and in again above; your runs are kept.", "warning") if visitor.ended else ""
+            said = drawing.notice("Your sign-in has ended. Log out and sign in again above; nothing was lost.", "warning") if visitor.ended else ""
             labels = [gr.update(value=train_tab.start_label(visitor.owner)) for _ in range(2)]  # Gradio empties each that it takes
             asks = gr.update(visible=on_a_space() and not visitor.token)
             return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, asks, *labels

@@ -12,6 +12,8 @@ from tuner.ui import drawing, publish_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
 BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
+# From the first moment on: a link to an adapter chooses the second before the visitor's own runs are known.
+_ALWAYS = [("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
 UPDATE_S = 0.08
 
@@ -20,7 +22,7 @@ def draw(page, browser, run_id, shared_key) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
     its = SimpleNamespace(page=page, browser=browser, run_id=run_id, shared_key=shared_key)
     with gr.Row(elem_id="chat-who"):
-        its.subject = gr.Dropdown([("The base model alone", BASE_CHOICE)], value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
+        its.subject = gr.Dropdown(_ALWAYS, value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
         its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=6, min_width=380)
     its.about = gr.HTML("", elem_id="chat-about")
@@ -78,7 +80,7 @@ def _wire_lists(its) -> None:
 
     def choices(owner: str, key: str) -> list[tuple[str, str]]:
         tuned = [(f"{shorten(run.title, 44)} · {drawing.when((run.folder / 'recipe.toml').stat().st_mtime)}", run.id) for run in runs.mine(owner) if run.state() in ("done", "stopped")]
-        return [*tuned, *_shared_choice(key), ("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
+        return [*tuned, *_shared_choice(key), *_ALWAYS]
 
     @in_words
     def refresh(subject, adapter_id, key, browser_id, token: gr.OAuthToken | None):
@@ -312,7 +314,8 @@ def wire(its, train, tabs) -> None:
     begun = [its.send.click(**busy), its.message.submit(**busy), its.retry.click(**redo).success(**busy)]
     going = [start.then(**talk) for start in begun]
     for answering in going:
-        answering.then(**ready)  # also after an error
+        answering.then(**ready)
+        answering.failure(**ready)
     its.edit.click(**redo)
     its.stop.click(cancels=going, **ready)
     its.clear.click(lambda: ([], [], gr.update(interactive=True), gr.update(interactive=False)), None, [its.base, its.tuned, its.send, its.stop], cancels=going, queue=False, **quiet)

@@ -13,10 +13,11 @@ from tuner.ui.drawing import duration, text, when
 
 def said_before() -> str:
     """What holds for a run here, to be read before Start; "" on one's own machine."""
-    told = limits.said()
+    told = [its for its in limits.said() if its != limits.PAUSED]
     if not survives_restart():
         told.append("This Space keeps nothing when it restarts: tick below, or publish what you want to keep.")
-    return f'<p class="quiet small">{text(" ".join(told))}</p>' if told else ""
+    paused = drawing.notice(limits.PAUSED, "warning") if limits.is_paused() else ""
+    return paused + (f'<p class="quiet small">{text(" ".join(told))}</p>' if told else "")
 
 
 def too_long(seconds: float) -> str:
@@ -39,8 +40,8 @@ def waiting(run: runs.Run) -> str:
 def around(run: runs.Run) -> str:
     """What else its owner should know of a run: where it is kept, and when it will be removed."""
     told = [keeping.words(run)]
-    if (at := clearing.removed_at(run)) is not None:
-        told.append(f"This run will be removed on {clearing.day(at)} unless you publish it.")
+    if survives_restart() and (at := clearing.removed_at(run)) is not None:
+        told.append(clearing.words(run, at))
     return "".join(f'<p class="quiet small">{text(its)}</p>' for its in told if its)
 
 
@@ -114,9 +115,9 @@ def panel(view: dict) -> str:
     return (
         f"<div class=steward>{drawing.notice('New runs are paused.', 'warning') if view['paused'] else ''}"
         f"<h4>Queue</h4><ol>{queue}</ol>"
-        f"<h4>Disk</h4><p class=figures>{disk['free_gib']:.1f} of {disk['total_gib']:.1f} GiB free, {disk['floor_gib']:g} to be kept free; {by} GiB</p>"
+        f"<h4>Disk</h4><p class=figures>{disk['free_gib']:.1f} of {disk['total_gib']:.1f} GiB free, {disk['floor_gib']:g} GiB to be kept free; in GiB: {by}</p>"
         f"<h4>Memory</h4><p class=figures>{memory['free_gib']:.1f} of {memory['total_gib']:.1f} GiB free{' on ' + text(memory['card']) if memory['card'] else ''}; "
-        f"{memory['reserved_gib']:.1f} reserved for the starter's chat; chats: {chats}</p>"
+        f"{memory['reserved_gib']:.1f} GiB reserved for the starter's chat; chats, in GiB: {chats}</p>"
         f"<h4>Failures</h4><ul>{failed}</ul></div>"
     )
 

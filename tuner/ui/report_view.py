@@ -43,7 +43,7 @@ def _measure(its: dict) -> str:
 def _rows(title: str, rows: list[dict]) -> str:
     """Rows with both answers beside each other."""
     if not rows:
-        return f'<p class="quiet changed">{text(title)}: there is none.</p>'
+        return f'<p class="quiet changed">{text(title)}: there are none.</p>'
     shown = "".join(f"<li>{_row(its)}</li>" for its in rows)
     return f'<details class="changed"><summary><h4>{text(title)}</h4> <span class="quiet">{len(rows)} {"row" if len(rows) == 1 else "rows"}</span></summary><ol>{shown}</ol></details>'
 

@@ -82,10 +82,10 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
         its.chat_run = gr.Button("Chat", elem_id="chat-run", min_width=80)
         its.publish_run = gr.Button("Publish", elem_id="publish-run", min_width=80)
     with gr.Row(elem_id="kept-row"):
-        its.find_kept = gr.Button("Find my kept runs", elem_id="find-kept", min_width=120)
+        its.find_kept = gr.Button("Find my kept runs", elem_id="find-kept", scale=0, min_width=180)
         its.kept = gr.Dropdown([], label="Kept in my account", elem_id="kept", filterable=False, visible=False, scale=3, min_width=220)
         its.bring_back = gr.Button("Bring it back", elem_id="bring-back", visible=False, min_width=90)
-    with gr.Row():
+    with gr.Row(elem_id="name-row"):
         its.new_title = gr.Textbox(label="New name", max_length=120, scale=3, elem_id="new-title", min_width=220)
         its.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
         its.delete = gr.Button("Delete", elem_id="delete-run", min_width=80)
@@ -94,7 +94,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     its.shapes_rows = [its.knobs[name] for name in _SHAPES_ROWS]
     its.timer = gr.Timer(1.0, active=False)
     its.measuring = gr.Timer(2.0, active=False)  # until this machine's speed is known, and the quote with it
-    its.seen = gr.State("")
+    its.seen, its.doomed = gr.State(""), gr.State("")  # what was drawn; the run that a second click deletes
     its.trial_id, its.trying = gr.State(""), gr.Timer(1.0, active=False)
 
     def settings(form) -> dict:
@@ -443,9 +443,10 @@ def wire(its, dataset, talk, tabs) -> None:
         if (seen or "").startswith(f"{run.id}/{size}/{run.state()}/{run.stop_asked()}/{queue_view.moment(run)}/"):
             return [gr.skip()] * (len(view) + len(lists))
         shown = view_of(run)
-        if (seen or "").startswith(f"{run.id}/") and seen.split("/")[-1] == shown[-1].split("/")[-1]:
-            shown[view.index(its.samples)] = gr.skip()  # nothing new was said, so a prompt that was opened stays open
-        moved = f"/{run.state()}/" not in (seen or "")
+        said = not (seen or "").startswith(f"{run.id}/") or seen.split("/")[-1] != shown[-1].split("/")[-1]
+        if not said:
+            shown[view.index(its.samples)] = gr.skip()  # so a prompt that was opened stays open
+        moved = said or f"/{run.state()}/" not in (seen or "")  # it says something at each evaluation
         return [*shown, *(lists_of(visitor.owner, run_id) if moved else [gr.skip()] * len(lists))]
 
     @in_words
@@ -490,13 +491,15 @@ def wire(its, dataset, talk, tabs) -> None:
         return lists_of(visitor.owner, chosen)
 
     @in_words
-    def ask_delete(chosen):
-        require_chosen(chosen)
-        return gr.update(visible=False), gr.update(visible=True)
+    def ask_delete(chosen, browser_id, token: gr.OAuthToken | None):
+        run = runs.find(page.visitor(browser_id, token).owner, require_chosen(chosen))
+        return gr.update(visible=False), gr.update(visible=True, value=f"Really delete “{shorten(run.title, 30)}”"), run.id
 
     @in_words
-    def delete(chosen, run_id, browser_id, token: gr.OAuthToken | None):
+    def delete(chosen, doomed, run_id, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
+        if chosen != doomed:
+            raise UserError("Another run is chosen now than the one that was to be deleted. Press Delete once more.")
         runs.find(visitor.owner, require_chosen(chosen)).delete()
         kept = "" if run_id == chosen else run_id
         shown = view_of(runs.find(visitor.owner, kept) if kept else None, visitor.owner)
@@ -553,8 +556,9 @@ def wire(its, dataset, talk, tabs) -> None:
     its.reattach = dict(fn=reattach, inputs=who, outputs=[its.run_id, *view, *lists], **quiet)
     its.open_run.click(open_run, [its.chosen, *who], [its.run_id, *view, *lists, its.new_title], **quiet)
     renamed = its.rename.click(rename, [its.chosen, its.new_title, its.run_id, *who], lists, **quiet)
-    its.delete.click(ask_delete, [its.chosen], [its.delete, its.delete_sure], **quiet)
-    deleted = its.delete_sure.click(delete, [its.chosen, its.run_id, *who], [its.run_id, *view, *lists, its.delete, its.delete_sure], **quiet)
+    its.delete.click(ask_delete, [its.chosen, *who], [its.delete, its.delete_sure, its.doomed], **quiet)
+    its.chosen.change(lambda: (gr.update(visible=True), gr.update(visible=False), ""), None, [its.delete, its.delete_sure, its.doomed], queue=False, **quiet)
+    deleted = its.delete_sure.click(delete, [its.chosen, its.doomed, its.run_id, *who], [its.run_id, *view, *lists, its.delete, its.delete_sure], **quiet)
     its.chat_run.click(done_run, [its.chosen, *who], [its.run_id, tabs], **quiet).success(**talk.take_run)
     its.publish_run.click(done_run, [its.chosen, *who], [its.run_id, tabs], **quiet).success(**talk.take_run).success(**talk.open_publish)
     its.to_chat.click(lambda: gr.Tabs(selected="chat"), None, [tabs], queue=False, **quiet).then(**talk.take_run)
