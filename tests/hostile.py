@@ -148,8 +148,8 @@ TEMPLATES = [
     Hostile("loops", template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + _PLAIN), _ENDLESS),
     Hostile("multiplies", template(_HUGE + _PLAIN), _ENDLESS),
     Hostile("long-text", template("{{ 'a' * 3000000000 }}" + _PLAIN), "GiB of memory"),
-    Hostile(
-        "doubles", template("{% set n = namespace(x='a' * 1000) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}" + _PLAIN), "GiB of memory",
+    Hostile(  # too large at its first doubling: whether memory or time ran out first would be the machine's mood
+        "doubles", template("{% set n = namespace(x='a' * (messages|length * 450000000)) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}" + _PLAIN), "GiB of memory",
     ),
     Hostile("joins", template("{% set x = ('a' * 100000000) %}{{ [x] * 500 | join }}{{ ([x] * 500) | join }}" + _PLAIN), f"{_REFUSES}|GiB of memory|{_ENDLESS}"),
     Hostile("recursion", template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}" + _PLAIN), _REFUSES),
