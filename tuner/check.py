@@ -4,7 +4,9 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import child, data, encode, eyes, fixes, lease, near, redaction, scan, tasks
+from tuner import child, data, encode, eyes, fixes, lease, limits, near, redaction, scan, tasks
 from tuner.errors import UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json, write_whole
@@ -25,6 +27,9 @@ from tuner.recipe import Recipe
 SMALL_ROWS, SMALL_BYTES = 1_500, 3 * 2**20
 # What reading a stranger's file may allocate: several times what a million rows need.
 MEMORY_BYTES = 3 * 2**30
+# Children that read and check at once, of everybody together; of one person see `limits.CHECKS`. Whoever comes later waits so long.
+MOST_CHILDREN = max(4, os.cpu_count() or 1)
+WAIT_S = 15.0
 _POSITION = np.uint64((1 << 40) - 1)
 
 
@@ -263,8 +268,11 @@ def look_at(dataset: data.Dataset, look: scan.Look | None) -> tuple[Rows, Progre
         stop(dataset)  # a setting changed; what it would find is not asked for any more
         going = None
     if going is None:
-        begin(dataset, look)
         going = Progress("Starting", 0.0, None)
+        try:
+            begin(dataset, look, 0.0)
+        except Busy as busy:  # whoever looks next tries again
+            going = Progress(busy.waiting, 0.0, None)
     return glimpse(dataset, look), going
 
 
@@ -325,17 +333,75 @@ class _Head(scan.Part):
 # A child of its own -----------------------------------------------------------------------------------------------
 
 
-def begin(dataset: data.Dataset, look: scan.Look | None) -> None:
-    """Start a child that reads and checks what is not yet; at once back."""
+class Busy(UserError):
+    """As many datasets are being read and checked as may be at once.
+
+    Args:
+        waiting: the same for whoever waits instead, as the phase of a `Progress`.
+    """
+
+    def __init__(self, words: str, waiting: str):
+        super().__init__(words)
+        self.waiting = waiting
+
+
+def begin(dataset: data.Dataset, look: scan.Look | None, wait_s: float = WAIT_S) -> None:
+    """Start a child that reads and checks what is not yet; at once back, unless all places are taken.
+
+    Args:
+        wait_s: how long to wait for a place then; a person who has as many as one may does not wait.
+
+    Raises:
+        Busy: there was none.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        with _starting:
+            try:
+                _require_place(dataset.owner)
+            except Busy as busy:
+                if busy.waiting == _OWN_FIRST or time.monotonic() >= deadline:
+                    raise
+            else:
+                return _spawn(dataset, look)
+        time.sleep(0.1)
+
+
+def _spawn(dataset: data.Dataset, look: scan.Look | None) -> None:
     for name in ("refused.json", "progress.json", "ended"):
         (dataset.folder / name).unlink(missing_ok=True)
     write_json(dataset.folder / "todo.json", {"look": look.__dict__ if look else None})
     process = child.spawn("tuner.check", str(dataset.folder), folder=dataset.folder, log=dataset.folder / "log.txt")
+    _children[process.pid], _owners[process.pid] = process, dataset.owner
     write_json(dataset.folder / "process.json", child.stamp(process.pid))
-    _children[process.pid] = process
 
 
-_children: dict[int, object] = {}  # so that ended ones are waited for and leave no zombies
+_children: dict[int, subprocess.Popen] = {}  # so that ended ones are waited for and leave no zombies
+_owners: dict[int, str] = {}  # pid -> whose dataset it looks at
+_starting = threading.Lock()  # so that two who come at once do not take the same place
+_OWN_FIRST = "Waiting for your other datasets"
+
+
+def _require_place(owner: str) -> None:
+    """Refuse a child of this owner where there is no place for it.
+
+    Raises:
+        Busy: see there.
+    """
+    going = [_owners.get(pid, "") for pid, process in list(_children.items()) if process.poll() is None]
+    most, mine = limits.CHECKS.value(), going.count(owner)
+    if most is not None and mine >= most:
+        raise Busy(
+            f"{mine} of your datasets are being read and checked at this moment, and {most:g} at once are the most for one person here. "
+            "Wait for one to end, then bring this again.", _OWN_FIRST,
+        )
+    if len(going) >= MOST_CHILDREN:
+        raise Busy("Many datasets are being read and checked just now. Bring this again in a minute.", "Waiting for a place: many datasets are being checked")
+
+
+def _forget(pid: int) -> subprocess.Popen | None:
+    _owners.pop(pid, None)
+    return _children.pop(pid, None)
 
 
 def progress(dataset: data.Dataset) -> Progress | None:
@@ -346,7 +412,7 @@ def progress(dataset: data.Dataset) -> Progress | None:
     """
     codes = {pid: process.poll() for pid, process in list(_children.items()) if process.poll() is not None}
     for pid in codes:
-        _children.pop(pid, None)
+        _forget(pid)
     refused = read_json(dataset.folder / "refused.json")
     if refused:
         (dataset.folder / "refused.json").unlink(missing_ok=True)
@@ -386,7 +452,7 @@ def stop(dataset: data.Dataset) -> None:
     if process and lease.is_alive(process) and process["pid"] != os.getpid():  # a stream from the Hub is taken here
         with suppress(ProcessLookupError):  # it ended by itself meanwhile
             os.killpg(process["pid"], signal.SIGKILL)
-        if ended := _children.pop(process["pid"], None):
+        if ended := _forget(process["pid"]):
             ended.wait()
     (dataset.folder / "process.json").unlink(missing_ok=True)
 
@@ -434,13 +500,13 @@ def wait_for_head(dataset: data.Dataset, seconds: float = 60.0) -> None:
     """Start reading the dataset's files in a child, and wait until its first rows can be shown.
 
     Raises:
-        UserError: the files cannot be read; the dataset is deleted.
+        UserError: the files cannot be read, or too many are being read (see `Busy`); the dataset is deleted.
     """
     if dataset.ready:  # the same files were read before
         return
-    begin(dataset, None)
-    deadline = time.monotonic() + seconds
     try:
+        begin(dataset, None)
+        deadline = time.monotonic() + seconds
         while not (dataset.folder / "head.json").exists():
             if progress(dataset) is None and not (dataset.folder / "head.json").exists():
                 raise UserError(f"{shorten(dataset.name, 40)} has no rows. Choose a file that has rows in it.")
@@ -467,8 +533,6 @@ def stream(dataset: data.Dataset, records: Iterator[dict], notes: list[str], sec
     Raises:
         UserError: the stream broke before the head was there; the dataset is deleted.
     """
-    import threading
-
     ready, told = threading.Event(), []
     started = time.time()
 

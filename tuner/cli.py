@@ -175,7 +175,7 @@ def _wait_for_turn(going) -> None:
     from tuner import lease, run
 
     lease.line_up(going.id, going.owner, str(going.folder))
-    if not lease.wait(going.id, lambda ahead: run.log_wait(going, ahead), going.stop_asked):
+    if not lease.wait(going.id, lambda ahead: run.log_wait(going, ahead), going.stop_asked, owner=going.owner, folder=str(going.folder)):
         write_whole(going.folder / "error.txt", "The run was stopped while it waited for its turn. Resume it when you like.")
         raise UserError(going.error())
 

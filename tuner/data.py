@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tuner import limits, reading, tasks
-from tuner.errors import UserError, shorten
+from tuner.errors import Hint, UserError, shorten
 from tuner.home import DEMO_ROOT, private_dir, read_json, require_free, safe_name, tuner_home, write_json
 from tuner.reading import Broken
 from tuner.recipe import HUB_ID
@@ -480,6 +480,8 @@ def find(owner: str, dataset_id: str) -> Dataset:
     Raises:
         UserError: there is none, whoever else may have one.
     """
+    if not dataset_id:  # what a page that was opened before a restart of the app still says
+        raise Hint("This page has no dataset open any more: the app was restarted since. Reload the page; nothing of yours was lost.")
     known = read_json(datasets_dir(owner) / safe_name(dataset_id, "Dataset") / "source.json")
     if known is None:
         raise UserError(f"Dataset {shorten(dataset_id, 20)} is not among yours any more. Choose it again.")

@@ -16,6 +16,10 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class Hint(UserError):
+    """Nothing went wrong: something is to be chosen, written or done first; the page says it without alarm."""
+
+
 def shorten(text: object, most: int = 60) -> str:
     """The text on one line, cut in the middle so that both its ends can be read."""
     line = " ".join(str(text).split())

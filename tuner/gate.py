@@ -34,6 +34,9 @@ OPEN["HEAD"] = OPEN["GET"]
 ARRIVALS = ("/", "/login/huggingface", "/login/callback")
 # Only the Hub may show the page in a frame: elsewhere a click could be stolen.
 FRAMES = "frame-ancestors 'self' https://huggingface.co https://*.huggingface.co"
+# The page asks nobody but its own server, whatever stands in it: Gradio 6.31 asks the Hub for the state of the Space that it
+# is served by, and its themes may name fonts elsewhere. Each such question tells another host who reads the page, and when.
+ASKS = "connect-src 'self' blob: data:; img-src 'self' blob: data:; font-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'"
 
 MAX_UPLOAD_BYTES = 2100 * 2**20
 # One event's arguments: pasted rows are the longest, 20 million characters. They are held in memory, unlike uploads.
@@ -290,7 +293,7 @@ def _guarded(send):
             ]
             kept += [
                 (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"),
-                (b"content-security-policy", FRAMES.encode()),
+                (b"content-security-policy", f"{FRAMES}; {ASKS}".encode()),
             ]
             message = {**message, "headers": kept}
         await send(message)

@@ -54,7 +54,7 @@ def bring_back(owner: str, repo_id: str, token: str | None) -> runs.Run:
         whole = place / "run"
         whole.mkdir(mode=0o700)
         _assemble(downloaded, whole, run_id, repo_id)
-        limits.spend(owner, limits.ROWS, _count_lines(whole / "data" / "train.jsonl") + _count_lines(whole / "data" / "held_out.jsonl"))
+        limits.spend(owner, limits.ROWS, runs.count_lines(whole / "data" / "train.jsonl") + runs.count_lines(whole / "data" / "held_out.jsonl"))
         whole.rename(run.folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -133,11 +133,6 @@ def _json(path: Path, kind: type, bad):
     if not isinstance(found, kind):
         raise bad(f"{path.name} cannot be read")
     return found
-
-
-def _count_lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
 
 
 def _check_rows(folder: Path, recipe: Recipe, bad) -> None:

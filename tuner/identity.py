@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuner import hub, limits
-from tuner.errors import UserError
+from tuner.errors import Hint, UserError
 from tuner.home import on_a_space
 from tuner.recipe import STARTER_MODEL
 from tuner.transfer import Transient
@@ -22,7 +22,7 @@ _BROWSER = re.compile(r"[0-9a-f]{32}")
 _ANONYMOUS = re.compile(r"anon-[0-9a-f]{32}")
 
 
-class SignedOut(UserError):
+class SignedOut(Hint):
     """What was asked needs somebody who is signed in, and nobody is, or not any more."""
 
 

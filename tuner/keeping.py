@@ -37,6 +37,7 @@ CONSENT = (
 )
 
 _CARD = """---
+title: {title}
 tags:
 - {tag}
 ---
@@ -46,6 +47,11 @@ tags:
 Checkpoints, settings and rows of the run `{run}`, put here by Tuner as it trained, so that it can go on on another machine: sign in
 there with this account and choose *Find my kept runs*. Nothing else needs this repository; delete it when the run has ended.
 """
+
+
+def card(run: runs.Run) -> str:
+    """The repository's README; a list of kept runs has their titles from its head."""
+    return _CARD.format(title=json.dumps(run.title, ensure_ascii=False), tag=TAG, run=run.id)
 
 
 def repo_name(run: runs.Run) -> str:
@@ -177,7 +183,7 @@ class _Keeper:
             operations = [
                 *(CommitOperationAdd(path, str(folder / path)) for path in new),
                 CommitOperationAdd("kept.json", json.dumps(told, ensure_ascii=False, indent=1).encode()),
-                CommitOperationAdd("README.md", _CARD.format(tag=TAG, run=self.run.id).encode()),
+                CommitOperationAdd("README.md", card(self.run).encode()),
                 *(CommitOperationDelete(f"{path}/", is_folder=True) for path in gone),
             ]
             with hub.in_words(self.repo_id, True):
@@ -242,7 +248,7 @@ def _sha256(path: Path) -> str:
 
 
 def find(token: str | None, most: int = 50) -> list[dict]:
-    """The kept runs of this account, newest first: {"repo_id", "run", "changed"}; by their names, nothing is downloaded.
+    """The kept runs of this account, newest first: {"repo_id", "run", "title", "changed"}; "" for no title. Nothing is downloaded.
 
     Raises:
         UserError: nobody is signed in, or the Hub cannot be asked.
@@ -251,12 +257,16 @@ def find(token: str | None, most: int = 50) -> list[dict]:
 
     user = hub.whoami(token)
     with hub.in_words("your repositories", True):
-        found = list(HfApi().list_models(author=user, search=PREFIX, limit=most, full=True, token=token))
+        found = list(HfApi().list_models(author=user, search=PREFIX, limit=most, full=True, cardData=True, token=token))
     kept = []
     for its in found:
         owner, _, name = its.id.partition("/")
         if owner == user and NAME.fullmatch(name) and its.private:
-            kept.append({"repo_id": its.id, "run": name.removeprefix(PREFIX), "changed": its.last_modified.timestamp() if its.last_modified else 0.0})
+            title = its.card_data.get("title") if its.card_data else None
+            kept.append({
+                "repo_id": its.id, "run": name.removeprefix(PREFIX), "title": shorten(title, 120) if isinstance(title, str) else "",
+                "changed": its.last_modified.timestamp() if its.last_modified else 0.0,
+            })
     return sorted(kept, key=lambda its: its["run"], reverse=True)
 
 

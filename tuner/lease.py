@@ -195,12 +195,15 @@ def _ahead(run_id: str) -> int:
     return order.index(run_id) if run_id in order else len(order)
 
 
-def wait(run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S) -> bool:
+def wait(
+    run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S, owner: str = "", folder: str = ""
+) -> bool:
     """Wait for this run's turn, which then stays its own; False if the wait was given up. No more than a file is read meanwhile.
 
     Args:
         on_wait: called with the number of runs ahead whenever that changes.
         gave_up: asked while waiting; True ends the wait, and the place is lost.
+        owner, folder: the run's, for a new place where the queue was damaged.
     """
     said = None
     while True:
@@ -210,7 +213,7 @@ def wait(run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool
         if gave_up():
             leave(run_id)
             return False
-        if not ahead and _begin(run_id):
+        if not ahead and _begin(run_id, owner, folder):
             return True
         if ahead and ahead != said:
             on_wait(ahead)
@@ -218,13 +221,13 @@ def wait(run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool
         time.sleep(poll_s * min(4, max(1, ahead)))  # of many who wait, those far behind look less often
 
 
-def _begin(run_id: str) -> bool:
+def _begin(run_id: str, owner: str = "", folder: str = "") -> bool:
     """Note that this run's turn has come, unless another was faster."""
     with _changing() as queue:
         live = _live(queue.tickets)
         its = queue.of(run_id)
         if its is None:  # the file was damaged, or its process was taken for dead: at the end again
-            queue.put(Ticket(run_id, "", "", queue.served, time.time(), None, this_process()))
+            queue.put(Ticket(run_id, owner, folder, queue.served, time.time(), None, this_process()))
             return False
         if any(other.began is not None and other.run != run_id for other in live):
             return False
@@ -250,7 +253,7 @@ def hold(
         True while the machine is held; False if the wait was given up.
     """
     line_up(run_id, owner, folder)
-    if not wait(run_id, on_wait, gave_up, poll_s):
+    if not wait(run_id, on_wait, gave_up, poll_s, owner, folder):
         yield False
         return
     with open(tuner_home() / "lease.lock", "a") as lock:

@@ -56,12 +56,13 @@ ANONYMOUS_CHAT = Limit(
 )
 ROWS = Limit("TUNER_ROWS_PER_HOUR", 200_000, "rows", "Rows that one person's new runs may bring in an hour.")
 UPLOAD = Limit("TUNER_UPLOAD_MIB_PER_HOUR", 2048, "MiB", "What one person may upload in an hour.")
+CHECKS = Limit("TUNER_CHECKS", 2, "datasets", "Datasets of one person that may be read and checked at once.")
 RUN_DAYS = Limit("TUNER_RUN_DAYS", 14, "days", "Ended runs are removed so long after their last step; of published ones only the checkpoints.")
 DATA_DAYS = Limit("TUNER_DATASET_DAYS", 3, "days", "Uploaded and streamed datasets are removed so long after their last use.")
 MODEL_DAYS = Limit("TUNER_MODEL_DAYS", 7, "days", "Downloaded and packed base models are removed so long after their last use.")
 FREE_GIB = Limit("TUNER_FREE_GIB", 5, "GiB", "Where less of the disk is free, what can be had again is removed before its time.")
 
-ALL = (WAITING, RUN_MINUTES, MODEL, ANONYMOUS_CHAT, ROWS, UPLOAD, RUN_DAYS, DATA_DAYS, MODEL_DAYS, FREE_GIB)
+ALL = (WAITING, RUN_MINUTES, MODEL, ANONYMOUS_CHAT, ROWS, UPLOAD, CHECKS, RUN_DAYS, DATA_DAYS, MODEL_DAYS, FREE_GIB)
 
 
 def require_numbers() -> None:

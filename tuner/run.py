@@ -72,6 +72,10 @@ class Run:
         with open(self.folder / "data" / f"{part}.jsonl", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
+    def count_rows(self) -> int:
+        """How many rows the run has, held out ones among them."""
+        return count_lines(self.folder / "data" / "train.jsonl") + count_lines(self.folder / "data" / "held_out.jsonl")
+
     # Events ---------------------------------------------------------------------------------------------------
 
     def log(self, kind: str, **fields) -> None:
@@ -136,16 +140,24 @@ class Run:
         shutil.rmtree(self.folder)
 
     def summary(self) -> dict:
-        """What a list shows: title, state, when, dataset, losses, steps."""
+        """What a list shows: title, state, when, dataset, steps, losses and how many held-out rows they are of.
+
+        While a run goes its losses are of the rows that it measures on; once there is a report, of all that are held out.
+        """
         evals, _ = self.events(kind="eval")
+        state = self.state()
         best = next((event for event in reversed(evals) if event.get("best")), None)
         receipt = self.read("data/receipt", {})
+        report = self.read("report") if state in ("done", "stopped") else None
+        first_loss, best_loss = evals[0]["loss"] if evals else None, best["loss"] if best else None
+        if report:
+            first_loss, best_loss = report["base"]["loss"], report["tuned"]["loss"]
         return {
-            "id": self.id, "title": self.title, "state": self.state(), "base_model": self.recipe.base_model,
+            "id": self.id, "title": self.title, "state": state, "base_model": self.recipe.base_model,
             "dataset": receipt.get("source", {}).get("name", ""),
             "created": (self.folder / "recipe.toml").stat().st_mtime,
-            "first_loss": evals[0]["loss"] if evals else None,
-            "best_loss": best["loss"] if best else None,
+            "first_loss": first_loss, "best_loss": best_loss, "held_out_rows": receipt.get("held_out_rows"),
+            "rows": report["held_out_rows"] if report else evals[-1].get("rows") if evals else None,
             "curve": [(event["step"], event["loss"]) for event in evals],
         }
 
@@ -198,13 +210,14 @@ def again(run: Run, settings: dict) -> Run:
     """A new run on the same rows and base with some settings changed, not yet started; the rows are not read again.
 
     Raises:
-        UserError: the settings cannot be, or the disk is full.
+        UserError: the settings cannot be, its owner has had this hour's rows, or the disk is full.
     """
     identity.require_start(run.owner)
     limits.require_open()
     recipe = recipes.from_dict({**run.recipe.changed(), **settings})
     size = sum(path.stat().st_size for path in (run.folder / "data").iterdir())
     require_free(size + 200 * 2**20, "A run")
+    limits.spend(run.owner, limits.ROWS, run.count_rows())
     new = Run(run.owner, _new_id())
     new.folder.mkdir(mode=0o700)
     write_whole(new.folder / "recipe.toml", recipe.to_toml())
@@ -217,6 +230,11 @@ def again(run: Run, settings: dict) -> Run:
         write_json(new.folder / "base.json", base)
     write_whole(new.folder / "title.txt", run.title)
     return new
+
+
+def count_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def _new_id() -> str:
@@ -477,7 +495,9 @@ def _fetch_and_train(run: Run, token: list[str | None], keeping: bool = False) -
     """See `start`; the token is taken out of its list, so that it is gone once the base is here."""
     try:
         fetch_base(run, token.pop())
-        if not lease.wait(run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked()):
+        if not lease.wait(
+            run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked(), owner=run.owner, folder=str(run.folder),
+        ):
             return _never_begun(run)
         if keeping:
             run.ask_stop()

@@ -17,13 +17,13 @@ from gradio.data_classes import _StaticFiles
 
 from tuner import chat, child, clearing, data, eyes, hub, identity, limits, reading, redaction, starter
 from tuner import run as runs
-from tuner.errors import UserError
+from tuner.errors import Hint, UserError
 from tuner.gate import Gate
 from tuner.home import LOCAL_OWNER, on_a_space, survives_restart, tuner_home
 from tuner.identity import Visitor
 from tuner.recipe import STARTER_MODEL
 from tuner.sessions import Sessions, upload_folder
-from tuner.ui import drawing, upload_parser, uploads
+from tuner.ui import choices, drawing, upload_parser, uploads
 
 log = logging.getLogger("tuner")
 HERE = Path(__file__).parent
@@ -66,10 +66,13 @@ def in_words(handler):
     def tell(error: Exception) -> gr.Error:
         if isinstance(error, UserError):
             words = "<br>".join(drawing.text(problem) for problem in error.problems)
-            return gr.Error(words, duration=20, title="That did not work", print_exception=False)
+            if isinstance(error, Hint):  # nothing is broken; what was asked for still ends here
+                gr.Warning(words)
+            # Gradio 6.31 shows no title of ours, but the kind of message it is; its words for that are changed in style.css.
+            return gr.Error(words, duration=20, visible=not isinstance(error, Hint), print_exception=False)
         log.error("%s in %s", type(error).__name__, handler.__name__, exc_info=error)
         return gr.Error(
-            "Something went wrong in the app itself. Nothing of yours was lost; try again.", title="Sorry", print_exception=False
+            "Something went wrong in the app itself. Nothing of yours was lost; try again.", print_exception=False
         )
 
     if inspect.isgeneratorfunction(handler):
@@ -146,9 +149,11 @@ _HEADER = """
 
 def build(page: Page) -> gr.Blocks:
     """The whole page, not yet served."""
-    from tuner.ui import chat_tab, dataset_tab, queue_view, sharing_view, train_tab
+    from tuner.ui import chat_tab, dataset_tab, queue_view, run_view, sharing_view, train_tab
 
     with gr.Blocks(title="Tuner", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=False) as demo:
+        # With the Space's name Gradio's page draws a header of the Hub's, for which it asks two other hosts, of every visitor.
+        demo.space_id = None
         browser = gr.BrowserState("", storage_key="tuner-visitor", secret="tuner-visitor-1")
         dataset_id, run_id, shared_key = gr.State(""), gr.State(""), gr.State("")
         with gr.Row(elem_id="top"):
@@ -159,18 +164,18 @@ def build(page: Page) -> gr.Blocks:
         scopes = gr.HTML(_SCOPES, visible=on_a_space(), elem_id="scopes")
         account = gr.HTML("", elem_id="account")
         if not survives_restart():
-            gr.HTML(drawing.notice("This Space keeps nothing when it restarts. Publish a tuned model to keep it.", "warning"))
+            gr.HTML(drawing.notice("This Space keeps nothing when it restarts. Keep a run's checkpoints in your account, or publish the tuned model.", "warning"))
         with gr.Tabs(selected="dataset", elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = dataset_tab.draw(page, browser, dataset_id)
-            with gr.Tab("Fine-tune", id="train"):
+            with gr.Tab("Fine-tune", id="train", elem_id="train-tab"):
                 shared = sharing_view.draw(page, browser, shared_key)
                 train = train_tab.draw(page, browser, dataset_id, run_id)
                 sharing_view.draw_buttons(shared)
             with gr.Tab("Chat", id="chat"):
                 talk = chat_tab.draw(page, browser, run_id, shared_key)
         steward = queue_view.draw_panel(page, browser)
-        look_after = queue_view.wire_panel(steward)
+        look_after = queue_view.wire_panel(steward, [train.start, dataset.start])
         train_tab.wire(train, dataset, talk, tabs)
         dataset_tab.wire(dataset, train, tabs)
         chat_tab.wire(talk, train, tabs)
@@ -190,9 +195,9 @@ def build(page: Page) -> gr.Blocks:
                     known = identity.new_browser_id()
             tab = gr.Tabs(selected="train" if key else "chat") if adapter or key else gr.skip()
             said = drawing.notice("Your sign-in has ended. Log out and sign in again above; nothing was lost.", "warning") if visitor.ended else ""
-            labels = [gr.update(value=train_tab.start_label(visitor.owner)) for _ in range(2)]  # Gradio empties each that it takes
+            start = [run_view.start_button(visitor.owner) for _ in range(2)]  # Gradio empties each that it takes
             asks = gr.update(visible=on_a_space() and not visitor.token)
-            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, asks, *labels
+            return known, tab, adapter or gr.skip(), brought.id if brought else "", key, said, asks, *start
 
         opened = demo.load(
             open_page, [browser], [browser, tabs, talk.adapter_id, dataset_id, shared_key, account, scopes, train.start, dataset.start],
@@ -224,6 +229,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     parent.add_middleware(CORSMiddleware, allow_origins=[])
     demo = build(page)
     upload_parser.bound()
+    choices.let_through()
     uploads.add_route(parent, demo)
     demo.queue(max_size=256, default_concurrency_limit=8)
     demo.state_session_capacity = MOST_SESSIONS

@@ -7,7 +7,7 @@ import gradio as gr
 
 from tuner import blind, card, chat, figures, hub, publish, sharing
 from tuner import run as runs
-from tuner.errors import UserError, shorten
+from tuner.errors import Hint, UserError, shorten
 from tuner.ui import drawing, publish_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
@@ -54,14 +54,14 @@ def draw(page, browser, run_id, shared_key) -> SimpleNamespace:
             its.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Lower leaves unlikely words out.", elem_id="top-p")
             its.longest = gr.Slider(8, 1024, value=200, step=8, label="Longest answer (tokens)", info="Where an answer is cut if it does not stop by itself.", elem_id="longest")
     with gr.Accordion("Publish to the Hugging Face Hub", open=False, elem_id="publish") as its.publish_panel:
-        its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab, it takes under three minutes."), elem_id="publish-about")
+        its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab; the quote there says about how long it takes."), elem_id="publish-about")
         with gr.Row():
             its.name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, elem_id="repo-name", scale=3, min_width=220)
             its.private = gr.Checkbox(True, label="Private", info="Only you can see it. You can open it later.", elem_id="private", scale=1, min_width=160)
         its.blind_in_card = gr.Checkbox(False, label="Tell the blind test in the card", info="The votes you gave under “Which is better?”, with their interval.", visible=False, elem_id="blind-in-card")
-        its.show_card = gr.Button("Show the card first", elem_id="show-card")
+        its.show_card = gr.Button("Show the card first", interactive=False, elem_id="show-card")
         its.card = gr.Code("", language="markdown", label="README.md, as it will be pushed", visible=False, lines=12, max_lines=24, elem_id="card")
-        its.push = gr.Button("Push", variant="primary", elem_id="push")
+        its.push = gr.Button("Push", variant="primary", interactive=False, elem_id="push")
         its.pushed = gr.HTML("", elem_id="pushed")
         its.publish_seen = gr.State("")
         its.publish_timer = gr.Timer(1.0, active=False)
@@ -79,7 +79,8 @@ def _wire_lists(its) -> None:
     quiet = dict(show_progress="hidden", api_visibility="private")
 
     def choices(owner: str, key: str) -> list[tuple[str, str]]:
-        tuned = [(f"{shorten(run.title, 44)} · {drawing.when((run.folder / 'recipe.toml').stat().st_mtime)}", run.id) for run in runs.mine(owner) if run.state() in ("done", "stopped")]
+        mine = [(run, run.state()) for run in runs.mine(owner)]
+        tuned = [(drawing.run_label(run.title, state, (run.folder / "recipe.toml").stat().st_mtime), run.id) for run, state in mine if state in ("done", "stopped")]
         return [*tuned, *_shared_choice(key), *_ALWAYS]
 
     @in_words
@@ -141,7 +142,7 @@ def wire(its, train, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         message, untouched = (message or "").strip(), [gr.skip()] * 6
         if not message:
-            raise UserError("The message is empty. Write something first.")
+            raise Hint("The message is empty. Write something first.")
         sampling = chat.check_sampling(max_new_tokens=longest, temperature=temperature, top_p=top_p, seed=time.time_ns() % 2**31 if temperature else 0)
         base_talk, tuned_talk = _plain(base_said), _plain(tuned_said)
         if view == BLIND:
@@ -182,7 +183,7 @@ def wire(its, train, tabs) -> None:
     def compare(owner, choice, message, system, sampling):
         """Two answers without names: which is which is the engine's secret until there is a vote."""
         if not _is_mine(choice):
-            raise UserError("Choose one of your runs under “Talk to” first: its tuned model is compared with its base.")
+            raise Hint("Choose one of your runs under “Talk to” first: its tuned model is compared with its base.")
         test_id = blind.begin(owner, choice)
         said = {"prompt": message, "left": "", "right": ""}
         skip, locked, ready = gr.skip(), [gr.update(interactive=False)] * 3, [gr.update(interactive=True)] * 3
@@ -218,7 +219,7 @@ def wire(its, train, tabs) -> None:
         talks, last = [_plain(base_said), _plain(tuned_said)], ""
         asked = [talk[-2]["content"] for talk in talks if len(talk) >= 2]
         if not asked:
-            raise UserError("There is no message yet. Write one first.")
+            raise Hint("There is no message yet. Write one first.")
         last = asked[-1]
         return last, *[talk[:-2] if len(talk) >= 2 and talk[-2]["content"] == last else talk for talk in talks]
 
@@ -231,11 +232,11 @@ def wire(its, train, tabs) -> None:
         return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
-    def meet(choice, adapter_id, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+    def meet(choice, adapter_id, view, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
         visitor = page.visitor(browser_id, token)
         ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
-        shown = ["", gr.update(interactive=True, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
+        shown = ["", gr.update(interactive=False, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
         if _is_mine(choice):
             run = runs.find(visitor.owner, str(choice))
             if report := figures.of(run):
@@ -246,6 +247,8 @@ def wire(its, train, tabs) -> None:
                 offer += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
             its_state = publish.state(run)
             name, shown = its_state.get("name") or _repo_name(run), publish_shown(run, its_state, request)
+            if not visitor.token:
+                shown[1] = gr.update(interactive=False, value="Push")
         elif str(choice).startswith(SHARED):
             ask = f'<p class="quiet">Tuned from {drawing.text(sharing.find(str(choice).removeprefix(SHARED)).base_model)}, and shared with you.</p>'
         elif choice == HUB_CHOICE:
@@ -253,7 +256,7 @@ def wire(its, train, tabs) -> None:
         else:
             ask = '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
         voting_shown = [_no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
-        return [], [], ask, offer or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), *shown, *voting_shown
+        return [], [], ask, offer or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), *shown, *voting_shown, *_views(view, _is_mine(choice))
 
     def publish_shown(run: runs.Run, its_state: dict, request: gr.Request | None) -> list:
         """What the publishing part shows of a run: the words, the buttons, whether to look again, and what was seen."""
@@ -268,7 +271,7 @@ def wire(its, train, tabs) -> None:
 
     def chosen_run(choice, visitor) -> runs.Run:
         if not _is_mine(choice):
-            raise UserError("Choose one of your runs under “Talk to” first; that is what gets published.")
+            raise Hint("Choose one of your runs under “Talk to” first; that is what gets published.")
         run = runs.find(visitor.owner, str(choice))
         if not run.read("done"):
             raise UserError(f"This run is {run.state()}. Publish it once it is done.")
@@ -326,8 +329,8 @@ def wire(its, train, tabs) -> None:
     published = [its.pushed, its.push, its.open_up, its.publish_timer, its.publish_seen]
     voted = [its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card]
     its.subject.change(
-        meet, [its.subject, its.adapter_id, *who],
-        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted], **quiet,
+        meet, [its.subject, its.adapter_id, its.view, *who],
+        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.view, its.show_card], **quiet,
     )
     its.adapter_id.submit(**its.arrive)
     spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
@@ -342,13 +345,19 @@ def _is_mine(choice) -> bool:
     return bool(choice) and choice not in (BASE_CHOICE, HUB_CHOICE) and not str(choice).startswith(SHARED)
 
 
+def _views(view, mine: bool) -> list:
+    """Which views there are, and whether there is a card: only with runs of one's own can answers be voted on and published."""
+    offered = [BOTH, TUNED, BASE, *([BLIND] if mine else [])]
+    return [gr.update(choices=offered, value=view if view in offered else BOTH), gr.update(interactive=mine)]
+
+
 def _shared_choice(key: str) -> list[tuple[str, str]]:
     """The run that the page was opened with a link to, once there is something to talk to."""
     try:
         its = sharing.find(key) if key else None
     except UserError:  # unshared; the Fine-tune tab says so
         return []
-    return [(f"Shared with you: {shorten(its.title, 40)}", SHARED + its.key)] if its and its.state in ("done", "stopped") else []
+    return [(f"Shared with you: {drawing.short(its.title)}", SHARED + its.key)] if its and its.state in ("done", "stopped") else []
 
 
 def _plain(said) -> list[dict]:

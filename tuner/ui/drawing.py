@@ -20,10 +20,24 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
 
 
-def long_name(value: object, most: int = 40) -> str:
-    """A name cut in the middle, with the whole of it in a tooltip."""
+# So many letters of a title are shown, wherever it stands.
+TITLE_LETTERS = 40
+
+
+def short(title: object) -> str:
+    """A title as plain text, cut in the middle where it is long."""
+    return shorten(title, TITLE_LETTERS)
+
+
+def long_name(value: object, most: int = TITLE_LETTERS) -> str:
+    """A title or name cut in the middle, with the whole of it in a tooltip."""
     value = str(value)
     return f'<span title="{text(value)}">{text(shorten(value, most))}</span>' if len(value) > most else text(value)
+
+
+def run_label(title: object, state: str, seconds: float) -> str:
+    """A run as a line of a list: its title, its state (or another word), and when."""
+    return " · ".join([short(title), STATE_WORDS.get(state, state), when(seconds)])
 
 
 def empty(words: str, more: str = "") -> str:
@@ -46,6 +60,17 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def about(seconds: float) -> str:
+    """An estimate as a person says it after "about": 40 s, 3 min, 25 min, 1 h 30 min, 5 h. What was measured is told by `duration`."""
+    steps = ((15, 5), (55, 10), (570, 60), (3300, 300), (10_800, 1800))  # below so many seconds, in steps of so many
+    unit = next((unit for below, unit in steps if seconds < below), 3600)
+    whole = max(unit, unit * math.floor(seconds / unit + 0.5))
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))
 
 
 def stats(pairs: list[tuple[str, str, str]]) -> str:
@@ -191,7 +216,7 @@ def receipt(made: dict | None, steps: list[dict]) -> str:
 
 def checking(phase: str, share: float, left_s: float | None) -> str:
     """How far a check in another process is."""
-    left = f"about {duration(left_s)} left" if left_s else ""
+    left = f"about {about(left_s)} left" if left_s else ""
     busy = " busy" if share == 0 else ""
     return (
         f'<div class="run-status" role="status"><div class="run-head"><h3>{text(phase)}</h3><span class="quiet figures">{share:.0%}{" · " + left if left else ""}</span></div>'
@@ -246,17 +271,29 @@ def _histogram(lengths: list[int], limit: int, width: int, height: int) -> str:
 # The curve ----------------------------------------------------------------------------------------------------------
 
 
-def curve(steps: list[dict], evals: list[dict], total: int) -> str:
-    """Training loss and held-out loss over the steps; once for wide pages and once for narrow ones."""
+def curve(steps: list[dict], evals: list[dict], total: int, held_out: int | None = None) -> str:
+    """Training loss and held-out loss over the steps; once for wide pages and once for narrow ones.
+
+    Args:
+        held_out: how many rows are held out; while it trains a part of them may be measured.
+    """
     if not steps and not evals:
         words = empty("The curve appears with the first step.", "Two lines: what it learns from, and what it is measured on.")
         return f'<div class="curve">{words}</div>'
-    wide = _curve(steps, evals, total, 760, 340)
-    narrow = _curve(steps, evals, total, 360, 260)
+    measured = rows_measured(evals[-1].get("rows") if evals else None, held_out)
+    wide = _curve(steps, evals, total, measured, 760, 340)
+    narrow = _curve(steps, evals, total, measured, 360, 260)
     return f'<div class="curve"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></div>'
 
 
-def _curve(steps, evals, total, width, height) -> str:
+def rows_measured(rows: int | None, held_out: int | None) -> str:
+    """Which held-out rows a loss was measured on: "all 60 rows", "24 of 60 rows"; "" where nobody knows."""
+    if rows is None or held_out is None:
+        return f"{rows or held_out:,} rows" if rows or held_out else ""
+    return f"all {held_out:,} rows" if rows >= held_out else f"{rows:,} of {held_out:,} rows"
+
+
+def _curve(steps, evals, total, measured, width, height) -> str:
     left, right, top, bottom = 44, 14, 26, 34
     points = [(event["step"], event["loss"]) for event in steps if math.isfinite(event["loss"])]
     held = [(event["step"], event["loss"], event.get("best")) for event in evals]
@@ -302,9 +339,9 @@ def _curve(steps, evals, total, width, height) -> str:
             drawn += f'<text class="best" x="{x(best[0]):.1f}" y="{y(best[1]) - 12:.1f}" text-anchor="{anchor}">best {best[1]:.3f}</text>'
     legend = (
         f'<g class="key"><line class="train" x1="{left}" x2="{left + 22}" y1="12" y2="12"/><text class="tick" x="{left + 28}" y="16">training loss</text>'
-        f'<line class="held" x1="{left + 118}" x2="{left + 140}" y1="12" y2="12"/><text class="tick" x="{left + 146}" y="16">held-out loss</text></g>'
+        f'<line class="held" x1="{left + 118}" x2="{left + 140}" y1="12" y2="12"/><text class="tick" x="{left + 146}" y="16">held-out loss{f", {measured}" if measured else ""}</text></g>'
     )
-    said = f"Loss over {last:,} steps." + (f" Held-out loss went from {held[0][1]:.3f} to {held[-1][1]:.3f}." if held else "")
+    said = f"Loss over {last:,} steps." + (f" Held-out loss{f' on {measured}' if measured else ''} went from {held[0][1]:.3f} to {held[-1][1]:.3f}." if held else "")
     return f'<svg class="chart" role="img" aria-label="{said}" viewBox="0 0 {width} {height}">{grid}{drawn}{legend}</svg>'
 
 
@@ -343,11 +380,11 @@ def status(title: str, state: str, message: str, step: int, total: int, eta_s: f
     """The state in words, a progress bar and the time left."""
     share = {"done": 1.0, "stopped": 1.0}.get(state, step / total if total else 0.0)
     percent = round(100 * share)
-    left = f"about {duration(eta_s)} left" if eta_s and state == "training" else ""
+    left = f"about {about(eta_s)} left" if eta_s and state == "training" else ""
     counted = f"step {step:,} of {total:,}" if total else ""
     busy = " busy" if state in ("waiting", "rehearsing", "checking") else ""
     return (
-        f'<div class="run-status state-{state}"><div class="run-head"><h3>{long_name(title, 48)}</h3>'
+        f'<div class="run-status state-{state}"><div class="run-head"><h3>{long_name(title)}</h3>'
         f'<span class="tag">{STATE_WORDS[state]}</span></div>'
         f'<div class="progress{busy}" role="progressbar" aria-label="Training progress" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
@@ -404,32 +441,40 @@ def changed_words(before: str, after: str) -> str:
 def result(report: dict) -> str:
     """Before and after, in one strip."""
     return stats([
-        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", "held-out loss", "Lower is better, on rows it never saw"),
+        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", f"held-out loss, {rows_measured(report['held_out_rows'], report['held_out_rows'])}", "Lower is better, on rows it never saw"),
         (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
         (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
         (f"{report['best_step']:,}", "best step", "The version that is kept"),
     ])
 
 
-def runs_table(summaries: list[dict], shown: str = "") -> str:
-    """My runs, each with its curve and result."""
+def runs_table(summaries: list[dict], shown: str = "", how: str = "Press Start; the quote beside it says about how long that takes.") -> str:
+    """My runs, each with its curve and result.
+
+    Args:
+        how: what to do where there are none.
+    """
     if not summaries:
-        return empty("No runs yet.", "Press Start: the demo takes under three minutes on two cores.")
+        return empty("No runs yet.", how)
     lines = "".join(
-        f'<tr{" class=shown" if its["id"] == shown else ""}><td>{long_name(its["title"], 34)}<br><span class="quiet">{when(its["created"])}</span></td>'
+        f'<tr{" class=shown" if its["id"] == shown else ""}><td>{long_name(its["title"])}<br><span class="quiet">{when(its["created"])}</span></td>'
         f'<td><span class="tag">{STATE_WORDS[its["state"]]}</span></td><td>{sparkline(its["curve"])}</td>'
         f'<td class="figures">{losses(its)}</td><td class="quiet base">{long_name(its["base_model"].split("/")[-1], 26)}</td></tr>'
         for its in summaries
     )
     return (
         '<div class="table-wrap"><table class="runs"><thead><tr><th>Run</th><th>State</th><th>Held-out curve</th>'
-        f'<th>Loss before → best</th><th class="base">Base</th></tr></thead><tbody>{lines}</tbody></table></div>'
+        f'<th>Held-out loss before → best</th><th class="base">Base</th></tr></thead><tbody>{lines}</tbody></table></div>'
     )
 
 
 def losses(its: dict) -> str:
-    return f"{its['first_loss']:.3f} → {its['best_loss']:.3f}" if its.get("best_loss") else "—"
+    """Before and best, and on which rows: a report measures all of them, a run that goes perhaps a part."""
+    if not its.get("best_loss"):
+        return "—"
+    return f"{its['first_loss']:.3f} → {its['best_loss']:.3f}<br><span class=quiet>{rows_measured(its.get('rows'), its.get('held_out_rows'))}</span>"
 
 
 def when(seconds: float) -> str:
-    return time.strftime("%d %b, %H:%M", time.localtime(seconds))
+    """A moment in this machine's zone, which is named: a Space's is not its visitors'."""
+    return time.strftime("%d %b, %H:%M %Z", time.localtime(seconds))

@@ -8,14 +8,12 @@ from tuner import clearing, keeping, limits, places, stewardship
 from tuner import run as runs
 from tuner.home import survives_restart
 from tuner.ui import drawing
-from tuner.ui.drawing import duration, text, when
+from tuner.ui.drawing import about, duration, text, when
 
 
 def said_before() -> str:
     """What holds for a run here, to be read before Start; "" on one's own machine."""
     told = [its for its in limits.said() if its != limits.PAUSED]
-    if not survives_restart():
-        told.append("This Space keeps nothing when it restarts: tick below, or publish what you want to keep.")
     paused = drawing.notice(limits.PAUSED, "warning") if limits.is_paused() else ""
     return paused + (f'<p class="quiet small">{text(" ".join(told))}</p>' if told else "")
 
@@ -26,7 +24,7 @@ def too_long(seconds: float) -> str:
     if most is None or seconds <= most:
         return ""
     return drawing.notice(
-        f"This is said to train for {duration(seconds)}, and {duration(most)} is the most here. It then ends with the best version "
+        f"This is said to train for about {about(seconds)}, and {duration(most)} is the most here. It then ends with the best version "
         "so far; fewer epochs or rows fit the learning rate to the time there is.", "warning",
     )
 
@@ -67,8 +65,13 @@ def draw_panel(page, browser) -> SimpleNamespace:
     return its
 
 
-def wire_panel(its) -> dict:
-    """Connect it; gives what is to happen when a page opens."""
+def wire_panel(its, starts: list) -> dict:
+    """Connect it; gives what is to happen when a page opens.
+
+    Args:
+        starts: the buttons that cannot be pressed while new runs are paused.
+    """
+    from tuner.ui import run_view
     from tuner.ui.app import in_words
 
     page, quiet = its.page, dict(show_progress="hidden", api_visibility="private")
@@ -90,7 +93,7 @@ def wire_panel(its) -> dict:
     def pause(browser_id, token: gr.OAuthToken | None):
         owner = page.visitor(browser_id, token).owner
         stewardship.pause(owner, not limits.is_paused())
-        return shown(owner)
+        return [*shown(owner), *(run_view.start_button(owner) for _ in starts)]
 
     @in_words
     def free(browser_id, token: gr.OAuthToken | None):
@@ -98,8 +101,9 @@ def wire_panel(its) -> dict:
         done = stewardship.free_space(owner)
         return shown(owner, f"{done['freed_gib']:.2f} GiB came free; {done['free_gib']:.1f} GiB are free now. Owners of old runs were told first.")
 
-    for happens, fn in ((its.fold.expand, look), (its.look.click, look), (its.pause.click, pause), (its.free.click, free)):
+    for happens, fn in ((its.fold.expand, look), (its.look.click, look), (its.free.click, free)):
         happens(fn, [its.browser], [its.seen, its.pause], **quiet)
+    its.pause.click(pause, [its.browser], [its.seen, its.pause, *starts], **quiet)
     return dict(fn=open_panel, inputs=[its.browser], outputs=[its.fold], **quiet)
 
 
@@ -125,4 +129,4 @@ def panel(view: dict) -> str:
 def _how_long(its: dict) -> str:
     if its["left_s"] is None:
         return ""
-    return f", about {duration(its['left_s'])} left" if its["state"] == "going" else f", needs about {duration(its['left_s'])}"
+    return f", about {about(its['left_s'])} left" if its["state"] == "going" else f", needs about {about(its['left_s'])}"

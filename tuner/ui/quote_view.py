@@ -2,7 +2,7 @@
 
 from tuner.plan import ROOM
 from tuner.quote import Hired, Quote
-from tuner.ui.drawing import duration, notice, text
+from tuner.ui.drawing import about, duration, notice, text
 
 
 def dollars(amount: float) -> str:
@@ -20,7 +20,7 @@ def line(made: Quote) -> str:
     """The quote in one line, beside the Start button."""
     fits = "" if made.fits else " That is more than is free."
     return (
-        f'<p class="figures quiet">About {duration(made.seconds)} and {gib(made.memory_gib)} on this machine, '
+        f'<p class="figures quiet">About {about(made.seconds)} and {gib(made.memory_gib)} on this machine, '
         f'{made.steps:,} {"step" if made.steps == 1 else "steps"}.{fits}</p>'
     )
 
@@ -35,7 +35,7 @@ def whole(made: Quote, hired: list[Hired], offered: list, measuring: bool, runs_
     """
     tiles = "".join(
         f'<div class="stat" title="{tip}"><b>{value}</b><span>{words}</span></div>' for value, words, tip in (
-            (duration(made.seconds), "about, here", text("; ".join(f"{name} {duration(seconds)}" for name, seconds in made.time.items()))),
+            (about(made.seconds), "about, here", text("; ".join(f"{name} {about(seconds)}" for name, seconds in made.time.items()))),
             (gib(made.memory_gib), "memory, about", f"{gib(made.free_gib)} are free"),
             (dollars(made.dollars), "on this machine", "Its price by the hour, for that time"),
             (f"{made.steps:,}", "step" if made.steps == 1 else "steps", f"{made.tokens:,} tokens"),
@@ -109,7 +109,7 @@ def settings_text(settings: dict) -> str:
 
 def cost_words(harm: str, memory_gib: float, seconds: float) -> str:
     """What a proposal costs."""
-    return f"{harm or 'the same result'}; {gib(memory_gib)}, {duration(seconds)}"
+    return f"{harm or 'the same result'}; {gib(memory_gib)}, about {about(seconds)}"
 
 
 def _table(made: Quote, hired: list[Hired]) -> str:
@@ -123,7 +123,7 @@ def _table(made: Quote, hired: list[Hired]) -> str:
         marks = "".join(f'<span class="tag">{tag}</span>' for tag in tags)
         return (
             f'<tr><td>{mark}</td><td><b>{text(name)}</b>{marks}<br><span class="quiet">{text(small)}</span>{short}</td>'
-            f'<td class="figures">{duration(seconds)}</td><td class="figures">{price}</td></tr>'
+            f'<td class="figures">{about(seconds)}</td><td class="figures">{price}</td></tr>'
         )
 
     lines = [row("This machine", f"{gib(made.free_gib)} free", made.seconds, dollars(made.dollars), made, [])]
@@ -150,7 +150,7 @@ def _table(made: Quote, hired: list[Hired]) -> str:
 
 def rehearsed(quoted: dict, measured: dict, taken_s: float | None) -> str:
     """What was quoted, what the rehearsal measured, and, once it is over, what the run took."""
-    cells = [("Quoted", gib(quoted["memory_gib"]), duration(quoted["seconds"])), ("Rehearsed", gib(measured["memory_gib"]), duration(measured["seconds"]))]
+    cells = [("Quoted", gib(quoted["memory_gib"]), f"about {about(quoted['seconds'])}"), ("Rehearsed", gib(measured["memory_gib"]), f"about {about(measured['seconds'])}")]
     if taken_s is not None:
         cells.append(("Took", "", duration(taken_s)))
     inner = "".join(f"<span><i>{name}</i> <b class=figures>{', '.join(filter(None, (size, time)))}</b></span>" for name, size, time in cells)

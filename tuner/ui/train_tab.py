@@ -1,29 +1,21 @@
-"""The Fine-tune tab: a recipe, a quote, Start; then the curve, and the answer changing; and my runs."""
+"""The Fine-tune tab: a recipe, a quote, Start; what goes on then is drawn by `run_view`, the list of runs by `my_runs`."""
 
 import os
-from contextlib import suppress
 from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, figures, homecoming, hub, identity, keeping, limits, machine, proposals, publish, quote, trials
+from tuner import check, cost, data, hub, keeping, limits, machine, proposals, publish, quote, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
-from tuner.events import latest
 from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, queue_view, quote_view, report_view, trial_view
+from tuner.ui import drawing, my_runs, queue_view, quote_view, run_view, trial_view
 
 FORM = (*OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
 _SHAPES_ROWS = ("base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
-
-SIGN_IN = "Sign in to start"
-# The button then leads where the sign-in button does. The click itself is refused by the engine.
-LEAD_TO_SIGN_IN = f"""(label) => {{
-    if (label === {SIGN_IN!r}) window.location.assign("/login/huggingface?_target_url=/" + encodeURIComponent(window.location.search));
-}}"""
 
 
 def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
@@ -32,70 +24,40 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     first = next(iter(presets))
     its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id, run_id=run_id, presets=presets)
     bases = list(dict.fromkeys(preset.base_model for preset in presets.values()))
-    with gr.Row(equal_height=False):
+    run_view.draw_state(its)
+    with gr.Row(equal_height=False, elem_id="train-columns"):
         with gr.Column(scale=2, min_width=300):
             its.dataset_line = gr.HTML("", elem_id="dataset-line")
             its.preset = gr.Dropdown(
                 [(preset.title, name) for name, preset in presets.items()], value=first, label="Preset", elem_id="preset",
                 info=presets[first].about, filterable=False,
             )
+            its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
+            its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
+            its.publish_check = gr.HTML("", elem_id="publish-check")
+            its.keep = gr.Checkbox(
+                False, label="Keep checkpoints in my account", info=keeping.CONSENT, visible=not survives_restart(), elem_id="keep",
+            )
+            its.quote_line = gr.HTML("", elem_id="quote-here")
+            its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
+            its.limits = gr.HTML(queue_view.said_before, elem_id="limits")
+            gr.HTML("<h3>Settings</h3>")
             its.knobs = {}
             for pair in _in_pairs(OPEN_KNOBS):
                 with gr.Row():
                     its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in pair}
-            its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
-            its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
-            its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
-            its.publish_check = gr.HTML("", elem_id="publish-check")
-            its.limits = gr.HTML(queue_view.said_before, elem_id="limits")
-            its.keep = gr.Checkbox(
-                False, label="Keep checkpoints in my account", info=keeping.CONSENT, visible=not survives_restart(), elem_id="keep",
-            )
-            its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
-            its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
             with gr.Accordion("More settings", open=False, elem_id="more"):
                 its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in MORE_KNOBS}
-            with gr.Accordion("Try before you train", open=False, elem_id="trials"):
-                its.trial_quote = gr.HTML(drawing.empty("What they take appears with the dataset."), elem_id="trial-quote")
-                with gr.Row():
-                    its.try_rate = gr.Button("Find a learning rate", elem_id="try-rate", min_width=130)
-                    its.try_enough = gr.Button("Is the data enough?", elem_id="try-enough", min_width=130)
-                its.trial = gr.HTML("", elem_id="trial", js_on_load=drawing.LISTEN)
-                its.cancel_trial = gr.Button("Cancel", visible=False, elem_id="cancel-trial")
-        with gr.Column(scale=5, min_width=340):
-            its.status = gr.HTML("", elem_id="run-status", js_on_load=drawing.LISTEN)
-            its.curve = gr.HTML(drawing.curve([], [], 0), elem_id="curve")
-            its.numbers = gr.HTML("", elem_id="numbers")
-            its.resume = gr.Button("Resume this run", visible=False, elem_id="resume")
-            with gr.Row(visible=False, elem_id="longer-row") as its.longer_row:
-                its.more = gr.Number(1, label="Epochs more", minimum=0.1, maximum=100, elem_id="more-epochs", min_width=100)
-                its.longer = gr.Button("Train longer", elem_id="longer", min_width=130)
-            its.to_chat = gr.Button("Talk to it →", variant="primary", visible=False, elem_id="to-chat")
-            gr.HTML("<h3>Watch it learn</h3>")
-            its.samples = gr.HTML(drawing.samples([]), elem_id="samples")
-    its.report = gr.HTML("", elem_id="report")
-    gr.HTML("<h3>My runs</h3>")
-    its.table = gr.HTML(drawing.runs_table([]), elem_id="runs")
-    with gr.Row(elem_id="run-actions"):
-        its.chosen = gr.Dropdown([], label="Run", elem_id="chosen-run", filterable=False, scale=3, min_width=220)
-        its.open_run = gr.Button("Open", elem_id="open-run", min_width=80)
-        its.chat_run = gr.Button("Chat", elem_id="chat-run", min_width=80)
-        its.publish_run = gr.Button("Publish", elem_id="publish-run", min_width=80)
-    with gr.Row(elem_id="kept-row"):
-        its.find_kept = gr.Button("Find my kept runs", elem_id="find-kept", scale=0, min_width=180)
-        its.kept = gr.Dropdown([], label="Kept in my account", elem_id="kept", filterable=False, visible=False, scale=3, min_width=220)
-        its.bring_back = gr.Button("Bring it back", elem_id="bring-back", visible=False, min_width=90)
-    with gr.Row(elem_id="name-row"):
-        its.new_title = gr.Textbox(label="New name", max_length=120, scale=3, elem_id="new-title", min_width=220)
-        its.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
-        its.delete = gr.Button("Delete", elem_id="delete-run", min_width=80)
-        its.delete_sure = gr.Button("Really delete it", variant="stop", visible=False, elem_id="delete-sure", min_width=80)
+            gr.HTML("<h3>What it takes</h3>")
+            its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
+            trial_view.draw_controls(its)
+        with gr.Column(scale=5, min_width=340, elem_id="run-course"):
+            run_view.draw_course(its)
+    run_view.draw_report(its)
+    my_runs.draw(its)
     its.form = [its.knobs[name] for name in FORM]
     its.shapes_rows = [its.knobs[name] for name in _SHAPES_ROWS]
-    its.timer = gr.Timer(1.0, active=False)
     its.measuring = gr.Timer(2.0, active=False)  # until this machine's speed is known, and the quote with it
-    its.seen, its.doomed = gr.State(""), gr.State("")  # what was drawn; the run that a second click deletes
-    its.trial_id, its.trying = gr.State(""), gr.Timer(1.0, active=False)
 
     def settings(form) -> dict:
         """The form's values by name; whole numbers that arrived as 16.0 are whole again."""
@@ -122,18 +84,8 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
                 found.pop(name)
         return Recipe(**found)
 
-    its.strict, its.lenient, its.lead_to_sign_in = strict, lenient, LEAD_TO_SIGN_IN
+    its.strict, its.lenient, its.lead_to_sign_in = strict, lenient, run_view.LEAD_TO_SIGN_IN
     return its
-
-
-def stop_label(state: str) -> str:
-    """What the button beside a live run does."""
-    return "Leave the queue" if state == "waiting" else "Stop and keep what was learned"
-
-
-def start_label(owner: str) -> str:
-    """What stands on the Start button for this owner, so that it is known before the click."""
-    return "Start" if identity.may_start(owner) else SIGN_IN
 
 
 def _in_pairs(names) -> list[tuple[str, ...]]:
@@ -158,79 +110,35 @@ def _component(name: str, value, bases: list[str]):
     return gr.Textbox(lines=2 if name in ("system_prompt", "sample_prompt") else 1, max_length=20_000, **common)
 
 
+def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
+    """The base's sizes, and the rows that a run of these settings works on.
+
+    Raises:
+        UserError: the base is not known, or no row has anything to learn.
+    """
+    from tuner.ui import dataset_tab
+
+    look, blind = dataset_tab.eyes(recipe, visitor.token)
+    if look is None:
+        raise UserError(blind)
+    rows, going = check.look_at(dataset, look)
+    seen = rows.figures(recipe)
+    if not len(seen.lengths):
+        raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
+    # While the rest is still being checked, the first rows stand for it.
+    worked_on = quote.Rows.of(seen, max(1.0, dataset.count / rows.came_in) if going else 1.0)
+    sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
+    limits.require_model(sizes.weights / 1e9, recipe.base_model)
+    return sizes, worked_on
+
+
 def wire(its, dataset, talk, tabs) -> None:
     """Connect the tab's controls."""
-    from tuner.ui import dataset_tab
     from tuner.ui.app import in_words
 
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
-    view = [its.status, its.curve, its.numbers, its.samples, its.report, its.start, its.stop, its.resume, its.longer_row, its.to_chat, its.timer, its.seen]
-    lists = [its.table, its.chosen]
-
-    def view_of(run: runs.Run | None, owner: str = "") -> list:
-        """Everything the tab shows of a run; of none, to this owner."""
-        owner = run.owner if run else owner
-        if run is None:
-            return [
-                "", drawing.curve([], [], 0), "", drawing.samples([]), "", gr.update(interactive=True, value=start_label(owner)),
-                gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
-            ]
-        events, size = run.events()
-        state = run.state()
-        steps, evals, told = latest(events, "step"), latest(events, "eval"), latest(events, "sample")
-        said = [event["message"] for event in events if event["kind"] == "status"]
-        notes = list(dict.fromkeys(event["message"] for event in events if event["kind"] == "note" and "rule" not in event))
-        seen = [event for event in events if event["kind"] == "note" and "rule" in event]
-        last = steps[-1] if steps else {}
-        live = state in runs.LIVE
-        if run.stop_asked() and live:
-            message = "Leaving the queue" if state == "waiting" else "Stopping after this step"
-        elif state == "waiting" and (place := queue_view.waiting(run)):
-            message = place
-        elif state == "new":
-            message = "Not started; nothing was spent. Resume puts it into the queue."
-        elif state == "interrupted":
-            message = "It was ended in the middle. Resume goes on from the last checkpoint."
-        elif state == "failed":
-            message = "See below what went wrong"
-        else:
-            message = said[-1] if said else "Starting"
-        total = last.get("steps", 0)
-        top = drawing.status(run.title, state, message, last.get("step", 0), total, last.get("eta_s"))
-        if state == "failed":
-            top += drawing.notice(run.error(), "error") + quote_view.retry(run.read("proposals", []), run.kept_step())
-        if tried := next((event for event in reversed(events) if event["kind"] == "status" and "rehearsed" in event), None):
-            result = next((event for event in reversed(events) if event["kind"] == "status" and event["state"] in ("done", "stopped")), None)
-            first = events[0]["t"] if events else 0
-            top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
-        top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen) + queue_view.around(run)
-        report = run.read("report") if state in ("done", "stopped") else None
-        if report:
-            numbers = drawing.result(report)
-        elif last:
-            numbers = drawing.stats([
-                (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
-                (f"{last['memory_gib']:.2f} GiB", "memory", "What the training process holds now"),
-                (f"{last['loss']:.3f}", "loss", "Of the last step"),
-                (f"{last['learning_rate']:.1e}", "learning rate", "At the last step"),
-            ])
-        else:
-            numbers = ""
-        made = report and figures.of(run)
-        return [
-            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
-            gr.update(interactive=True, value="Start another" if live else start_label(owner)), gr.update(visible=live, value=stop_label(state)),
-            gr.update(visible=state in ("new", "interrupted", "failed", "stopped")),
-            gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
-            gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{queue_view.moment(run)}/{len(told)}",
-        ]
-
-    def lists_of(owner: str, shown: str = "") -> list:
-        mine = [run.summary() for run in runs.mine(owner)[:100]]
-        choices = [(f"{shorten(its_['title'], 40)} · {drawing.STATE_WORDS[its_['state']]} · {drawing.when(its_['created'])}", its_["id"]) for its_ in mine]
-        chosen = shown if any(value == shown for _, value in choices) else (choices[0][1] if choices else None)
-        return [drawing.runs_table(mine, shown), gr.update(choices=choices, value=chosen)]
+    view, lists = run_view.parts(its), my_runs.parts(its)
 
     @in_words
     def use_preset(name):
@@ -239,48 +147,29 @@ def wire(its, dataset, talk, tabs) -> None:
             raise UserError(f"There is no preset {shorten(name)!r}. Choose one from the list.")
         return [gr.update(info=preset.about), *[getattr(preset, knob) for knob in FORM]]
 
-    def to_quote(its_data, recipe, visitor) -> tuple:
-        """The base's sizes, and the rows that a run of these settings works on.
-
-        Raises:
-            UserError: the base is not known, or no row has anything to learn.
-        """
-        look, blind = dataset_tab.eyes(recipe, visitor.token)
-        if look is None:
-            raise UserError(blind)
-        rows, going = check.look_at(its_data, look)
-        seen = rows.figures(recipe)
-        if not len(seen.lengths):
-            raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
-        # While the rest is still being checked, the first rows stand for it.
-        worked_on = quote.Rows.of(seen, max(1.0, its_data.count / rows.came_in) if going else 1.0)
-        sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
-        limits.require_model(sizes.weights / 1e9, recipe.base_model)
-        return sizes, worked_on
-
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
-            return [gr.skip()] * 5
+            return [gr.skip()] * 6
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
         still = gr.Timer(active=False)
         try:
             recipe = its.strict(form)
-            sizes, worked_on = to_quote(its_data, recipe, visitor)
+            sizes, worked_on = to_quote(page, its_data, recipe, visitor)
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
-            return drawing.notice(str(error), "error"), line, "", still, drawing.empty("Nothing to try yet.")
+            return drawing.notice(str(error), "error"), line, "", "", still, drawing.empty("Nothing to try yet.")
         measuring = machine.begin_measuring()
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
-        return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried
+        return drawn, line, quote_view.line(made), quote_view.line(made), gr.Timer(active=measuring), tried
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
         """See `publish.check_before`, for a run of these settings on this dataset; `token` is the sign-in, where there is one."""
-        sizes, worked_on = to_quote(data.find(visitor.owner, dataset_id), recipe, visitor)
+        sizes, worked_on = to_quote(page, data.find(visitor.owner, dataset_id), recipe, visitor)
         try:
             base = {"id": recipe.base_model, "licence": hub.licence_of(recipe.base_model, recipe.base_revision, visitor.token)}
         except UserError:  # the packaged starter, or out of reach, which the check itself will say
@@ -329,54 +218,13 @@ def wire(its, dataset, talk, tabs) -> None:
         offered = run.read("proposals", [])
         if verb == "keep":
             runs.keep(run, visitor.token)
-            return [run.id, *view_of(run), *lists_of(visitor.owner, run.id), *[gr.skip()] * len(FORM)]
+            return [run.id, *run_view.of(run), *my_runs.of(visitor, run.id), *[gr.skip()] * len(FORM)]
         if verb != "again" or not what.isdigit() or int(what) >= len(offered):
             raise UserError("That proposal is not there any more. Reload the page.")
         settings = offered[int(what)]["settings"]
         new = runs.again(run, settings)
         runs.start(new, visitor.token)
-        return [new.id, *view_of(new), *lists_of(visitor.owner, new.id), *[settings.get(name, gr.skip()) for name in FORM]]
-
-    def trial_of(trial: trials.Trial | None) -> list:
-        if trial is None:
-            return ["", gr.update(visible=False), gr.Timer(active=False), gr.update(interactive=True), gr.update(interactive=True)]
-        live = trial.state() in runs.LIVE
-        return [trial_view.whole(trial), gr.update(visible=live), gr.Timer(active=live), gr.update(interactive=not live), gr.update(interactive=not live)]
-
-    def try_it(kind, dataset_id, browser_id, token, form):
-        visitor = page.visitor(browser_id, token)
-        recipe = its.strict(form)
-        dataset = data.find(visitor.owner, dataset_id)
-        trial = trials.create(visitor.owner, kind, recipe, dataset)
-        quoted = None
-        with suppress(UserError):  # what is wrong, the start itself says
-            quoted = {"seconds": trials.seconds(kind, recipe, *to_quote(dataset, recipe, visitor))}
-        runs.start(trial, visitor.token, quoted)
-        return [trial.id, *trial_of(trial)]
-
-    @in_words
-    def try_rate(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
-        return try_it(trials.RATE, dataset_id, browser_id, token, form)
-
-    @in_words
-    def try_enough(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
-        return try_it(trials.ENOUGH, dataset_id, browser_id, token, form)
-
-    @in_words
-    def poll_trial(trial_id, browser_id, token: gr.OAuthToken | None):
-        owner = page.visitor(browser_id, token).owner
-        return trial_of(runs.find(owner, trial_id, trials.Trial) if trial_id and runs.is_of(owner, trial_id, trials.Trial) else None)
-
-    @in_words
-    def cancel_trial(trial_id, browser_id, token: gr.OAuthToken | None):
-        trial = runs.find(page.visitor(browser_id, token).owner, trial_id, trials.Trial)
-        trial.ask_stop()
-        return trial_of(trial)
-
-    @in_words
-    def reattach_trial(browser_id, token: gr.OAuthToken | None):
-        newest = next(iter(runs.mine(page.visitor(browser_id, token).owner, trials.Trial)), None)
-        return [newest.id if newest else "", *trial_of(newest)]
+        return [new.id, *run_view.of(new), *my_runs.of(visitor, new.id), *[settings.get(name, gr.skip()) for name in FORM]]
 
     @in_words
     def start(dataset_id, browser_id, token: gr.OAuthToken | None, preset, publishing, name, keep, *form):
@@ -406,29 +254,15 @@ def wire(its, dataset, talk, tabs) -> None:
 
         form_key = f"{dataset_id}/{its_data.steps}/{recipe.to_toml()}/{publishing}/{name}/{keep}"
         run = runs.start_once(visitor.owner, form_key, lambda: runs.create(visitor.owner, recipe, its_data), begin)
-        return [run.id, *view_of(run), *lists_of(visitor.owner, run.id)]
+        return [run.id, *run_view.of(run), *my_runs.of(visitor, run.id)]
 
     def told_before(dataset_id, recipe, visitor) -> dict | None:
         """What the quote says a run takes, for those who wait behind it; a run may start where nobody could say."""
         try:
-            made = quote.here(recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
+            made = quote.here(recipe, *to_quote(page, data.find(visitor.owner, dataset_id), recipe, visitor))
         except UserError:
             return None
         return {"seconds": made.seconds, "memory_gib": made.needed_gib}
-
-    @in_words
-    def find_kept(browser_id, token: gr.OAuthToken | None):
-        found = keeping.find(page.visitor(browser_id, token).token)
-        if not found:
-            raise UserError("Your account keeps no runs of Tuner. Tick “Keep checkpoints in my account” before a Start.")
-        choices = [(f"{its_['run']} · {drawing.when(its_['changed'])}", its_["repo_id"]) for its_ in found]
-        return gr.update(choices=choices, value=choices[0][1], visible=True), gr.update(visible=True)
-
-    @in_words
-    def bring_back(repo_id, browser_id, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        run = homecoming.bring_back(visitor.owner, str(repo_id or ""), visitor.token)
-        return [run.id, *view_of(run), *lists_of(visitor.owner, run.id)]
 
     @in_words
     def poll(run_id, seen, browser_id, token: gr.OAuthToken | None):
@@ -440,20 +274,20 @@ def wire(its, dataset, talk, tabs) -> None:
             return [said if box is its.status else gr.Timer(active=False) if box is its.timer else gr.skip() for box in (*view, *lists)]
         run = runs.find(visitor.owner, run_id)
         size = os.path.getsize(run.folder / "events.jsonl") if (run.folder / "events.jsonl").exists() else 0
-        if (seen or "").startswith(f"{run.id}/{size}/{run.state()}/{run.stop_asked()}/{queue_view.moment(run)}/"):
+        if (seen or "").startswith(run_view.seen_as(run, size) + "/"):
             return [gr.skip()] * (len(view) + len(lists))
-        shown = view_of(run)
+        shown = run_view.of(run)
         said = not (seen or "").startswith(f"{run.id}/") or seen.split("/")[-1] != shown[-1].split("/")[-1]
         if not said:
             shown[view.index(its.samples)] = gr.skip()  # so a prompt that was opened stays open
         moved = said or f"/{run.state()}/" not in (seen or "")  # it says something at each evaluation
-        return [*shown, *(lists_of(visitor.owner, run_id) if moved else [gr.skip()] * len(lists))]
+        return [*shown, *(my_runs.of(visitor, run_id) if moved else [gr.skip()] * len(lists))]
 
     @in_words
     def stop(run_id, browser_id, token: gr.OAuthToken | None):
         run = runs.find(page.visitor(browser_id, token).owner, run_id)
         run.ask_stop()
-        return view_of(run)
+        return run_view.of(run)
 
     @in_words
     def resume(run_id, keep, browser_id, token: gr.OAuthToken | None):
@@ -463,63 +297,24 @@ def wire(its, dataset, talk, tabs) -> None:
         runs.start(run, visitor.token)
         if keeper:
             keeper.follow()
-        return [*view_of(run), *lists_of(visitor.owner, run_id)]
+        return [*run_view.of(run), *my_runs.of(visitor, run_id)]
 
     @in_words
     def longer(run_id, more, browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
         runs.longer(runs.find(visitor.owner, run_id), float(more or 0), visitor.token)
-        return [*view_of(runs.find(visitor.owner, run_id)), *lists_of(visitor.owner, run_id)]
+        return [*run_view.of(runs.find(visitor.owner, run_id)), *my_runs.of(visitor, run_id)]
 
     @in_words
     def reattach(browser_id, token: gr.OAuthToken | None):
         visitor = page.visitor(browser_id, token)
         mine = runs.mine(visitor.owner)
         shown = next((run for run in mine if run.state() in runs.LIVE), mine[0] if mine else None)
-        return [shown.id if shown else "", *view_of(shown, visitor.owner), *lists_of(visitor.owner, shown.id if shown else "")]
-
-    @in_words
-    def open_run(chosen, browser_id, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        run = runs.find(visitor.owner, require_chosen(chosen))
-        return [run.id, *view_of(run), *lists_of(visitor.owner, run.id), gr.update(value=run.title)]
-
-    @in_words
-    def rename(chosen, title, run_id, browser_id, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        runs.find(visitor.owner, require_chosen(chosen)).rename(title or "")
-        return lists_of(visitor.owner, chosen)
-
-    @in_words
-    def ask_delete(chosen, browser_id, token: gr.OAuthToken | None):
-        run = runs.find(page.visitor(browser_id, token).owner, require_chosen(chosen))
-        return gr.update(visible=False), gr.update(visible=True, value=f"Really delete “{shorten(run.title, 30)}”"), run.id
-
-    @in_words
-    def delete(chosen, doomed, run_id, browser_id, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        if chosen != doomed:
-            raise UserError("Another run is chosen now than the one that was to be deleted. Press Delete once more.")
-        runs.find(visitor.owner, require_chosen(chosen)).delete()
-        kept = "" if run_id == chosen else run_id
-        shown = view_of(runs.find(visitor.owner, kept) if kept else None, visitor.owner)
-        return [kept, *shown, *lists_of(visitor.owner, kept), gr.update(visible=True), gr.update(visible=False)]
-
-    def require_chosen(chosen) -> str:
-        if not chosen:
-            raise UserError("No run is chosen. Choose one from the list.")
-        return str(chosen)
-
-    @in_words
-    def done_run(chosen, browser_id, token: gr.OAuthToken | None):
-        run = runs.find(page.visitor(browser_id, token).owner, require_chosen(chosen))
-        if run.state() not in ("done", "stopped"):
-            raise UserError(f"“{shorten(run.title)}” is {run.state()} and has no tuned model yet.")
-        return run.id, gr.Tabs(selected="chat")
+        return [shown.id if shown else "", *run_view.of(shown, visitor.owner), *my_runs.of(visitor, shown.id if shown else "")]
 
     who = [its.browser]
     its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
-    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
     dataset.known.change(**asks)
@@ -532,12 +327,6 @@ def wire(its, dataset, talk, tabs) -> None:
     its.publish_name.blur(**means)
     its.publish_name.submit(**means)
     its.quote.click(take, its.form, its.form, **quiet)
-    tries = [its.trial, its.cancel_trial, its.trying, its.try_rate, its.try_enough]
-    for button, fn in ((its.try_rate, try_rate), (its.try_enough, try_enough)):
-        button.click(fn, [its.dataset_id, *who, *its.form], [its.trial_id, *tries], show_progress="minimal", show_progress_on=[its.trial], api_visibility="private", concurrency_limit=4)
-    its.trying.tick(poll_trial, [its.trial_id, *who], tries, concurrency_limit=None, trigger_mode="once", **quiet)
-    its.cancel_trial.click(cancel_trial, [its.trial_id, *who], tries, **quiet)
-    its.reattach_trial = dict(fn=reattach_trial, inputs=who, outputs=[its.trial_id, *tries], **quiet)
     its.trial.click(take, its.form, its.form, **quiet)
     its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
@@ -546,21 +335,13 @@ def wire(its, dataset, talk, tabs) -> None:
     )
     its.follow_up = talk.refresh
     started = its.start.click(**its.start_run)
-    its.start.click(None, [its.start], None, js=LEAD_TO_SIGN_IN, **quiet)
+    its.start.click(None, [its.start], None, js=run_view.LEAD_TO_SIGN_IN, **quiet)
     its.timer.tick(poll, [its.run_id, its.seen, *who], [*view, *lists], concurrency_limit=None, trigger_mode="once", **quiet)
     its.stop.click(stop, [its.run_id, *who], view, **quiet)
     its.resume.click(resume, [its.run_id, its.keep, *who], [*view, *lists], **quiet)
-    its.find_kept.click(find_kept, who, [its.kept, its.bring_back], **quiet)
-    its.bring_back.click(bring_back, [its.kept, *who], [its.run_id, *view, *lists], show_progress="minimal", show_progress_on=[its.status], api_visibility="private")
     its.longer.click(longer, [its.run_id, its.more, *who], [*view, *lists], **quiet)
     its.reattach = dict(fn=reattach, inputs=who, outputs=[its.run_id, *view, *lists], **quiet)
-    its.open_run.click(open_run, [its.chosen, *who], [its.run_id, *view, *lists, its.new_title], **quiet)
-    renamed = its.rename.click(rename, [its.chosen, its.new_title, its.run_id, *who], lists, **quiet)
-    its.delete.click(ask_delete, [its.chosen, *who], [its.delete, its.delete_sure, its.doomed], **quiet)
-    its.chosen.change(lambda: (gr.update(visible=True), gr.update(visible=False), ""), None, [its.delete, its.delete_sure, its.doomed], queue=False, **quiet)
-    deleted = its.delete_sure.click(delete, [its.chosen, its.doomed, its.run_id, *who], [its.run_id, *view, *lists, its.delete, its.delete_sure], **quiet)
-    its.chat_run.click(done_run, [its.chosen, *who], [its.run_id, tabs], **quiet).success(**talk.take_run)
-    its.publish_run.click(done_run, [its.chosen, *who], [its.run_id, tabs], **quiet).success(**talk.take_run).success(**talk.open_publish)
     its.to_chat.click(lambda: gr.Tabs(selected="chat"), None, [tabs], queue=False, **quiet).then(**talk.take_run)
-    for changed in (started, renamed, deleted):
-        changed.then(**talk.refresh)
+    started.then(**talk.refresh)
+    trial_view.wire(its, to_quote)
+    my_runs.wire(its, talk, tabs)

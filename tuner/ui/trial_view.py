@@ -1,15 +1,104 @@
-"""Trials as pictures: the loss over the learning rate, the loss over the number of rows, and what they say."""
+"""Trials on the Fine-tune tab: their buttons, and their pictures: the loss over the learning rate or the number of rows, and what they say."""
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
 
-from tuner import trials
+import gradio as gr
+
+from tuner import data, identity, limits, trials
+from tuner import run as runs
+from tuner.errors import UserError
 from tuner.run import LIVE
-from tuner.ui.drawing import duration, notice, scale, text
+from tuner.ui import drawing
+from tuner.ui.drawing import about, notice, scale, text
+
+
+def draw_controls(its) -> None:
+    """A fold with both trials, what they cost, and what came out."""
+    with gr.Accordion("Try before you train", open=False, elem_id="trials"):
+        its.trial_quote = gr.HTML(drawing.empty("What they take appears with the dataset."), elem_id="trial-quote")
+        with gr.Row():
+            its.try_rate = gr.Button("Find a learning rate", elem_id="try-rate", min_width=130)
+            its.try_enough = gr.Button("Is the data enough?", elem_id="try-enough", min_width=130)
+        its.trial = gr.HTML("", elem_id="trial", js_on_load=drawing.LISTEN)
+        its.cancel_trial = gr.Button("Cancel", visible=False, elem_id="cancel-trial")
+    its.trial_id, its.trying = gr.State(""), gr.Timer(1.0, active=False)
+
+
+def wire(its, to_quote: Callable) -> None:
+    """Connect them; `its.reattach_trial` is then what is to happen when a page opens.
+
+    Args:
+        to_quote: the base's sizes and the rows of a dataset, a recipe and a visitor; see `train_tab.to_quote`.
+    """
+    from tuner.ui.app import in_words
+
+    page, who = its.page, [its.browser]
+    quiet = dict(show_progress="hidden", api_visibility="private")
+
+    def shown(trial: trials.Trial | None, owner: str) -> list:
+        live = trial is not None and trial.state() in LIVE
+        can = not live and identity.may_start(owner) and not limits.is_paused()
+        return [
+            whole(trial) if trial else "", gr.update(visible=live), gr.Timer(active=live), gr.update(interactive=can), gr.update(interactive=can),
+        ]
+
+    def try_it(kind, dataset_id, browser_id, token, form):
+        visitor = page.visitor(browser_id, token)
+        recipe = its.strict(form)
+        dataset = data.find(visitor.owner, dataset_id)
+        trial = trials.create(visitor.owner, kind, recipe, dataset)
+        quoted = None
+        with suppress(UserError):  # what is wrong, the start itself says
+            quoted = {"seconds": trials.seconds(kind, recipe, *to_quote(page, dataset, recipe, visitor))}
+        runs.start(trial, visitor.token, quoted)
+        return [trial.id, *shown(trial, visitor.owner)]
+
+    @in_words
+    def try_rate(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        return try_it(trials.RATE, dataset_id, browser_id, token, form)
+
+    @in_words
+    def try_enough(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        return try_it(trials.ENOUGH, dataset_id, browser_id, token, form)
+
+    @in_words
+    def poll_trial(trial_id, browser_id, token: gr.OAuthToken | None):
+        owner = page.visitor(browser_id, token).owner
+        mine = bool(trial_id) and runs.is_of(owner, trial_id, trials.Trial)
+        return shown(runs.find(owner, trial_id, trials.Trial) if mine else None, owner)
+
+    @in_words
+    def cancel_trial(trial_id, browser_id, token: gr.OAuthToken | None):
+        owner = page.visitor(browser_id, token).owner
+        trial = runs.find(owner, trial_id, trials.Trial)
+        trial.ask_stop()
+        return shown(trial, owner)
+
+    @in_words
+    def reattach_trial(browser_id, token: gr.OAuthToken | None):
+        owner = page.visitor(browser_id, token).owner
+        newest = next(iter(runs.mine(owner, trials.Trial)), None)
+        return [newest.id if newest else "", *shown(newest, owner)]
+
+    fills = [its.trial, its.cancel_trial, its.trying, its.try_rate, its.try_enough]
+    for button, fn in ((its.try_rate, try_rate), (its.try_enough, try_enough)):
+        button.click(
+            fn, [its.dataset_id, *who, *its.form], [its.trial_id, *fills], show_progress="minimal", show_progress_on=[its.trial],
+            api_visibility="private", concurrency_limit=4,
+        )
+    its.trying.tick(poll_trial, [its.trial_id, *who], fills, concurrency_limit=None, trigger_mode="once", **quiet)
+    its.cancel_trial.click(cancel_trial, [its.trial_id, *who], fills, **quiet)
+    its.reattach_trial = dict(fn=reattach_trial, inputs=who, outputs=[its.trial_id, *fills], **quiet)
+
+
+# As pictures ------------------------------------------------------------------------------------------------------
 
 
 def costs(seconds: dict[str, float]) -> str:
     """What each trial takes, before it is begun."""
-    said = "; ".join(f"{text(trials.TITLES[kind])} about <b class=figures>{duration(its)}</b>" for kind, its in seconds.items())
+    said = "; ".join(f"{text(trials.TITLES[kind])} about <b class=figures>{about(its)}</b>" for kind, its in seconds.items())
     return f'<p class="quiet small">{said}, on this machine. They change nothing: the settings stay yours.</p>'
 
 
