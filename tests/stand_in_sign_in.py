@@ -19,6 +19,7 @@ class SignIn:
         lives_s: how long a token counts from when it is given.
         granted: what users agree to, whatever is asked; None grants what is asked.
         tokens: user -> the tokens given to them, the newest last.
+        next_tokens: user -> what they are given next, in place of a new one.
     """
 
     def __init__(self, hub):
@@ -27,6 +28,7 @@ class SignIn:
         self.lives_s = 8 * 3600
         self.granted: str | None = None
         self.tokens: dict[str, list[str]] = {}
+        self.next_tokens: dict[str, str] = {}
         self._codes: dict[str, dict] = {}
 
     def environment(self) -> dict[str, str]:
@@ -89,7 +91,7 @@ class SignIn:
         if asked is None or asked["redirect_uri"] != sent.get("redirect_uri"):
             return JSONResponse({"error": "invalid_grant"}, 400)
         user, scope = asked["user"], self.granted or asked["scope"]
-        token = f"hf_oauth_{user}_{secrets.token_hex(8)}"
+        token = self.next_tokens.pop(user, "") or f"hf_oauth_{user}_{secrets.token_hex(8)}"
         self.hub.users[token] = user
         self.tokens.setdefault(user, []).append(token)
         return {

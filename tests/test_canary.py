@@ -1,10 +1,11 @@
-"""A canary: one token goes through every flow of the real app, failures included, and afterwards is found nowhere.
+"""A canary: the token of a visitor who signed in goes through every flow of the app on a Space, failures included, and is found nowhere.
 
-On a Space the one exception is the visitor's own session cookie, in which Gradio keeps the sign-in: signed, not encrypted,
-sent to nobody but that visitor's browser.
+The one exception is that visitor's own session cookie, in which Gradio keeps the sign-in: signed, not encrypted, out of
+reach of scripts, sent to nobody but their browser.
 """
 
 import base64
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,10 +17,15 @@ import pytest
 from tests.served import Served
 from tests.small_run import RECORDS
 from tests.stand_in_hub import Fault, StandInHub
-from tests.visitor import Refused, Visitor
+from tests.visitor import Refused, Visitor, sign_in
 from tuner.redaction import STRUCK
 
-CANARY = "hf_Canary7xQ2mN5pT8sV1wY4zB7cD0eF3gH6"
+# As the Hub's own look, which are JWTs.
+CANARY = "hf_oauth_eyJhbGciOiJFZERTQSJ9.Canary7xQ2mN5pT8sV1wY4zB7cD0eF3gH6.kL9-nP2_rT5vX8"
+HOST = "tuner-canary.hf.space"
+# The machine's own login, with which the app must never act for anybody.
+OWN = "hf_TheSpacesOwnToken0123456789abc"
+SESSION = re.compile(rb"(?<=\('set-cookie', 'session=)[^;']+(?=;)")
 BASE = "meta/gated-small"
 # How the Hub, or a proxy before it, might answer: with what was sent to it.
 ECHO = "Cannot authorize 'Bearer {token}' ({token})"
@@ -68,7 +74,9 @@ class Stage:
     app: Served
     hub: StandInHub
     visitor: Visitor
-    received: list[bytes]
+    received: list[bytes]  # by the visitor; but for the session's cookie
+    cookies: list[bytes]  # the headers that set it
+    others: list[bytes]  # by everybody else
     words: list[str] = field(default_factory=list)
 
     def refused(self, name: str, target: str | None = None) -> str:
@@ -101,32 +109,29 @@ class Stage:
         raise AssertionError(f"There is no {module}")
 
 
-def token_of_the_visitor(home: Path) -> dict[str, str]:
-    """How the visitor's token reaches the app: here as the machine's own login, a file that `hf auth login` wrote.
-
-    Returns:
-        more of the app's environment.
-    """
-    login = home / "login" / "token"
-    login.parent.mkdir()
-    login.write_text(CANARY)
-    return {"HF_TOKEN_PATH": str(login)}
-
-
 @pytest.fixture(scope="module")
 def stage(base, tmp_path_factory):
     home = tmp_path_factory.mktemp("canary")
     with StandInHub() as hub:
-        hub.users[CANARY] = "alice"
+        hub.users["hf_test_bob"] = "bob"
         hub.add_repo(BASE, files={path.name: path.read_bytes() for path in base.iterdir()}, gated="manual").granted.add("alice")
         rows = "".join(f'{{"prompt": "{its["prompt"]}", "completion": "{its["completion"]}"}}\n' for its in RECORDS)
         hub.add_repo("alice/rows", "dataset", files={"train.jsonl": rows}, private=True)
         hub.add_repo("alice/taken", files={"important.txt": "mine"})
-        with Served(home, waits_s=0.5, HF_ENDPOINT=hub.url, HF_DEBUG="1", **token_of_the_visitor(home)) as app:
-            received: list[bytes] = []
+        hub.sign_in.next_tokens["alice"] = CANARY
+        space = {"SYSTEM": "spaces", "SPACE_ID": "owner/tuner", "SPACE_HOST": HOST, "HF_TOKEN": OWN, **hub.sign_in.environment()}
+        with Served(home, waits_s=0.5, HF_ENDPOINT=hub.url, HF_DEBUG="1", **space) as app:
+            received, cookies, others = [], [], []
+
+            def receive(body: bytes) -> None:
+                if SESSION.search(body):
+                    cookies.append(body)
+                received.append(SESSION.sub(b"", body))
+
             processes = Processes(app.process.pid)
             processes.start()
-            stage = Stage(app, hub, Visitor(app.url, on_received=received.append), received)
+            alice = Visitor(app.url, on_received=receive, client=sign_in(app.url, "alice", receive))
+            stage = Stage(app, hub, alice, received, cookies, others)
             stage.processes = processes
             yield stage
             processes.ended.set()
@@ -148,8 +153,10 @@ def test_every_flow_and_its_failures(stage):
     page.do("mean")
     assert "alice/animals is free" in str(page.shown("publish-check"))
 
-    # Started, ended by the kernel for want of memory, taken up, killed, taken up, done.
+    # Started, kept in the account, ended by the kernel for want of memory, taken up, killed, taken up, done.
+    page.put("keep", True)
     page.do("start", "start")
+    page.put("keep", False)
     training = stage.child("train")
     stage.app.kernel_kills(1)
     training.kill()
@@ -159,6 +166,11 @@ def test_every_flow_and_its_failures(stage):
     stage.until("run-status", "state-interrupted", "poll")
     page.do("resume")
     stage.until("run-status", "state-done", "poll", 150)
+    kept = hub.repos["model", f"alice/tuner-kept-{run_id(stage)}"]
+    assert kept.private and "data/train.jsonl" in kept.files
+    page.do("find_kept")
+    page.put("kept", kept.repo_id)
+    assert "on this machine already" in stage.refused("bring_back")
 
     # Chat with the run, and with the worker killed under it.
     page.do("refresh")
@@ -198,15 +210,31 @@ def test_every_flow_and_its_failures(stage):
     stage.refused("read_hub")
     page.put("hub-id", "bob/nothing")
     stage.refused("read_hub")
-    other = Visitor(stage.app.url)  # into one that Gradio itself refuses: it says to whoever wrote it what was written, and logs it
-    other.put("subject", CANARY)
+    writer = Visitor(stage.app.url)  # into one that Gradio itself refuses: it says to whoever wrote it what was written, and logs it
+    writer.put("view", CANARY)
     with pytest.raises(Refused, match="not in the list"):
-        other.do("meet")
-    assert {request.token for request in hub.requests} == {CANARY}
+        writer.do("change_view")
+    page.put("subject", CANARY)
+    assert STRUCK in stage.refused("meet")
+    assert {request.token for request in hub.requests if not request.path.startswith(("/oauth", "/.well-known"))} == {CANARY}
+
+    # Somebody else who signed in, and somebody who did not; then she leaves.
+    for client in (sign_in(stage.app.url, "bob", stage.others.append), None):
+        other = Visitor(stage.app.url, on_received=stage.others.append, client=client)
+        other.put("subject", run_id(stage))
+        other.put("chosen-run", run_id(stage))
+        for name in ("open_page", "reattach", "refresh"):
+            other.do(name)
+        for name in ("open_run", "meet", "push"):
+            with pytest.raises(Refused):
+                other.do(name)
+    page.client.get(stage.app.url + "/logout")
+    page.do("open_page")
+    assert page.shown("start") == "Sign in to start"
 
 
 def run_id(stage: Stage) -> str:
-    return next(path.name for path in (stage.app.home / "tuner" / "runs" / "local").iterdir() if path.is_dir())
+    return next(path.name for path in (stage.app.home / "tuner" / "runs" / "alice").iterdir() if path.is_dir())
 
 
 def push(stage: Stage) -> str:
@@ -228,11 +256,11 @@ def test_no_process_had_it_in_its_environment_or_arguments(stage):
     assert not stage.processes.found
 
 
-def test_no_file_holds_it_but_the_login_of_the_machine_s_owner(stage):
+def test_no_file_holds_it(stage):
     """Of runs, datasets, caches, the temporary folder, Gradio's, the current folder, and the app's own log."""
     files = [path for path in stage.app.home.rglob("*") if path.is_file()]
     assert {"app.log", "log.txt", "events.jsonl", "publish.json", "chat.log"} <= {path.name for path in files}
-    assert [path for path in files if hits(path.read_bytes())] == [stage.app.home / "login" / "token"]
+    assert not [path for path in files if hits(path.read_bytes())]
 
 
 def test_no_pushed_file_holds_it(stage):
@@ -243,9 +271,17 @@ def test_no_pushed_file_holds_it(stage):
 
 
 def test_nobody_received_it(stage):
-    """Every page, header, event and error that the visitor got."""
-    assert len(stage.received) > 200 and len(stage.words) > 20
-    assert not [body[:300] for body in stage.received if hits(body)]
+    """Every page, header, event and error that the visitor got, but for their own cookie; and all that others got."""
+    assert len(stage.received) > 200 and len(stage.words) > 20 and len(stage.others) > 20
+    assert not [body[:300] for body in [*stage.received, *stage.others] if hits(body)]
+
+
+def test_the_cookie_is_the_one_exception_and_out_of_reach_of_scripts(stage):
+    """It does hold the token: without it this exception could go. No other cookie does, and no page of another site sends it on."""
+    assert any(hits(body) for body in stage.cookies)
+    for body in stage.cookies:
+        [line] = re.findall(rb"\('set-cookie', '(session=[^']*)'", body)
+        assert {b"httponly", b"secure", b"samesite=none"} <= {part.strip().lower() for part in line.split(b";")}, line
 
 
 def test_a_canary_that_leaks_is_found():

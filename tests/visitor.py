@@ -5,6 +5,8 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -15,6 +17,30 @@ class Refused(Exception):
 
 class QueueFull(Refused):
     """The page has too many waiting."""
+
+
+def sign_in(url: str, user: str, on_received: Callable[[bytes], None] = lambda body: None) -> httpx.Client:
+    """The client of somebody who signed in on the Hub's pages, as the app on a Space sends them there and back.
+
+    Cookies for https are kept and sent as over https, which a Space's visitors use.
+
+    Args:
+        on_received: called with the headers of every answer that comes from the app.
+    """
+    def hear(answer: httpx.Response) -> None:
+        if str(answer.url).startswith(url):
+            on_received(repr(answer.headers.multi_items()).encode())
+
+    jar = CookieJar(DefaultCookiePolicy(secure_protocols=("http", "https")))
+    client = httpx.Client(timeout=120, cookies=jar, event_hooks={"response": [hear]})
+    client.get(url + "/")
+    to_hub = client.get(url + "/login/huggingface").headers["location"]
+    back = urlsplit(httpx.get(f"{to_hub}&user={user}").headers["location"])
+    assert back.scheme == "https" and back.path == "/login/callback", back
+    arrived = client.get(f"{url}{back.path}?{back.query}")
+    assert arrived.status_code in (302, 307), arrived.text
+    client.follow_redirects = True
+    return client
 
 
 @dataclass
