@@ -263,3 +263,84 @@ def test_the_head_alone_is_shown_as_the_whole_would_show_it(home, eyes):
     assert np.array_equal(glimpse.seen, whole.seen) and np.array_equal(glimpse.lengths, whole.lengths)
     assert [glimpse.row(i) for i in range(5)] == [whole.row(i) for i in range(5)]
 
+
+
+# Many at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleepers(monkeypatch):
+    """Children that look at nothing and end when they are told to."""
+    started = []
+
+    def spawn(*_, **__):
+        process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(child, "spawn", spawn)
+    monkeypatch.setattr(check, "_children", {})
+    monkeypatch.setattr(check, "_owners", {})
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def kept(owner: str, number: int) -> data.Dataset:
+    records = [{"prompt": f"{owner} {number} {n}", "completion": "yes"} for n in range(12)]
+    return data.keep(owner, "Rows", records, {"kind": "paste"})
+
+
+def test_one_person_has_two_checks_at_once_and_the_third_waits_or_is_told(home, large, tmp_path, sleepers, monkeypatch):
+    monkeypatch.setenv("TUNER_SHARED", "1")
+    monkeypatch.setattr(check, "MOST_CHILDREN", 9)
+    for number in range(2):
+        assert check.look_at(kept("anna", number), None)[1].phase == "Starting"
+    third = kept("anna", 2)
+    rows, going = check.look_at(third, None)  # its first rows are shown meanwhile, and whoever looks next tries again
+    assert len(rows) == 12 and going.phase == "Waiting for your other datasets" and len(sleepers) == 2
+    assert check.progress(third) is None
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    pasted, began = data.create("anna", "Pasted rows", {"kind": "paste"}, [(path, "rows.jsonl")]), time.monotonic()
+    with pytest.raises(UserError, match="2 of your datasets are being read and checked at this moment, and 2 at once are the most"):
+        check.wait_for_head(pasted)
+    assert time.monotonic() - began < 2 and not pasted.folder.exists() and len(sleepers) == 2
+    check.begin(kept("bob", 0), None)  # nobody else is held up by her
+    sleepers[0].kill()
+    sleepers[0].wait()
+    assert check.look_at(third, None)[1].phase == "Starting" and len(sleepers) == 4
+    monkeypatch.delenv("TUNER_SHARED")
+    check.begin(kept("anna", 3), None)  # on one's own machine there is no such limit
+
+
+def test_all_together_have_so_many_checks_and_who_comes_later_waits_a_while(home, sleepers, monkeypatch):
+    monkeypatch.setattr(check, "MOST_CHILDREN", 2)
+    for owner in ("anna", "bob"):
+        check.begin(kept(owner, 0), None)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="Many datasets are being read and checked just now"):
+        check.begin(kept("cleo", 0), None, wait_s=0.3)
+    assert 0.3 <= time.monotonic() - began < 5
+    threading.Timer(0.3, sleepers[0].kill).start()
+    check.begin(kept("cleo", 1), None)
+    assert len(sleepers) == 3
+
+
+def test_those_who_come_at_once_do_not_take_the_same_place(home, sleepers, monkeypatch):
+    monkeypatch.setattr(check, "MOST_CHILDREN", 3)
+    refused = []
+
+    def come(number: int) -> None:
+        try:
+            check.begin(kept(f"p{number}", 0), None, wait_s=0.0)
+        except UserError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sleepers) == 3 and len(refused) == 5

@@ -177,6 +177,7 @@ def test_the_own_origin_none_and_the_hub_s_frame_work(served):
     assert framed.status == 200 and "gradio" in framed.text
     allowed = framed.headers["Content-Security-Policy"]
     assert "frame-ancestors 'self' https://huggingface.co" in allowed and "*;" not in allowed
+    assert "connect-src 'self'" in allowed and "font-src 'self'" in allowed
     assert framed.headers["Referrer-Policy"] == "same-origin" and framed.headers["X-Content-Type-Options"] == "nosniff"
     # A link leads to the page, to nothing else of it.
     for path in ("/config", "/logout", "/gradio_api/info", "/gradio_api/file=/etc/passwd", "/gradio_api/heartbeat/abc"):

@@ -1,6 +1,7 @@
 """What the page draws of a run that watches itself: the answers as they change, what was seen, and trials."""
 
 import re
+import time
 
 import pytest
 
@@ -62,7 +63,40 @@ def test_a_learning_curve_is_drawn_with_its_bounds():
 
 def test_what_trials_take_is_said_before_they_begin():
     shown = trial_view.costs({trials.RATE: 75.0, trials.ENOUGH: 400.0})
-    assert "1 min 15 s" in shown and "6 min 40 s" in shown
+    assert "about <b class=figures>1 min</b>" in shown and "about <b class=figures>7 min</b>" in shown
+
+
+def test_an_estimate_is_told_as_a_person_says_it():
+    """Nobody knows 2 min 37 s beforehand."""
+    said = {3: "5 s", 42: "40 s", 58: "1 min", 96: "2 min", 157: "3 min", 560: "9 min", 571: "10 min", 1500: "25 min", 3290: "55 min", 3400: "1 h", 5000: "1 h 30 min", 20_000: "6 h"}
+    assert {seconds: drawing.about(seconds) for seconds in said} == said
+    values = [drawing.about(seconds) for seconds in range(1, 50_000, 7)]
+    assert len(set(values)) < 50 and not [its for its in values if re.search(r"^0|\b0 ", its)]
+
+
+def test_a_loss_says_on_which_rows_it_was_measured():
+    """While it trains a part of the held-out rows may stand for all; the report measures all of them."""
+    evals = [{"step": 0, "loss": 3.0, "rows": 24, "best": False}, {"step": 5, "loss": 2.0, "rows": 24, "best": True}]
+    assert drawing.curve([], evals, 5, 60).count("held-out loss, 24 of 60 rows") == 2
+    assert "held-out loss, all 24 rows" in drawing.curve([], evals, 5, 24) and "held-out loss, 24 rows" in drawing.curve([], evals, 5)
+    its = {"id": "1", "title": "Animals", "created": 0, "state": "training", "curve": [], "base_model": "a/b", "first_loss": 3.0, "best_loss": 2.0, "rows": 24, "held_out_rows": 60}
+    assert "24 of 60 rows" in drawing.runs_table([its]) and "all 60 rows" in drawing.runs_table([its | {"rows": 60}])
+    report = {"base": {"loss": 3.1}, "tuned": {"loss": 2.1}, "change": -0.3, "rows_better": 50, "held_out_rows": 60, "best_step": 5}
+    assert "held-out loss, all 60 rows" in drawing.result(report)
+
+
+def test_a_title_is_cut_in_one_way_and_a_moment_names_its_zone(monkeypatch):
+    title = "The letters of a long title " * 5
+    cut = drawing.short(title)
+    assert len(cut) == 40 and "…" in cut
+    its = {"id": "1", "title": title, "created": 0, "state": "done", "curve": [], "base_model": "a/b"}
+    for shown in (drawing.runs_table([its]), drawing.status(title, "done", "", 1, 1, None), drawing.run_label(title, "done", 0)):
+        assert cut in shown
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    assert drawing.when(0) == "01 Jan, 09:00 JST" and drawing.run_label("Animals", "stopped", 0) == "Animals · stopped, result kept · 01 Jan, 09:00 JST"
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.mark.parametrize("total, ticks", [(1, ["0", "1"]), (2, ["0", "1", "2"]), (64, ["0", "16", "32", "48", "64"])])

@@ -8,6 +8,7 @@ from tests.small_run import RECORDS
 from tuner import chat, data, lease, limits
 from tuner import run as runs
 from tuner.home import write_json
+from tuner.ui import run_view
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def handlers():
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SYSTEM", raising=False)
         page = build(Page(chat.Workers()))
-    found = [its for its in page.fns.values() if its.fn is not None and its.fn.__module__ in ("tuner.ui.train_tab", "tuner.ui.queue_view")]
+    found = [its for its in page.fns.values() if its.fn is not None and its.fn.__module__.removeprefix("tuner.ui.") in ("train_tab", "my_runs", "trial_view", "queue_view")]
     return {its.fn.__name__: (its.fn, len(its.outputs)) for its in found}
 
 
@@ -76,6 +77,35 @@ def test_the_page_says_a_run_that_was_brought_back_or_left_the_queue(click, form
     shown = click("open_run", chosen=run_id)
     assert "Not started; nothing was spent" in shown[1] and "not started" in str(shown[13])
     assert click("resume", run_id=run_id, keep=False) and run.state() == "waiting"
+
+
+def test_a_list_without_runs_has_no_buttons_and_says_what_the_start_button_says(click, form, home, monkeypatch):
+    dataset_id, settings = form
+    shown = click("reattach")
+    start, table, actions, names, chat_run, publish_run = (shown[place] for place in (6, 13, 15, 16, 17, 18))
+    assert start["value"] == "Start" and start["interactive"] and "Press Start;" in table and "minutes" not in table
+    assert not actions["visible"] and not names["visible"] and not chat_run["interactive"] and not publish_run["interactive"]
+    monkeypatch.setattr(run_view.identity, "may_start", lambda owner: False)
+    shown = click("reattach")
+    assert shown[6]["value"] == "Sign in to start" and "Sign in, then press Start" in shown[13]
+    monkeypatch.undo()
+    run_id = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0]
+    shown = click("reattach")
+    assert shown[15]["visible"] and shown[16]["visible"] and not shown[17]["interactive"], "it waits and has no model yet"
+    run = runs.find("local", run_id)
+    runs._never_begun(run)
+    write_json(run.folder / "done", {"state": "done"})
+    assert click("reattach")[17]["interactive"] and click("choose", chosen=run_id)[3]["interactive"]
+
+
+def test_start_cannot_be_pressed_while_new_runs_are_paused(click):
+    panel, label, *starts = click("pause")
+    assert len(starts) == 2 and all(its["value"] == "New runs are paused" and not its["interactive"] for its in starts)
+    shown = click("reattach")
+    assert not shown[6]["interactive"] and "paused by the owner" in shown[13]
+    assert [its["interactive"] for its in click("reattach_trial")[4:]] == [False, False]
+    assert all(its["interactive"] and its["value"] == "Start" for its in click("pause")[2:])
+    assert [its["interactive"] for its in click("reattach_trial")[4:]] == [True, True]
 
 
 def test_the_panel_is_the_owners(click, monkeypatch):

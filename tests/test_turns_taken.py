@@ -133,6 +133,25 @@ def test_a_damaged_queue_keeps_nobody_from_training(home):
         assert held
 
 
+def test_a_place_that_a_damaged_queue_lost_is_taken_again_by_its_own_person(home, monkeypatch):
+    """Else the run is nobody's there: it counts against no limit, no turn is noted, and a restart does not find its folder."""
+    other, run = new_run("bob"), new_run("anna")
+    monkeypatch.setattr(runs, "fetch_base", lambda *_: None)
+    monkeypatch.setattr(runs, "spawn", lambda its: begun.append(lease.tickets()) or subprocess.Popen([sys.executable, "-c", ""]))
+    monkeypatch.setattr(lease, "POLL_S", 0.01)
+    begun = []
+    lease.line_up(other.id, "bob", str(other.folder))
+    assert lease._begin(other.id)
+    thread = runs.start(run)
+    until = time.monotonic() + 10
+    while "1 run ahead" not in str(run.events()[0]) and time.monotonic() < until:
+        time.sleep(0.01)
+    (home / "queue.json").write_text('{"tickets": [{"run"')
+    thread.join(10)
+    [ticket] = begun[0]
+    assert (ticket.run, ticket.owner, ticket.folder) == (run.id, "anna", str(run.folder)) and ticket.began
+
+
 # The place in words -------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +270,7 @@ def test_the_token_is_gone_from_memory_once_the_base_is_here(home, monkeypatch):
 
     seen, left = [], []
     monkeypatch.setattr(runs, "fetch_base", lambda run, token: seen.append(str(token)))
-    monkeypatch.setattr(lease, "wait", lambda *_: left.append((gc.collect(), itself())[1]) or False)
+    monkeypatch.setattr(lease, "wait", lambda *_, **__: left.append((gc.collect(), itself())[1]) or False)
     token = Token("hf_of_anna")
     itself = weakref.ref(token)
     thread = runs.start(new_run("anna"), token)
@@ -285,6 +304,17 @@ def test_rows_and_uploads_count_for_an_hour(shared, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="This takes 2 MiB; 1 of 1 are left"):
         data.create("anna", "Rows", {"kind": "file"}, [(path, "rows.txt")])
     assert path.exists()
+
+
+def test_a_run_that_is_tried_again_counts_its_rows_too(shared):
+    shared.setenv("TUNER_ROWS_PER_HOUR", "50")
+    run = new_run("anna")
+    again = runs.again(run, {"epochs": 1.0})
+    assert again.count_rows() == run.count_rows() == 20
+    before = sorted(runs.Run.place_of("anna").iterdir())
+    with pytest.raises(UserError, match=r"This takes 20 rows; 10 of 50 are left of this hour"):
+        runs.again(run, {"epochs": 2.0})
+    assert sorted(runs.Run.place_of("anna").iterdir()) == before
 
 
 def test_a_base_above_the_limit_is_not_fetched(shared, monkeypatch):
