@@ -79,23 +79,23 @@ def test_the_page_says_a_run_that_was_brought_back_or_left_the_queue(click, form
     assert click("resume", run_id=run_id, keep=False) and run.state() == "waiting"
 
 
-def test_a_list_without_runs_has_no_buttons_and_says_what_the_start_button_says(click, form, home, monkeypatch):
+def test_a_list_without_runs_has_nothing_to_talk_to_and_says_what_the_start_button_says(click, form, home, monkeypatch):
     dataset_id, settings = form
     shown = click("reattach")
-    start, table, actions, names, chat_run, publish_run = (shown[place] for place in (6, 13, 15, 16, 17, 18))
+    start, table, chosen, chat_run, publish_run = (shown[place] for place in (6, 13, 14, 15, 16))
     assert start["value"] == "Start" and start["interactive"] and "Press Start;" in table and "minutes" not in table
-    assert not actions["visible"] and not names["visible"] and not chat_run["interactive"] and not publish_run["interactive"]
+    assert chosen["choices"] == [] and not chat_run["interactive"] and not publish_run["interactive"]
     monkeypatch.setattr(run_view.identity, "may_start", lambda owner: False)
     shown = click("reattach")
     assert shown[6]["value"] == "Sign in to start" and "Sign in, then press Start" in shown[13]
     monkeypatch.undo()
     run_id = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0]
     shown = click("reattach")
-    assert shown[15]["visible"] and shown[16]["visible"] and not shown[17]["interactive"], "it waits and has no model yet"
+    assert len(shown[14]["choices"]) == 1 and not shown[15]["interactive"], "it waits and has no model yet"
     run = runs.find("local", run_id)
     runs._never_begun(run)
     write_json(run.folder / "done", {"state": "done"})
-    assert click("reattach")[17]["interactive"] and click("choose", chosen=run_id)[3]["interactive"]
+    assert click("reattach")[15]["interactive"] and click("choose", chosen=run_id)[3]["interactive"]
 
 
 def test_start_cannot_be_pressed_while_new_runs_are_paused(click):

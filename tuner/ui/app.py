@@ -172,7 +172,7 @@ def build(page: Page) -> gr.Blocks:
                 shared = sharing_view.draw(page, browser, shared_key)
                 train = train_tab.draw(page, browser, dataset_id, run_id)
                 sharing_view.draw_buttons(shared)
-            with gr.Tab("Chat", id="chat"):
+            with gr.Tab("Chat", id="chat", elem_id="chat-tab"):
                 talk = chat_tab.draw(page, browser, run_id, shared_key)
         steward = queue_view.draw_panel(page, browser)
         look_after = queue_view.wire_panel(steward, [train.start, dataset.start])

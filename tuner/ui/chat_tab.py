@@ -43,7 +43,7 @@ def draw(page, browser, run_id, shared_key) -> SimpleNamespace:
         its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
         its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
         its.stop = gr.Button("Stop", elem_id="stop-chat", interactive=False, scale=0, min_width=90)
-    with gr.Row() as its.redo:
+    with gr.Row(elem_id="redo") as its.redo:
         its.retry = gr.Button("Answer again", size="sm", elem_id="retry", min_width=90)
         its.edit = gr.Button("Edit my last message", size="sm", elem_id="edit", min_width=90)
         its.clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=90)
@@ -84,11 +84,11 @@ def _wire_lists(its) -> None:
         return [*tuned, *_shared_choice(key), *_ALWAYS]
 
     @in_words
-    def refresh(subject, adapter_id, key, browser_id, token: gr.OAuthToken | None):
+    def refresh(subject, adapter_id, key, view, browser_id, token: gr.OAuthToken | None):
         offered = choices(page.visitor(browser_id, token).owner, key)
         known = {value for _, value in offered}
         value = HUB_CHOICE if adapter_id else subject if subject in known and subject != BASE_CHOICE else offered[0][1]
-        return gr.update(choices=offered, value=value)
+        return gr.update(choices=offered, value=value), _views(view, _is_mine(value))[0]
 
     @in_words
     def take_run(run_id, key, browser_id, token: gr.OAuthToken | None):
@@ -112,7 +112,7 @@ def _wire_lists(its) -> None:
         base = drawing.text(config["base_model_name_or_path"])
         return gr.update(value=HUB_CHOICE), f'<p class="quiet">{drawing.text(adapter_id)}, tuned from {base}. Write to it below.</p>'
 
-    its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.shared_key, its.browser], outputs=[its.subject], **quiet)
+    its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.shared_key, its.view, its.browser], outputs=[its.subject, its.view], **quiet)
     its.take_shared |= dict(fn=take_shared, inputs=[its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
     its.take_run |= dict(fn=take_run, inputs=[its.run_id, its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
     its.open_publish |= dict(fn=lambda: gr.update(open=True), inputs=None, outputs=[its.publish_panel], **quiet)

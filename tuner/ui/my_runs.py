@@ -9,14 +9,14 @@ from tuner.identity import Visitor
 from tuner.ui import drawing, run_view
 
 # In the order of what `of` gives.
-PARTS = ("table", "chosen", "actions", "name_row", "chat_run", "publish_run", "find_kept")
+PARTS = ("table", "chosen", "chat_run", "publish_run", "find_kept")
 
 
 def draw(its) -> None:
-    """The list, and its buttons, which are shown once there is a run for them."""
+    """The list and its buttons. The style sheet hides them while the list is empty: what Gradio hides misses what is said to it."""
     gr.HTML("<h3>My runs</h3>")
     its.table = gr.HTML(drawing.runs_table([]), elem_id="runs")
-    with gr.Row(visible=False, elem_id="run-actions") as its.actions:
+    with gr.Row(elem_id="run-actions"):
         its.chosen = gr.Dropdown([], label="Run", elem_id="chosen-run", filterable=False, scale=3, min_width=220)
         its.open_run = gr.Button("Open", elem_id="open-run", min_width=80)
         its.chat_run = gr.Button("Chat", interactive=False, elem_id="chat-run", min_width=80)
@@ -25,7 +25,7 @@ def draw(its) -> None:
         its.find_kept = gr.Button("Find my kept runs", visible=False, elem_id="find-kept", scale=0, min_width=180)
         its.kept = gr.Dropdown([], label="Kept in my account", elem_id="kept", filterable=False, visible=False, scale=3, min_width=220)
         its.bring_back = gr.Button("Bring it back", elem_id="bring-back", visible=False, min_width=90)
-    with gr.Row(visible=False, elem_id="name-row") as its.name_row:
+    with gr.Row(elem_id="name-row"):
         its.new_title = gr.Textbox(label="New name", max_length=120, scale=3, elem_id="new-title", min_width=220)
         its.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
         its.delete = gr.Button("Delete", elem_id="delete-run", min_width=80)
@@ -49,8 +49,8 @@ def of(visitor: Visitor, shown: str = "") -> list:
     chosen = shown if any(value == shown for _, value in choices) else (choices[0][1] if choices else None)
     can = next((its["state"] in ("done", "stopped") for its in mine if its["id"] == chosen), False)
     return [
-        drawing.runs_table(mine, shown, run_view.how_to_start(visitor.owner)), gr.update(choices=choices, value=chosen), gr.update(visible=bool(mine)),
-        gr.update(visible=bool(mine)), gr.update(interactive=can), gr.update(interactive=can), gr.update(visible=bool(visitor.token)),
+        drawing.runs_table(mine, shown, run_view.how_to_start(visitor.owner)), gr.update(choices=choices, value=chosen),
+        gr.update(interactive=can), gr.update(interactive=can), gr.update(visible=bool(visitor.token)),
     ]
 
 

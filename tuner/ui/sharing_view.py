@@ -34,7 +34,7 @@ def draw(page, browser, shared_key) -> SimpleNamespace:
 def draw_buttons(its) -> None:
     """The link to a run of one's own, under the list of them."""
     with gr.Row(elem_id="share-actions"):
-        its.share = gr.Button("Share a link", visible=False, elem_id="share-run", min_width=150, scale=0)
+        its.share = gr.Button("Share a link", elem_id="share-run", min_width=150, scale=0)
         its.unshare = gr.Button("Stop sharing", visible=False, elem_id="unshare-run", min_width=150, scale=0)
         its.link = gr.Textbox(
             visible=False, label="Link", interactive=False, buttons=["copy"], info=_WHAT, elem_id="share-link", scale=3, min_width=260,
@@ -48,8 +48,8 @@ def wire(its, train, talk, tabs) -> None:
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
 
-    def shown(key: str, request: gr.Request, mine: bool = True) -> list:
-        return [gr.update(visible=bool(key), value=page.link(key, request, "run") if key else ""), gr.update(visible=bool(key)), gr.update(visible=mine)]
+    def shown(key: str, request: gr.Request) -> list:
+        return [gr.update(visible=bool(key), value=page.link(key, request, "run") if key else ""), gr.update(visible=bool(key))]
 
     @in_words
     def share(chosen, browser_id, request: gr.Request, token: gr.OAuthToken | None):
@@ -65,14 +65,14 @@ def wire(its, train, talk, tabs) -> None:
         """Whether the run that is chosen now is shared."""
         owner = page.visitor(browser_id, token).owner
         mine = bool(chosen) and runs.is_of(owner, str(chosen))
-        return shown(sharing.key_of(runs.find(owner, str(chosen))) if mine else "", request, mine)
+        return shown(sharing.key_of(runs.find(owner, str(chosen))) if mine else "", request)
 
     @in_words
     def poll(key, seen):
         its_view = _arrive(key)
         return [gr.skip()] * 4 + [seen] if its_view[-1] == seen else its_view
 
-    asked = dict(inputs=[train.chosen, its.browser], outputs=[its.link, its.unshare, its.share], **quiet)
+    asked = dict(inputs=[train.chosen, its.browser], outputs=[its.link, its.unshare], **quiet)
     its.share.click(share, **asked)
     its.unshare.click(unshare, **asked)
     train.chosen.change(choose, **asked)
