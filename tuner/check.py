@@ -29,7 +29,7 @@ SMALL_ROWS, SMALL_BYTES = 1_500, 3 * 2**20
 MEMORY_BYTES = 3 * 2**30
 # Children that read and check at once, of everybody together; of one person see `limits.CHECKS`. Whoever comes later waits so long.
 MOST_CHILDREN = max(4, os.cpu_count() or 1)
-WAIT_S = 15.0
+WAIT_S = 30.0
 _POSITION = np.uint64((1 << 40) - 1)
 
 

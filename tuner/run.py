@@ -148,16 +148,15 @@ class Run:
         state = self.state()
         best = next((event for event in reversed(evals) if event.get("best")), None)
         receipt = self.read("data/receipt", {})
-        report = self.read("report") if state in ("done", "stopped") else None
-        first_loss, best_loss = evals[0]["loss"] if evals else None, best["loss"] if best else None
-        if report:
-            first_loss, best_loss = report["base"]["loss"], report["tuned"]["loss"]
+        report = self.read("report", {}) if state in ("done", "stopped") else {}
+        first_loss, best_loss, rows = evals[0]["loss"] if evals else None, best["loss"] if best else None, evals[-1].get("rows") if evals else None
+        if all("loss" in report.get(who, {}) for who in ("base", "tuned")):
+            first_loss, best_loss, rows = report["base"]["loss"], report["tuned"]["loss"], report["held_out_rows"]
         return {
             "id": self.id, "title": self.title, "state": state, "base_model": self.recipe.base_model,
             "dataset": receipt.get("source", {}).get("name", ""),
             "created": (self.folder / "recipe.toml").stat().st_mtime,
-            "first_loss": first_loss, "best_loss": best_loss, "held_out_rows": receipt.get("held_out_rows"),
-            "rows": report["held_out_rows"] if report else evals[-1].get("rows") if evals else None,
+            "first_loss": first_loss, "best_loss": best_loss, "rows": rows, "held_out_rows": receipt.get("held_out_rows"),
             "curve": [(event["step"], event["loss"]) for event in evals],
         }
 
