@@ -85,10 +85,11 @@ def test_a_list_without_runs_has_nothing_to_talk_to_and_says_what_the_start_butt
     start, table, chosen, chat_run, publish_run = (shown[place] for place in (6, 13, 14, 15, 16))
     assert start["value"] == "Start" and start["interactive"] and "Press Start;" in table and "minutes" not in table
     assert chosen["choices"] == [] and not chat_run["interactive"] and not publish_run["interactive"]
-    monkeypatch.setattr(run_view.identity, "may_start", lambda owner: False)
-    shown = click("reattach")
-    assert shown[6]["value"] == "Sign in to start" and "Sign in, then press Start" in shown[13]
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_view.identity, "may_start", lambda owner: False)
+        shown = click("reattach")
+        assert shown[6]["value"] == "Sign in to start" and "Sign in, then press Start" in shown[13]
+        assert [its["interactive"] for its in click("reattach_trial")[4:]] == [False, False]
     run_id = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0]
     shown = click("reattach")
     assert len(shown[14]["choices"]) == 1 and not shown[15]["interactive"], "it waits and has no model yet"

@@ -66,14 +66,15 @@ def open_page(browser, space: Space, user: str = "", narrow: bool = False, dark:
         visitor = Visitor(space)
         visitor.get("/")
         visitor.sign_in(user)
-        context.add_cookies([{"name": name, "value": value, "url": url, "secure": True, "sameSite": "None"} for name, value in visitor.cookies.items()])
+        context.add_cookies([{"name": name, "value": value, "url": url} for name, value in visitor.cookies.items()])
     page = context.new_page()
     page.complaints, page.asked = [], []
     page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: page.asked.append(request))
     page.set_default_timeout(30_000)
     page.goto(f"{url}/{query}{('&' if query else '?') + '__theme=dark' if dark else ''}")
-    page.wait_for_selector("#row .piece.learned", timeout=60_000)
+    if not query:
+        page.wait_for_selector("#row .piece.learned", timeout=60_000)
     return page
 
 
