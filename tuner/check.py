@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tuner import child, data, encode, eyes, fixes, lease, limits, near, redaction, scan, tasks
-from tuner.errors import UserError, shorten
+from tuner.errors import Hint, UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json, write_whole
 from tuner.recipe import Recipe
@@ -333,7 +333,7 @@ class _Head(scan.Part):
 # A child of its own -----------------------------------------------------------------------------------------------
 
 
-class Busy(UserError):
+class Busy(Hint):
     """As many datasets are being read and checked as may be at once.
 
     Args:

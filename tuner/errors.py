@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class Hint(UserError):
-    """Nothing went wrong: something is to be chosen, written or done first; the page says it without alarm."""
+    """Nothing went wrong: something is to be chosen, written, waited for or done first; the page says it without alarm."""
 
 
 def shorten(text: object, most: int = 60) -> str:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.errors import UserError, shorten
+from tuner.errors import Hint, UserError, shorten
 from tuner.home import on_a_space, private_dir, read_json, safe_name, tuner_home, write_json
 
 HOUR_S = 3600.0
@@ -159,10 +159,10 @@ def require_open() -> None:
     """Refuse a new run while they are paused.
 
     Raises:
-        UserError: saying that what goes and waits is not touched.
+        Hint: saying that what goes and waits is not touched.
     """
     if is_paused():
-        raise UserError(
+        raise Hint(
             "The owner of this machine takes no new runs at the moment. Runs that go or wait are not touched. Come back later."
         )
 
@@ -174,7 +174,7 @@ def spend(owner: str, limit: Limit, amount: float) -> None:
     """Count what this person takes against an hourly limit, once it is theirs to take.
 
     Raises:
-        UserError: it is more than is left of this hour; then nothing is counted.
+        Hint: it is more than is left of this hour; then nothing is counted.
     """
     most = limit.value()
     if most is None:
@@ -192,7 +192,7 @@ def spend(owner: str, limit: Limit, amount: float) -> None:
         if spent + amount > most:
             free_at = min((entry[0] for entry in mine), default=now) + HOUR_S
             wait = f"In {max(1, round((free_at - now) / 60))} minutes there is more" if mine else "Take fewer at a time"
-            raise UserError(
+            raise Hint(
                 f"This takes {amount:,.0f} {limit.unit}; {max(0, most - spent):,.0f} of {most:,.0f} are left of this hour. {wait}."
             )
         write_json(path, [*had, [now, limit.name, amount]])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tuner import check, child, data, encode, events, identity, lease, limits, machine, proposals, receipt, redaction, room, starter
 from tuner import recipe as recipes
-from tuner.errors import UserError, shorten
+from tuner.errors import Hint, UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
 from tuner.recipe import STARTER_MODEL, Recipe
 
@@ -319,14 +319,14 @@ def _require_turn(owner: str, others: list[lease.Ticket]) -> None:
     """Refuse a run of somebody who has one going and as many waiting as one person may.
 
     Raises:
-        UserError: saying how many there are.
+        Hint: saying how many there are.
     """
     most = limits.WAITING.value()
     mine = [its for its in others if its.owner == owner]
     # Where nothing trains, the first of them is about to.
     wait = len([its for its in mine if its.began is None]) - (0 if any(its.began for its in others) else 1)
     if most is not None and wait >= most:
-        raise UserError(
+        raise Hint(
             f"{len(mine)} of your runs are in the queue; one going and {most:g} waiting are the most for one person here. "
             "Let one end, or cancel one that waits."
         )

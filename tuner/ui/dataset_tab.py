@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 
 from tuner import check, data, findings, fixes, hub, reading, receipt, scan, sessions, tasks
-from tuner.errors import UserError, shorten
+from tuner.errors import Hint, UserError, shorten
 from tuner.home import private_dir, safe_name, tuner_home
 from tuner.recipe import Recipe
 from tuner.ui import drawing, row_view
@@ -183,7 +183,7 @@ def wire(its, train, tabs) -> None:
     def read_pasted(pasted, browser_id, token: gr.OAuthToken | None, *form):
         visitor = page.visitor(browser_id, token)
         if not (pasted or "").strip():
-            raise UserError("Nothing was pasted. Paste rows as JSONL, JSON, CSV or plain text, then try again.")
+            raise Hint("Nothing was pasted. Paste rows as JSONL, JSON, CSV or plain text, then try again.")
         uploads = private_dir(tuner_home() / "uploads" / safe_name(visitor.owner, "The owner"))
         path = uploads / f"{os.getpid()}-{threading.get_ident()}-pasted"
         path.write_text(pasted, "utf-8", "replace")
