@@ -337,9 +337,10 @@ def _curve(steps, evals, total, measured, width, height) -> str:
         if best and best[0]:
             anchor = "end" if x(best[0]) > width - 110 else "middle"
             drawn += f'<text class="best" x="{x(best[0]):.1f}" y="{y(best[1]) - 12:.1f}" text-anchor="{anchor}">best {best[1]:.3f}</text>'
+    key = left if width > 500 else 4  # a narrow one needs its whole width
     legend = (
-        f'<g class="key"><line class="train" x1="{left}" x2="{left + 22}" y1="12" y2="12"/><text class="tick" x="{left + 28}" y="16">training loss</text>'
-        f'<line class="held" x1="{left + 118}" x2="{left + 140}" y1="12" y2="12"/><text class="tick" x="{left + 146}" y="16">held-out loss{f", {measured}" if measured else ""}</text></g>'
+        f'<g class="key"><line class="train" x1="{key}" x2="{key + 22}" y1="12" y2="12"/><text class="tick" x="{key + 28}" y="16">training loss</text>'
+        f'<line class="held" x1="{key + 118}" x2="{key + 140}" y1="12" y2="12"/><text class="tick" x="{key + 146}" y="16">held-out loss{f", {measured}" if measured else ""}</text></g>'
     )
     said = f"Loss over {last:,} steps." + (f" Held-out loss{f' on {measured}' if measured else ''} went from {held[0][1]:.3f} to {held[-1][1]:.3f}." if held else "")
     return f'<svg class="chart" role="img" aria-label="{said}" viewBox="0 0 {width} {height}">{grid}{drawn}{legend}</svg>'
