@@ -85,7 +85,7 @@ def tab(page, name: str) -> None:
 
 def top(page, selector: str) -> float:
     """How far down the page something begins, in pixels."""
-    page.wait_for_selector(selector)
+    page.wait_for_selector(selector, state="attached")
     return page.evaluate("its => document.querySelector(its).getBoundingClientRect().top + window.scrollY", selector)
 
 
@@ -148,7 +148,7 @@ def test_who_is_signed_in_finds_their_run_and_what_can_be_done_with_it(space, br
     page = open_page(browser, space, owner, narrow=narrow)
     tab(page, "Fine-tune")
     page.wait_for_selector("#run-status .state-done")
-    assert "all 2 rows" in page.inner_text("#curve") or "2 of" in page.inner_text("#curve")
+    assert "held-out loss, all 2 rows" in page.text_content("#curve") and "held-out loss, all" in page.inner_text("#numbers")
     assert top(page, "#run-status") < top(page, "#preset")
     for shown in ("#run-actions", "#name-row", "#find-kept", "#share-run"):
         page.wait_for_selector(shown)
@@ -160,7 +160,8 @@ def test_who_is_signed_in_finds_their_run_and_what_can_be_done_with_it(space, br
     page.wait_for_selector("#subject")
     page.wait_for_function("document.querySelector('#subject input').value.includes('· done ·')")
     page.get_by_label("Which is better?").wait_for()
-    assert page.locator("#push").is_disabled() is False
+    page.get_by_text("Publish to the Hugging Face Hub").click()
+    assert not page.locator("#push").is_disabled() and not page.locator("#show-card").is_disabled()
     picture(page, f"space-chat-done{'-narrow' if narrow else ''}")
     assert runs.find(owner, run.id).title == LONG
     page.context.close()
@@ -177,6 +178,7 @@ def test_a_shared_run_is_asked_from_its_head_and_not_voted_on(space, browser, na
     page.click("#shared-chat")
     page.wait_for_function("document.querySelector('#subject input').value.includes('Shared with you')")
     page.get_by_label("Which is better?").wait_for(state="hidden")
+    page.get_by_text("Publish to the Hugging Face Hub").click()
     assert page.locator("#push").is_disabled()
     picture(page, f"space-shared-chat{'-narrow' if narrow else ''}")
     page.context.close()
