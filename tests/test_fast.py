@@ -36,7 +36,7 @@ def short_parts(monkeypatch):
     monkeypatch.setattr(attention, "QUERIES", 16)
     monkeypatch.setattr(attention, "KEPT", 20)
     monkeypatch.setattr(loss, "STEP", 4)
-    monkeypatch.setattr(loss, "SLICE_BYTES", 8000)
+    monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 8000)
 
 
 def tuned(base, precision="float32", quantisation="none", **config):
@@ -48,7 +48,7 @@ def tuned(base, precision="float32", quantisation="none", **config):
     random = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data = 0.05 * torch.randn(parameter.shape, generator=random)
+            parameter.data = (0.05 * torch.randn(parameter.shape, generator=random)).to(parameter.device)
     return model.train()
 
 
@@ -61,7 +61,7 @@ def losses_and_gradients(path: fast.Path, batch: dict = BATCH) -> tuple[torch.Te
     """With another weight for each loss, so that a gradient given to the wrong token shows."""
     path.model.zero_grad()
     found, owners = path.losses(batch)
-    (found * torch.linspace(0.5, 1.5, len(found))).sum().backward()
+    (found * torch.linspace(0.5, 1.5, len(found), device=found.device)).sum().backward()
     return found.detach(), owners, {name: p.grad.clone() for name, p in path.model.named_parameters() if p.requires_grad}
 
 
@@ -220,7 +220,7 @@ def test_a_plan_from_before_compiled_code_goes_on_without_it_and_a_lost_one_is_t
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
 def test_cross_entropy_and_its_gradient_are_torch_s(count, monkeypatch):
-    monkeypatch.setattr(loss, "SLICE_BYTES", 64 * 50 * 4)
+    monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 64 * 50 * 4)
     random = torch.Generator().manual_seed(count)
     head = torch.nn.Linear(16, 50, bias=False).requires_grad_(False)
     hidden = torch.randn(count, 16, generator=random, requires_grad=True)

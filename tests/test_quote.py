@@ -176,7 +176,7 @@ def test_weights_are_prepacked_where_products_are_in_bf16_and_there_is_room():
     plan = decide("bfloat16", 80)
     assert plan.prepacked and not decide("float32", 80).prepacked and not decide("bfloat16", 40).prepacked
     assert not decide("bfloat16", 80, Recipe(lora_dropout=0.1)).prepacked and decide("bfloat16", 80, Recipe(quantisation="none")).prepacked
-    need = [cost.memory(recipe, its, each, lengths.tokens, "cpu", 0.5)["base model"] for each in (plan, replace(plan, prepacked=False))]
+    need = [cost.memory(recipe, its, each, lengths.tokens, "cpu", "bfloat16", 0.5)["base model"] for each in (plan, replace(plan, prepacked=False))]
     assert need[0] - need[1] == pytest.approx(2 * (its.linear + its.vocab * its.hidden) / 2**30)
 
 

@@ -14,6 +14,8 @@ PADDING = 0.125
 LENGTH_STEP = 16
 # Queries at once: above it a row's upper triangle is skipped block by block.
 QUERIES = 256
+# The widest head that torch's flash kernel takes on a card.
+MOST_FLASH = 256
 # Up to this length the probabilities are kept for the backward pass; above it they are made again from queries and keys.
 KEPT = 128
 
@@ -88,9 +90,17 @@ class Laid:
         return F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0))
 
     @cached_property
+    def flash_starts(self) -> tuple[torch.Tensor, int]:
+        """`starts` as int32 on the device, what belongs to no row being one more row, and the longest of all."""
+        rest = self.tokens - sum(self.lengths)
+        lengths = [*self.lengths, rest] if rest else self.lengths
+        return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(self.device, torch.int32), max(lengths)
+
+    @cached_property
     def places(self) -> torch.Tensor:
         """(tokens,) each token's place in its row; -1 where it belongs to none."""
-        return torch.cat([*(torch.arange(length) for length in self.lengths), torch.full((self.tokens - sum(self.lengths),), -1)])
+        rest = torch.full((self.tokens - sum(self.lengths),), -1)
+        return torch.cat([*(torch.arange(length) for length in self.lengths), rest]).to(self.device)
 
     def turned(self, turns: tuple | None) -> tuple | None:
         """cos and sin in fp32."""
@@ -128,13 +138,22 @@ def _in_blocks(lengths: list[int], device) -> list[Block]:
     return blocks
 
 
+def takes_flash(weight: torch.Tensor, width: int) -> bool:
+    """Whether torch's flash kernel takes heads of this width, computed where and as this weight is: on a card, in 16 bits."""
+    return (
+        weight.device.type == "cuda" and weight.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= MOST_FLASH
+        and torch.cuda.get_device_capability(weight.device)[0] >= 8
+    )
+
+
 @dataclass(frozen=True)
 class Kind:
     """What one layer's attention is.
 
     Args:
         window: keys that a query sees, itself among them; 0 sees all before it.
-        routine: "rows" (ours) or "sdpa" (torch's, whose flash kernels a GPU wants).
+        routine: "rows" (ours), "flash" (torch's kernel over all rows at once, on a card that has it) or "sdpa" (torch's, block
+            by block).
         passes: the compiled passes around our products, where they are used.
         whole: "rows" in one compiled routine of `passes`.
     """
@@ -144,7 +163,7 @@ class Kind:
     scaling: float
     window: int = 0
     routine: str = "rows"
-    passes: native.Native | None = None
+    passes: native.Passes | None = None
     whole: bool = False
 
 
@@ -158,6 +177,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, laid: Laid, turns:
     Returns:
         (N, heads * D); 0 for tokens that are in no row.
     """
+    if kind.routine == "flash":
+        return _Flash.apply(q, k, v, laid, turns, kind)
     if kind.routine == "rows":
         return (_Whole if kind.whole else _Rows).apply(q, k, v, laid, turns, kind)
     blocks = laid.blocks
@@ -219,6 +240,41 @@ class _Whole(torch.autograd.Function):
             d_q = passes.turn(d_q, laid.places, turns, kind.heads, back=True)
         d_k = passes.sum_heads(d_k, laid.places, turns, k, kind.heads, kind.kv_heads)
         return d_q, d_k, passes.sum_heads(d_v, laid.places, None, v, kind.heads, kind.kv_heads), None, None, None
+
+
+class _Flash(torch.autograd.Function):
+    """The same through torch's flash kernel on a card, each row by itself, without padding."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, laid, turns, kind):
+        turns, (starts, longest) = laid.turned(turns), laid.flash_starts
+        if turns is not None:
+            q, k = (kind.passes.turn(x, laid.places, turns, heads) for x, heads in ((q, kind.heads), (k, kind.kv_heads)))
+        q, k, v = (x.contiguous().view(len(x), heads, -1) for x, heads in ((q, kind.heads), (k, kind.kv_heads), (v, kind.kv_heads)))
+        out, lse, random, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, starts, starts, longest, longest, 0.0, True, False, **_seen(kind)
+        )
+        ctx.save_for_backward(q, k, v, out, lse, random, unused)
+        ctx.laid, ctx.turns, ctx.kind = laid, turns, kind
+        return out.view(len(out), -1)
+
+    @staticmethod
+    def backward(ctx, d_out):
+        q, k, v, out, lse, random, unused = ctx.saved_tensors
+        laid, turns, kind = ctx.laid, ctx.turns, ctx.kind
+        starts, longest = laid.flash_starts
+        found = torch.ops.aten._flash_attention_backward(
+            d_out.contiguous().view(out.shape), q, k, v, out, lse, starts, starts, longest, longest, 0.0, True, random, unused, **_seen(kind)
+        )
+        d_q, d_k, d_v = (its.reshape(len(its), -1) for its in found)
+        if turns is not None:
+            d_q, d_k = (kind.passes.turn(x, laid.places, turns, heads, back=True) for x, heads in ((d_q, kind.heads), (d_k, kind.kv_heads)))
+        return d_q, d_k, d_v, None, None, None
+
+
+def _seen(kind: Kind) -> dict:
+    """What torch's flash kernel is told of scaling and window: keys before the query's own."""
+    return {"scale": kind.scaling, **({"window_size_left": kind.window - 1, "window_size_right": 0} if kind.window else {})}
 
 
 class _Rows(torch.autograd.Function):

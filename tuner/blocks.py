@@ -26,7 +26,7 @@ class Norm:
     weight: torch.Tensor
     eps: float
     one_more: bool
-    passes: native.Native | None = None
+    passes: native.Passes | None = None
 
     def __post_init__(self):
         self.scale = self.weight.float() + 1 if self.one_more else self.weight.float()
@@ -141,7 +141,7 @@ class Linear:
         return ""
 
 
-def project(x: torch.Tensor, into: list[Linear], passes: native.Native | None = None) -> list[torch.Tensor]:
+def project(x: torch.Tensor, into: list[Linear], passes: native.Passes | None = None) -> list[torch.Tensor]:
     """x W^T + b + s (x A^T) B^T for each layer, (N, D_in) -> (N, D_out); x is not normed here."""
     return list(_Project.apply(x, None, into, passes, *_weights(into)))
 
@@ -151,7 +151,7 @@ def norm_project(x: torch.Tensor, norm: Norm, into: list[Linear]) -> list[torch.
     return list(_Project.apply(x, norm, into, norm.passes, *_weights(into)))
 
 
-def project_add(x: torch.Tensor, residual: torch.Tensor, into: Linear, passes: native.Native | None = None) -> torch.Tensor:
+def project_add(x: torch.Tensor, residual: torch.Tensor, into: Linear, passes: native.Passes | None = None) -> torch.Tensor:
     """residual + `project`, without a pass of its own for the sum."""
     return _ProjectAdd.apply(x, residual, into, passes, *_weights([into]))
 
@@ -179,7 +179,7 @@ def _weights(layers: list[Linear]) -> list[torch.Tensor]:
 class _Thin:
     """The LoRA side of several layers that read the same rows: one product for all A, one for each B."""
 
-    def __init__(self, layers: list[Linear], dtype: torch.dtype, passes: native.Native | None = None):
+    def __init__(self, layers: list[Linear], dtype: torch.dtype, passes: native.Passes | None = None):
         self.passes = passes
         self.loras = [layer.lora() for layer in layers]
         with_lora = [its for its in self.loras if its is not None]
@@ -343,7 +343,7 @@ class _Mlp(torch.autograd.Function):
         return d_x, None, None, None, None, *d_wide, *d_down
 
 
-def _gate_back(d_middle: torch.Tensor, gated: torch.Tensor, upper: torch.Tensor, act: str, passes: native.Native | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _gate_back(d_middle: torch.Tensor, gated: torch.Tensor, upper: torch.Tensor, act: str, passes: native.Passes | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of both sides of act(gated) * upper, and that product again; all three are written over."""
     if passes:
         return passes.gate_back(d_middle, gated, upper, act)

@@ -45,6 +45,7 @@ def environment() -> dict[str, str]:
         **kept, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "GOMP_SPINCOUNT": SPIN, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(PROJECT_ROOT), "PYTHONUNBUFFERED": "1",
         "TORCHDYNAMO_DISABLE": "1",  # bitsandbytes asks for torch.compile when it is imported, which takes half a second
+        "TRITON_CACHE_DIR": str(place("triton")),
         "TUNER_CHILD": "1", "TUNER_HOME": str(tuner_home()), "HF_HOME": str(tuner_home() / "children"),
         "TMPDIR": str(place("tmp")),  # the usual one also holds what Gradio serves
     }

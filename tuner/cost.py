@@ -10,6 +10,9 @@ from tuner.sizes import Sizes
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "smollm3")
 # Rows up to this many tokens keep their attention probabilities for the backward pass (see tuner/attention.py).
 KEPT_PROBABILITIES = 128
+# A slice's logits in 16 bits: small enough for the cache, large enough for a fast product; on a card, which reads the whole
+# head for each slice, large enough for that not to count.
+SLICE_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
 # bitsandbytes' NF4 with double quantisation: half a byte, and a scale of 8 bits with its own for each block of 64.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 GIB = 2**30
@@ -63,18 +66,23 @@ def prepacked_bytes(linear: int, head: int) -> int:
     return 2 * (linear + head)
 
 
-def base_bytes(its: Sizes, quantisation: str, dequantised: bool, prepacked: bool = False) -> float:
-    """The base's weights as a run holds them: in 4 bits where they are packed; embedding, head and the rest in 16."""
+def itemsize(precision: str) -> int:
+    """Bytes of a number in the precision that is computed in: "float32", or 16 bits."""
+    return 4 if precision == "float32" else 2
+
+
+def base_bytes(its: Sizes, quantisation: str, dequantised: bool, prepacked: bool = False, item: int = 2) -> float:
+    """The base's weights as a run holds them: in 4 bits where they are packed; embedding, head and the rest in `item` bytes."""
     packed = quantisation == "nf4" and not dequantised
-    return (NF4_BYTES if packed else 2) * its.linear + 2 * (its.odd + its.embedded + its.small) + (prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden) if prepacked else 0)
+    return (NF4_BYTES if packed else item) * its.linear + item * (its.odd + its.embedded + its.small) + (prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden) if prepacked else 0)
 
 
-def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bool) -> float:
+def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bool, item: int = 2) -> float:
     """What a micro-batch of rows keeps for its backward pass, with the most that one layer adds while it goes back."""
     lengths = np.asarray(lengths, np.float64)
     tokens = float(lengths.sum())
     if way == "fast":
-        # Both blocks' inputs, q k v and the attention's answer, gate and up, LoRA's thin rows, both norms' 1 / rms; 16 bits.
+        # Both blocks' inputs, q k v and the attention's answer, gate and up, LoRA's thin rows, both norms' 1 / rms.
         kept = tokens * (2 * its.hidden + its.qkv_width + its.attention_width + 2 * its.middle + 7 * rank + 4)
         kept += its.heads * float((lengths[lengths <= KEPT_PROBABILITIES] ** 2).sum())
         layer = tokens * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
@@ -83,38 +91,39 @@ def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bo
         kept = tokens * (14 * its.hidden + 5 * its.middle) + 3 * its.heads * float((lengths**2).sum())
         layer = tokens * (6 * its.middle + 10 * its.hidden)
     if checkpointing:
-        return 2 * (its.layers * tokens * its.hidden + kept + layer)
-    return 2 * (its.layers * kept + layer)
+        return item * (its.layers * tokens * its.hidden + kept + layer)
+    return item * (its.layers * kept + layer)
 
 
-def memory(recipe, its: Sizes, plan, lengths, device: str, import_gib: float) -> dict[str, float]:
+def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, import_gib: float) -> dict[str, float]:
     """GiB that a run needs at its peak, by what takes them.
 
     Args:
         plan: see `plan.Plan`.
         lengths: the heaviest micro-batch's rows, in tokens.
+        precision: what is computed in.
         import_gib: the process before it has done anything; on a card, what the driver takes there.
     """
-    way, adapter = kind(recipe, its), its.adapter(recipe)
+    way, adapter, item = kind(recipe, its), its.adapter(recipe), itemsize(precision)
     parts = {
         "libraries": import_gib,
-        "base model": base_bytes(its, recipe.quantisation, plan.dequantised, plan.prepacked) / GIB,
+        "base model": base_bytes(its, recipe.quantisation, plan.dequantised, plan.prepacked, item) / GIB,
         # fp32 weights, gradient, two moments; a 16-bit copy while a layer is computed.
         "adapter and optimiser": 16 * adapter / GIB,
-        "activations": activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing) / GIB,
-        "loss": loss_bytes(its, way) / GIB,
+        "activations": activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing, item) / GIB,
+        "loss": loss_bytes(its, way, device) / GIB,
     }
     if device == "cpu":
         parts["allocator"] = 0.06 + 0.05 * parts["activations"]
         # Reading the weights maps their files, and packing them holds one layer more.
-        loading = import_gib + (its.stored_bytes + base_bytes(its, recipe.quantisation, False)) / GIB
+        loading = import_gib + (its.stored_bytes + base_bytes(its, recipe.quantisation, False, item=item)) / GIB
         parts["files being read"] = max(0.0, loading - sum(parts.values()))
     return {name: size for name, size in parts.items() if size}
 
 
-def loss_bytes(its: Sizes, way: str) -> float:
+def loss_bytes(its: Sizes, way: str, device: str) -> float:
     """The logits of one slice of tokens."""
-    return 2 * 24 * 2**20 if way == "fast" else 256 * its.vocab * 10
+    return 2 * SLICE_BYTES[device] if way == "fast" else 256 * its.vocab * 10
 
 
 # Time -------------------------------------------------------------------------------------------------------------

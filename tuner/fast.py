@@ -24,8 +24,9 @@ class Fast:
         rows: attention by our own products (`attention._Rows`) where torch's kernel is slower: on a CPU.
         slices: the head runs only where something is learned, in slices, its gradient taken on the way.
         lora: without `blocks`, LoRA layers compute in the base's precision instead of fp32.
-        passes: on a CPU the passes between products are compiled (`native`), where there is a compiler.
-        whole: with `rows` and `passes`, attention is one compiled routine, where the processor has bf16 dot products.
+        passes: the passes between products are compiled, where there is a compiler: `native` on a CPU, `triton_passes` on a card.
+        whole: with `passes`, attention is one routine over all rows: on a CPU (with `rows`) compiled, where the processor has
+            bf16 dot products; on a card torch's flash kernel, where it takes the heads.
         prepacked: with `blocks`, dense frozen weights lie as oneDNN's products want them, where there is room.
     """
 
@@ -63,7 +64,7 @@ class Path:
         self.model, self.pad_id, self.checkpointing = model, pad_id, checkpointing
         self.decoder, self.why_plain = None, "turned off"
         if switches.blocks:
-            passes = native.load() if switches.passes and native.fits(plain_model(model).get_input_embeddings().weight) else None
+            passes = compiled_passes(plain_model(model).get_input_embeddings().weight) if switches.passes else None
             self.decoder, self.why_plain = recognise(model, switches.rows, passes, switches.whole)
         self.slices = switches.slices and can_split_head(model)
         if self.decoder is None and switches.lora:
@@ -116,6 +117,19 @@ class Path:
         plain = plain_model(self.model)
         hidden = plain.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return loss.cross_entropy(hidden[:, :-1][chosen], blocks.Linear(plain.lm_head), targets, hits=hits)
+
+
+def compiled_passes(weight: torch.Tensor) -> native.Passes | None:
+    """The compiled passes for what is computed where and as this weight is; None where there are none."""
+    if native.fits(weight):
+        return native.load()
+    if weight.device.type != "cuda":
+        return None
+    try:
+        from tuner import triton_passes
+    except ImportError:
+        return None
+    return triton_passes.load() if triton_passes.fits(weight) else None
 
 
 def _whole(logits: torch.Tensor, targets: torch.Tensor, hits: torch.Tensor | None) -> torch.Tensor:
@@ -235,7 +249,7 @@ class Decoder:
         return tables
 
 
-def recognise(model: nn.Module, rows: bool = True, passes: native.Native | None = None, whole: bool = True) -> tuple[Decoder | None, str]:
+def recognise(model: nn.Module, rows: bool = True, passes: native.Passes | None = None, whole: bool = True) -> tuple[Decoder | None, str]:
     """The model's parts; or None, and why not."""
     plain = plain_model(model)
     name = type(plain).__name__
@@ -260,19 +274,22 @@ def recognise(model: nn.Module, rows: bool = True, passes: native.Native | None 
     return Decoder(plain, layers, _read_norm(plain.model.norm, config, passes), blocks.Linear(head)), ""
 
 
-def _read_norm(norm: nn.Module, config, passes: native.Native | None) -> blocks.Norm:
+def _read_norm(norm: nn.Module, config, passes: native.Passes | None) -> blocks.Norm:
     return blocks.Norm(norm.weight, getattr(norm, "variance_epsilon", None) or norm.eps, config.model_type.startswith("gemma"), passes)
 
 
-def _read_layer(layer: nn.Module, index: int, config, rows: bool, passes: native.Native | None, whole: bool) -> Layer:
+def _read_layer(layer: nn.Module, index: int, config, rows: bool, passes: native.Passes | None, whole: bool) -> Layer:
     """The layer's parts under one set of names."""
     its, mlp = layer.self_attn, layer.mlp
     gemma = config.model_type.startswith("gemma")
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else getattr(its, "sliding_window", None)
-    ours = rows and layer.input_layernorm.weight.device.type == "cpu"
+    weight = layer.input_layernorm.weight
+    ours = rows and weight.device.type == "cpu"
+    flash = whole and passes is not None and attention.takes_flash(weight, its.head_dim)
     kind = attention.Kind(
-        config.num_attention_heads, config.num_key_value_heads, its.scaling, window or 0, "rows" if ours else "sdpa", passes,
-        ours and whole and passes is not None and passes.attends(layer.input_layernorm.weight.dtype, its.head_dim),
+        config.num_attention_heads, config.num_key_value_heads, its.scaling, window or 0,
+        "rows" if ours else "flash" if flash else "sdpa", passes,
+        flash or ours and whole and passes is not None and passes.attends(weight.dtype, its.head_dim),
     )
     norm = lambda name: _read_norm(getattr(layer, name), config, passes)  # noqa: E731
     inner = lambda name: _read_norm(getattr(its, name), config, passes) if hasattr(its, name) else None  # noqa: E731

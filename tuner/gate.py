@@ -50,6 +50,8 @@ UPLOADS_AT_ONCE, UPLOADS_OF_ALL = 4, 32
 FREE_BYTES = 2**30
 # A body of which nothing arrives for so long, or less than so much a second, is given up.
 SILENCE_S, SLOWEST = 20.0, 4096
+# What a refused body may still send before it is answered: a connection closed while more arrives loses the words.
+LAST_BYTES, LAST_S = 4 * 2**20, 1.0
 HOUR_S = 3600.0
 MOST_KNOWN = 10_000
 
@@ -145,6 +147,8 @@ class Gate:
         try:
             await self._take(scope, headers, receive, _guarded(send))
         except Refused as refused:
+            if refused.status != 408:
+                await _let_arrive(receive)
             await _refuse(scope, send, refused.status, refused.words)
 
     # Who asks ---------------------------------------------------------------------------------------------------
@@ -325,6 +329,17 @@ def _uploads_dir() -> Path:
     """The disk on which Gradio puts uploads; its folder there may not have been made yet."""
     folder = upload_folder()
     return next(its for its in (folder, *folder.parents) if its.is_dir())
+
+
+async def _let_arrive(receive) -> None:
+    """Read and forget what is on its way, for a moment."""
+    size, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_S):
+            while more and size < LAST_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 async def _refuse(scope, send, status: int, words: str) -> None:

@@ -4,24 +4,24 @@ import torch
 from torch.nn import functional as F
 
 from tuner import blocks, native
+from tuner.cost import SLICE_BYTES
 
-# A slice's logits in 16 bits: small enough for the cache, large enough for a fast product.
-SLICE_BYTES = 24 * 2**20
-MOST_ROWS = 256
+# Tokens whose logits are made at once, where a slice's bytes would allow more.
+MOST_ROWS = {"cpu": 256, "cuda": 4096}
 # The last slice is rounded up to a multiple of this.
 STEP = 64
 
 
-def slice_rows(vocab: int, itemsize: int) -> int:
+def slice_rows(vocab: int, itemsize: int, device: str = "cpu") -> int:
     """Tokens whose logits are made at once: a power of two between 64 and MOST_ROWS."""
-    rows = MOST_ROWS
-    while rows > STEP and rows * vocab * itemsize > SLICE_BYTES * 1.1:
+    rows = MOST_ROWS[device]
+    while rows > STEP and rows * vocab * itemsize > SLICE_BYTES[device] * 1.1:
         rows //= 2
     return rows
 
 
 def cross_entropy(
-    hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor, passes: native.Native | None = None, hits: torch.Tensor | None = None
+    hidden: torch.Tensor, head: blocks.Linear, targets: torch.Tensor, passes: native.Passes | None = None, hits: torch.Tensor | None = None
 ) -> torch.Tensor:
     """-log softmax(hidden head^T)[target] of each token; the head is frozen.
 
@@ -37,7 +37,7 @@ def cross_entropy(
     """
     if hidden.requires_grad and torch.is_grad_enabled():
         return _CrossEntropy.apply(hidden, head, targets, passes)
-    rows, parts = slice_rows(head.base.out_features, 4), []
+    rows, parts = slice_rows(head.base.out_features, 4, hidden.device.type), []
     for start in range(0, len(targets), rows):
         logits, wanted = head.rows_through(hidden[start : start + rows]).float(), targets[start : start + rows]
         parts.append(F.cross_entropy(logits, wanted, reduction="none"))
@@ -49,7 +49,7 @@ def cross_entropy(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head, targets, passes):
-        count, rows = len(targets), slice_rows(head.base.out_features, hidden.element_size())
+        count, rows = len(targets), slice_rows(head.base.out_features, hidden.element_size(), hidden.device.type)
         losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
         # Of each token's own loss, not of a sum: what the caller does with the losses comes later, as a factor.
         d_hidden = torch.empty_like(hidden)

@@ -189,12 +189,12 @@ def linears_4bit(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 
 def room_to_dequantise(model: nn.Module, device: str) -> bool:
-    """Whether the 4-bit layers, unpacked once to 16 bits, take less than a quarter of the free memory."""
+    """Whether the 4-bit layers, unpacked once to what is computed in, take less than a quarter of the free memory."""
     import psutil
 
-    elements = sum(layer.in_features * layer.out_features for _, _, layer in linears_4bit(model))
+    size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for _, _, layer in linears_4bit(model))
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    return cost.is_ample(2 * elements, free)
+    return cost.is_ample(size, free)
 
 
 def dequantise(model: nn.Module) -> None:

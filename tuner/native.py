@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -100,6 +101,18 @@ def _processor() -> str:
 def fits(tensor: torch.Tensor) -> bool:
     """Whether the passes take what is computed where and as this is: on the CPU, in bf16 or fp32."""
     return tensor.device.type == "cpu" and tensor.dtype in _SUFFIX
+
+
+class Passes(Protocol):
+    """What `blocks` and `loss` want of compiled passes, here for a CPU and in `triton_passes` for a card; see `Native`."""
+
+    def takes_thin(self, x: torch.Tensor, rank: int) -> bool: ...
+    def norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float, twice: bool, inverse: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def norm_back(self, d_y: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, inverse: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor: ...
+    def gate(self, gate: torch.Tensor, up: torch.Tensor, act: str) -> torch.Tensor: ...
+    def gate_back(self, d_middle: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, act: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+    def turn(self, x: torch.Tensor, places: torch.Tensor, turns: tuple, heads: int, back: bool = False) -> torch.Tensor: ...
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
 
 
 class Native:

@@ -196,7 +196,7 @@ def decide(recipe, its: Sizes, lengths: Lengths, device: str, precision: str, fr
 
     First fewer tokens at once while that is nearly free, then checkpointing comes on, then still fewer.
     """
-    unpacked = recipe.quantisation == "nf4" and cost.is_ample(2 * its.linear, free_gib * cost.GIB)
+    unpacked = recipe.quantisation == "nf4" and cost.is_ample(cost.itemsize(precision) * its.linear, free_gib * cost.GIB)
     dense = (unpacked or recipe.quantisation == "none") and (device, precision) == ("cpu", "bfloat16") and cost.kind(recipe, its) == "fast"
     now = Plan(
         TOKENS_AT_ONCE[device], min(recipe.micro_batch, recipe.batch_size), recipe.gradient_checkpointing == "on", unpacked,
@@ -204,7 +204,7 @@ def decide(recipe, its: Sizes, lengths: Lengths, device: str, precision: str, fr
     )
 
     def fits(plan: Plan) -> bool:
-        need = cost.memory(recipe, its, plan, lengths.heaviest(recipe, plan), device, import_gib)
+        need = cost.memory(recipe, its, plan, lengths.heaviest(recipe, plan), device, precision, import_gib)
         return sum(need.values()) - need.get("files being read", 0.0) <= ROOM * free_gib
 
     may_checkpoint = recipe.gradient_checkpointing == "auto"

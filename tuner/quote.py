@@ -142,7 +142,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
     told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / plans.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
     time["before and after"] = max(both + plans.LEAST_PROBE * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
-    memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.import_gib)
+    memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     if "files being read" in memory:  # only as much of them is held as there is room for
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(

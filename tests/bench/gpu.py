@@ -2,10 +2,11 @@
 
     python -m tests.bench.gpu
     python -m tests.bench.gpu --smoke      # the same code on a tiny shape, on a CPU
+    TUNER_BENCH_UNSLOTH=DIR python -m tests.bench.gpu    # Unsloth lies there with the older packages that it wants
 
 The weights are random, of the right shape, made on the card a layer at a time; nothing is asked of the Hub. Each
 contender quantises them to NF4 and trains rank 16 on all linear layers in a process of its own; the first three steps are
-not counted. TRL and Unsloth are tried with one row and with four rows at once (their step stays eight rows), and the
+not counted; our run ends with its last step, before its report. TRL and Unsloth are tried with one row and with four rows at once (their step stays eight rows), and the
 faster counts. "4N" is 4 x all parameters x tokens/s over the card's dense bf16 peak, as NVIDIA's own tables have it;
 "useful" counts what arithmetic.py counts. Short rows are held against the long ones by useful arithmetic a second: what
 is lost covers padding and everything else that short rows cost.
@@ -16,23 +17,27 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import training
 from tests.bench.arithmetic import Shape, mfu
-from tests.bench.contenders import Job
+from tests.bench.contenders import Job, Outcome
 from tests.bench.machine import describe
 from tests.bench.training import Speed
 
 BASE_ID = "bench/random-llama"
 # Dense bf16 with fp32 sums, TFLOP/s, by what the card's name holds; T4 has no bf16, so fp16. The first that fits counts.
 PEAKS_TFLOPS = (("H100", 989), ("H200", 989), ("L40S", 362), ("A100", 312), ("A10G", 125), ("L4", 121), ("T4", 65))
-ROWS_AT_ONCE = (1, 4)
-STEPS = 12
+ROWS_AT_ONCE = (4, 1)
+# A folder with Unsloth and the packages that it wants older than ours.
+UNSLOTH = "TUNER_BENCH_UNSLOTH"
+STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,28 @@ def base_entry(folder: Path) -> dict:
 # The contenders ---------------------------------------------------------------------------------------------------
 
 
-def ours(records: list[dict], batch: int, held_out: int, size: Size, base_dir: Path, steps: int, shape: Shape, train=training.train_ours):
+def train_and_leave(steps: int) -> Callable:
+    """A way to train: Start, wait for the last step, and kill the run before it measures what it has made."""
+
+    def train(run) -> training.Told:
+        from tuner import run as runs
+
+        began = time.time()
+        runs.start(run)
+        while sum(event["kind"] == "step" for event in run.events()[0]) < steps:
+            if run.state() in ("failed", "stopped", "done"):
+                raise SystemExit(f"The run is {run.state()}: {run.error() or runs.last_words(run)}")
+            time.sleep(0.1)
+        told = training.tell(run, began, 0.0)
+        os.killpg(run.read("process")["pid"], signal.SIGKILL)  # its children too
+        while run.state() != "interrupted":
+            time.sleep(0.1)
+        return told
+
+    return train
+
+
+def ours(records: list[dict], batch: int, held_out: int, size: Size, base_dir: Path, steps: int, shape: Shape, train):
     """Tuner's own run on these rows: its speed, the run, its rows and which of them made each step."""
     from tuner.home import write_json
     from tuner.recipe import Recipe
@@ -176,8 +202,21 @@ def peak_tflops(device: str) -> tuple[str, float]:
     return f"{name} (peak measured)", max(product_gflops(side, side, side, device=device) for _ in range(3)) / 1e3
 
 
-def measure(size: Size, device: str, folder: Path, steps: int, train=training.train_ours, train_other=training.train_other) -> list[str]:
-    """All of it: the table and the lines below it."""
+def train_beside(name: str, job: Job) -> Outcome:
+    """`training.train_other`; Unsloth with the packages that were put aside for it."""
+    before = os.environ.get("PYTHONPATH")
+    if name == "unsloth":
+        os.environ["PYTHONPATH"] = os.pathsep.join(its for its in (os.environ.get(UNSLOTH), before) if its)
+    try:
+        return training.train_other(name, job)
+    finally:
+        os.environ.pop("PYTHONPATH", None)
+        os.environ.update({"PYTHONPATH": before} if before else {})
+
+
+def measure(size: Size, device: str, folder: Path, steps: int, train=None, train_other=train_beside) -> list[str]:
+    """All of it: the table and the lines below it. What is there is told as it comes, too."""
+    train = train or train_and_leave(steps)
     from tests.bench import arithmetic
 
     card, peak = peak_tflops(device)
@@ -192,7 +231,21 @@ def measure(size: Size, device: str, folder: Path, steps: int, train=training.tr
     lines.append(line(training.OURS, speed, told.outcome.card_gib, count, peak))
     training.progress(lines[-1])
     training.write_rows(folder / "rows.jsonl", rows, [its for batch in batches for its in batch])
-    rivals = [("trl", training.TRL)] + ([("unsloth", "Unsloth")] if importlib.util.find_spec("unsloth") else [])
+    brief, _, short_rows, _ = ours(
+        short_records(size, steps * size.short_batch + 4), size.short_batch, 4, size, base_dir, steps, shape, train
+    )
+    mean = statistics.fmean(len(row.ids) for row in short_rows)
+    lost = 1 - (brief.flop / brief.seconds) / (speed.flop / speed.seconds)
+    below = [
+        f"short chat rows (mean {mean:,.0f} tokens, {size.short_batch} a step): {brief.tokens_per_s:,.0f} tokens/s; {lost:.1%} of the "
+        "useful arithmetic a second lost against long rows",
+        f"from Start to the end of the rehearsal's two steps: {told.first_step_s:.0f} s",
+        f"plan: {', '.join(f'{key} {value}' for key, value in told.plan.items() if isinstance(value, (int, str, bool)) and len(str(value)) < 30)}, "
+        f"{told.plan.get('fast')}",
+    ]
+    for its in below:
+        training.progress(its)
+    rivals = [("trl", training.TRL)] + ([("unsloth", "Unsloth")] if os.environ.get(UNSLOTH) or importlib.util.find_spec("unsloth") else [])
     best: dict[str, float] = {}
     for contender, name in rivals:
         tried = []
@@ -212,18 +265,7 @@ def measure(size: Size, device: str, folder: Path, steps: int, train=training.tr
             training.progress(lines[-1])
     if len(rivals) == 1:
         lines.append("| Unsloth | not installed | | | |")
-    brief, _, short_rows, _ = ours(
-        short_records(size, steps * size.short_batch + 4), size.short_batch, 4, size, base_dir, steps, shape, train
-    )
-    mean = statistics.fmean(len(row.ids) for row in short_rows)
-    lost = 1 - (brief.flop / brief.seconds) / (speed.flop / speed.seconds)
-    lines += [
-        "", *(f"tokens per second, ours / {name}: {speed.tokens_per_s / theirs:.2f}" for name, theirs in best.items()),
-        f"short chat rows (mean {mean:,.0f} tokens, {size.short_batch} a step): {brief.tokens_per_s:,.0f} tokens/s; {lost:.1%} of the "
-        "useful arithmetic a second lost against long rows",
-        f"from Start to the first step: {told.first_step_s:.0f} s",
-    ]
-    return lines
+    return [*lines, "", *(f"tokens per second, ours / {name}: {speed.tokens_per_s / theirs:.2f}" for name, theirs in best.items()), *below]
 
 
 def main() -> None:
