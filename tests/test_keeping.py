@@ -63,7 +63,7 @@ def test_a_run_comes_back_to_an_emptied_machine_and_ends_bit_for_bit(base, home,
 
     shutil.rmtree(home)
     home.mkdir()
-    assert client(home, f"result = [(its['run'], its['title']) for its in keeping.find({ALICE!r})]") == [(run.id, "Animals")]
+    assert client(home, f"result = [(its['run'], its['title']) for its in keeping.find({ALICE!r})]") == [[run.id, "Animals"]]
     assert client(home, f"result = keeping.find({BOB!r})") == []
     client(home, f"run = homecoming.bring_back('alice', {repo_id!r}, {ALICE!r}); runs.fetch_base(run, {ALICE!r})")
     back = runs.find("alice", run.id)

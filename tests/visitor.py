@@ -5,7 +5,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,20 +24,28 @@ def sign_in(url: str, user: str, on_received: Callable[[bytes], None] = lambda b
     Cookies for https are kept and sent as over https, which a Space's visitors use.
 
     Args:
-        on_received: called with the headers of every answer that comes from the app.
+        on_received: called with the headers of every answer.
     """
-    def hear(answer: httpx.Response) -> None:
-        if str(answer.url).startswith(url):
-            on_received(repr(answer.headers.multi_items()).encode())
+    cookies: dict[str, str] = {}
 
-    jar = CookieJar(DefaultCookiePolicy(secure_protocols=("http", "https")))
-    client = httpx.Client(timeout=120, cookies=jar, event_hooks={"response": [hear]})
+    def send(request: httpx.Request) -> None:
+        request.headers["cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
+
+    def hear(answer: httpx.Response) -> None:
+        on_received(repr(answer.headers.multi_items()).encode())
+        for line in answer.headers.get_list("set-cookie"):
+            name, _, value = line.split(";")[0].partition("=")
+            cookies[name] = value
+            if "expires=Thu, 01 Jan 1970" in line:
+                del cookies[name]
+
+    client = httpx.Client(timeout=120, event_hooks={"request": [send], "response": [hear]})
     client.get(url + "/")
     to_hub = client.get(url + "/login/huggingface").headers["location"]
     back = urlsplit(httpx.get(f"{to_hub}&user={user}").headers["location"])
     assert back.scheme == "https" and back.path == "/login/callback", back
     arrived = client.get(f"{url}{back.path}?{back.query}")
-    assert arrived.status_code in (302, 307), arrived.text
+    assert arrived.status_code in (302, 307) and not arrived.headers["location"].startswith("/login"), arrived.headers["location"]
     client.follow_redirects = True
     return client
 
