@@ -17,7 +17,7 @@ SLICE_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 GIB = 2**30
 # When the constants below were fitted: what finished runs taught before is about other ones.
-FITTED = "2026-11-24, prepacked"
+FITTED = "2026-11-26"
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,17 @@ TRAIN = {
     "fast": {"linear": 1.15, "lora": 2.28, "head": 1.2, "attention": 2.8, "passes": 0.0, "layer": 1270.0, "row": 139.0, "unpack": 7.0, "adapter": 20.0},
     "plain": {"linear": 1.5, "lora": 4.0, "head": 2.5, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
 }
+# The fast way where a processor has no bf16 to speak of, so that all is computed in fp32.
+TRAIN_FP32 = {"linear": 1.24, "lora": 0.97, "head": 1.47, "attention": 2.63, "passes": 0.0, "layer": 2060.0, "row": 0.0, "unpack": 14.5, "adapter": 20.0}
 # The same for a pass forward alone, and for one token of an answer.
 FORWARD_SHARE = 0.44
 # Seconds, or multiples: reading and packing weights, encoding a row, one checkpoint.
 ANSWER_LAYER_OPS = 90.0
+
+
+def _price(way: str, reach) -> dict[str, float]:
+    """What each of `_features` costs in this arithmetic there."""
+    return TRAIN_FP32 if way == "fast" and reach.precision == "float32" else TRAIN[way]
 
 
 def _features(its: Sizes, work: Work, rank: int, adapter: int, packed: bool, reach) -> dict[str, float]:
@@ -160,9 +167,10 @@ def training_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
     """Seconds of training over that work, by formula; without what finished runs taught."""
     way = kind(recipe, its)
     found = _features(its, work, recipe.lora_rank, its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
-    seconds = sum(TRAIN[way][name] * value for name, value in found.items())
+    price = _price(way, reach)
+    seconds = sum(price[name] * value for name, value in found.items())
     # Checkpointing goes forward once more through the layers, not through the head.
-    again = sum(TRAIN[way][name] * found[name] for name in ("linear", "lora", "attention", "passes", "layer", "row", "unpack"))
+    again = sum(price[name] * found[name] for name in ("linear", "lora", "attention", "passes", "layer", "row", "unpack"))
     return seconds + (FORWARD_SHARE * again if plan.checkpointing else 0.0)
 
 
@@ -170,12 +178,13 @@ def forward_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
     """Seconds of a pass forward over that work."""
     way = kind(recipe, its)
     found = _features(its, work, recipe.lora_rank, its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
-    return FORWARD_SHARE * sum(TRAIN[way][name] * value for name, value in found.items() if name != "adapter")
+    price = _price(way, reach)
+    return FORWARD_SHARE * sum(price[name] * value for name, value in found.items() if name != "adapter")
 
 
 def answer_s(its: Sizes, tokens: float, reach) -> float:
     """Seconds to write that many tokens of an answer, one after the other."""
-    return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + 2 * its.weights / (reach.gb_per_s * 1e9))
+    return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + itemsize(reach.precision) * its.weights / (reach.gb_per_s * 1e9))
 
 
 def start_s(recipe, its: Sizes, rows: int, reach) -> float:

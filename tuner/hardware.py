@@ -9,8 +9,9 @@ from tuner.home import on_a_space
 SOURCE = "huggingface.co/docs/hub: spaces-gpus and jobs-pricing, 22 August 2026"
 
 # The share of a card's dense peak that training reaches: between the 15 % of PEFT's own comparison and the 40 % and more
-# of the best single-card figures (reference: performance notes, 1.8). Nothing of ours has been measured on a card yet.
-CARD_SHARE = 0.3
+# of the best single-card figures (reference: performance notes, 1.8). Ours reached 0.47 to 0.49 on an H200 with an 8B shape
+# (tests/bench/RESULTS.md), where attention is torch's flash kernel; cards without bf16 have no such kernel and were not measured.
+CARD_SHARE = {"bfloat16": 0.42, "float16": 0.3}
 # fp32 matrix product of one virtual core (half a server core), GFLOP/s: the Xeons of these machines have no native bf16.
 CORE_GFLOPS = 45.0
 

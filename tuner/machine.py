@@ -65,7 +65,7 @@ def expected(its: Hardware) -> Reach:
     """What hardware that was not measured is expected to reach."""
     if its.cards:
         bf16 = its.precision == "bfloat16"
-        return Reach("cuda", its.precision, its.tflops * 1e3 * CARD_SHARE * _ABOVE_PRODUCTS, 1200.0 if bf16 else 250.0, 8.0, 12.0, 0.6)
+        return Reach("cuda", its.precision, its.tflops * 1e3 * CARD_SHARE[its.precision] * _ABOVE_PRODUCTS, 1200.0 if bf16 else 250.0, 8.0, 12.0, 0.6)
     return Reach("cpu", its.precision, CORE_GFLOPS * its.cores, 5.0 * its.cores, 6.0, 9.0, 0.5)
 
 
