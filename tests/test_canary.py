@@ -221,10 +221,10 @@ def test_every_flow_and_its_failures(stage):
     # Somebody else who signed in, and somebody who did not; then she leaves.
     for client in (sign_in(stage.app.url, "bob", stage.others.append), None):
         other = Visitor(stage.app.url, on_received=stage.others.append, client=client)
-        other.put("subject", run_id(stage))
-        other.put("chosen-run", run_id(stage))
         for name in ("open_page", "reattach", "refresh"):
             other.do(name)
+        other.put("subject", run_id(stage))
+        other.put("chosen-run", run_id(stage))
         for name in ("open_run", "meet", "push"):
             with pytest.raises(Refused):
                 other.do(name)
