@@ -69,6 +69,13 @@ FAULTS = {
     ),
 }
 
+
+def faults_of(task: str) -> dict[str, Fault]:
+    """name -> every fault that rows of a task can have, in the words of that task."""
+    module = tasks.get(task)
+    return {**module.FAULTS, **FAULTS, **module.OTHERWISE}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing found.
@@ -276,6 +283,8 @@ class Rows:
     def labels(self) -> np.ndarray | None:
         """(N,) the label of each row where the answers are labels: few, short and repeated; else None. 0: that row's is none."""
         count = len(self)
+        if tasks.get(self.task).LABELLED:
+            return self.seen["label"]
         if count < 10 or np.count_nonzero(self.flagged(scan.SHORT)) < 0.9 * count:
             return None
         distinct = len(np.unique(self.seen["label"][self.seen["label"] != 0]))
@@ -330,9 +339,11 @@ class Rows:
             return (self.seen["chars"] > 10 * middle) | (self.seen["chars"] * 10 < middle)
         if name in ("label_spelling", "rare_label", "unbalanced"):
             return self._label_mask(name)
+        if name == "two_labels":
+            return self._two_labels()
         if name == "few_rows":
             return np.ones(count, bool)
-        raise UserError(f"There is no finding {name!r}. There are: {', '.join([*tasks.get(self.task).FAULTS, *FAULTS])}.")
+        raise UserError(f"There is no finding {name!r}. There are: {', '.join(faults_of(self.task))}.")
 
     def _held_by_source(self, recipe: Recipe) -> np.ndarray:
         try:
@@ -353,6 +364,13 @@ class Rows:
         else:
             found = self.seen["answer"] != self.usual_spelling
         return found
+
+    def _two_labels(self) -> np.ndarray:
+        """(N,) which rows say what another row says, under another label."""
+        _, which = np.unique(self.seen["opening"], return_inverse=True)
+        pairs = np.unique(np.stack([which.astype(np.uint64), self.labels], 1), axis=0)
+        texts, labels = np.unique(pairs[:, 0], return_counts=True)
+        return np.isin(which, texts[labels > 1])
 
     @cached_property
     def usual_spelling(self) -> np.ndarray:
@@ -385,7 +403,7 @@ def find(rows: Rows, recipe: Recipe) -> list[Finding]:
 
 
 def _find(rows: Rows, recipe: Recipe) -> list[Finding]:
-    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    faults = faults_of(rows.task)
     found = []
     for name, fault in faults.items():
         if fault.left_out:
@@ -413,6 +431,8 @@ def _nothing_to_learn(rows: Rows, recipe: Recipe) -> list[Finding]:
         held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
     except UserError as problem:
         return [Finding("nothing_to_learn", len(rows), "All rows are the same", str(problem), "stop", ())]
+    if wont_do := tasks.get(rows.task).wont_do(rows, held):
+        return [Finding("nothing_to_learn", 0, fault.title, wont_do, "stop", ())]
     if rows.tokens is None:
         return []
     teaches = rows.per_row(rows.tokens.learned(recipe.max_tokens)) > 0
@@ -448,7 +468,7 @@ def choose(rows: Rows, show: str, search: str, recipe: Recipe) -> np.ndarray:
     Raises:
         UserError: there is no such choice.
     """
-    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    faults = faults_of(rows.task)
     if show in faults and faults[show].left_out:
         return -1 - rows.left_out.get(show, np.zeros(0, np.int64))
     if show == "all":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tomlkit
 
+from tuner import tasks
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT
 
@@ -51,7 +52,7 @@ class Recipe:
 
     title: str = knob("", "Name", "What this is called in your lists.", place="")
     about: str = knob("", "About", "One sentence on what it is for.", place="")
-    task: str = knob("chat", "Task", "What the model learns to do.", choices=("chat",), place="")
+    task: str = knob(tasks.DEFAULT, "Task", "What the model learns to do.", choices=tasks.TASKS, place="")
 
     base_model: str = knob(
         STARTER_MODEL, "Base model",
@@ -166,6 +167,11 @@ class Recipe:
     template_date: str = knob(
         "2026-01-01", "Template date", "The date that templates which print one will print, so that a run can be repeated.",
         pattern=r"\d{4}-\d{2}-\d{2}",
+    )
+    class_weights: str = knob(
+        "none", "Class weights",
+        "balanced lets each class weigh alike however many rows it has, which lifts rare ones; none counts rows alike.",
+        choices=("none", "balanced"), place="",
     )
     gradient_checkpointing: str = knob(
         "auto", "Gradient checkpointing", "on saves memory and costs a third more time; off is faster; auto decides by memory.",

@@ -238,7 +238,7 @@ def wire(its, train, tabs) -> None:
         shown = ["", gr.update(interactive=True, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
         if _is_mine(choice):
             run = runs.find(visitor.owner, str(choice))
-            if report := figures.of(run):
+            if (report := figures.of(run)) and report.get("examples"):
                 ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["examples"][0]["prompt"], 90))}”</p>'
             counted, in_card = blind.words(blind.tally(run)), blind.is_in_card(run)
             offer = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -24,7 +25,7 @@ _LISTEN = drawing.LISTEN
 def draw(page, browser, dataset_id) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
     its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id)
-    formats = tasks.get("chat").FORMATS
+    formats = tasks.formats()
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             its.source = gr.Radio(SOURCES, value="Demo", label="Where from", elem_id="source")
@@ -60,7 +61,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.roles = {}
                 for role, label in (
                     ("messages", "Conversation"), ("prompt", "Prompt"), ("context", "Added to the prompt"),
-                    ("completion", "Answer"), ("text", "Text"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
+                    ("completion", "Answer"), ("text", "Text"), ("text_b", "Second text"), ("label", "Label"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
                     ("group", "Which conversation it is of"),
                 ):
                     its.roles[role] = gr.Dropdown([], label=label, visible=False, elem_id=f"role-{role}", allow_custom_value=False)
@@ -121,6 +122,7 @@ def wire(its, train, tabs) -> None:
 
     def paint(dataset, recipe: Recipe, token, view="tokens", show="all", search="", at=0) -> list:
         """Everything right of the settings: the row, what was found, the figures, the receipt."""
+        recipe = replace(recipe, task=dataset.task)
         look, blind = eyes(recipe, token)
         rows, going = check.look_at(dataset, look)
         list_of = findings.find(rows, recipe)
@@ -216,7 +218,7 @@ def wire(its, train, tabs) -> None:
     def use_columns(dataset_id, browser_id, format, template, token: gr.OAuthToken | None, *rest):
         visitor = page.visitor(browser_id, token)
         chosen = dict(zip(roles, rest[: len(roles)]))
-        _, needed, optional = tasks.get("chat").FORMATS.get(format, ("", (), ()))
+        _, needed, optional = tasks.formats().get(format, ("", (), ()))
         dataset = data.find(visitor.owner, dataset_id)
         columns = {role: chosen[role] for role in (*needed, *optional) if chosen.get(role)}
         if "prompt" in needed and (template or "").strip():
@@ -239,14 +241,15 @@ def wire(its, train, tabs) -> None:
 
     @in_words
     def show_roles(format):
-        _, needed, optional = tasks.get("chat").FORMATS.get(format, ("", (), ()))
+        _, needed, optional = tasks.formats().get(format, ("", (), ()))
         return [*[gr.update(visible=role in needed or role in optional) for role in roles], gr.update(visible="prompt" in needed)]
 
     def row_only(dataset_id, browser_id, token, form, view, show, search, at) -> list:
         visitor = page.visitor(browser_id, token)
-        recipe = train.lenient(form)
+        dataset = data.find(visitor.owner, dataset_id)
+        recipe = replace(train.lenient(form), task=dataset.task)
         look, _ = eyes(recipe, visitor.token)
-        rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
+        rows, _ = check.look_at(dataset, look)
         return row_view.draw_row(rows, recipe, look, view, show, search, at)
 
     def turn(by: int):
@@ -261,9 +264,10 @@ def wire(its, train, tabs) -> None:
     def jump(number, view, show, search, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         wanted = int(number) if isinstance(number, (int, float)) and number == number else 1
         visitor = page.visitor(browser_id, token)
-        recipe = train.lenient(form)
+        dataset = data.find(visitor.owner, dataset_id)
+        recipe = replace(train.lenient(form), task=dataset.task)
         look, _ = eyes(recipe, visitor.token)
-        rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
+        rows, _ = check.look_at(dataset, look)
         chosen = findings.choose(rows, show, search or "", recipe)
         at = int(np.searchsorted(row_view.numbers_of(rows, chosen), wanted))
         return row_view.draw_row(rows, recipe, look, view, show, search, min(at, max(0, len(chosen) - 1)))

@@ -401,16 +401,6 @@ def changed_words(before: str, after: str) -> str:
     return shown or "(nothing)"
 
 
-def result(report: dict) -> str:
-    """Before and after, in one strip."""
-    return stats([
-        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", "held-out loss", "Lower is better, on rows it never saw"),
-        (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
-        (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
-        (f"{report['best_step']:,}", "best step", "The version that is kept"),
-    ])
-
-
 def runs_table(summaries: list[dict], shown: str = "") -> str:
     """My runs, each with its curve and result."""
     if not summaries:

@@ -1,17 +1,18 @@
 """A run's report on the page: what came out in words, before and after as bars, and rows side by side."""
 
-from tuner import figures
+from tuner import figures, tasks
 from tuner.ui import drawing
 from tuner.ui.drawing import text
 
 
-def whole(report: dict) -> str:
-    """Everything a report says; see `figures`."""
+def whole(report: dict, task=tasks.get(tasks.DEFAULT)) -> str:
+    """Everything a report says, in the words of its task; see `figures`."""
     loud = report["probe"]["says"] if report["probe"]["fell"] else ""
     said = "".join(f"<li>{text(words)}</li>" for words in report["says"] if words != loud)
-    advice = "".join(drawing.notice(words, "warning") for words in filter(None, [loud, *figures.advice(report)]))
-    bars = "".join(map(_measure, figures.measures(report)))
-    rows = _rows("Rows that improved most, side by side", report["rows"]["improved"]) + _rows("Rows that worsened most, side by side", report["rows"]["worsened"])
+    advice = "".join(drawing.notice(words, "warning") for words in filter(None, [loud, *task.advice(report)]))
+    bars = "".join(map(_measure, task.measures(report)))
+    shown = {"improved": "Rows that improved most, side by side", "worsened": "Rows that worsened most, side by side"}
+    rows = "".join(_rows(title, report["rows"][name]) for name, title in shown.items() if name in report["rows"])
     return (
         f'<section class="report" aria-label="Before and after"><h3>Before and after</h3><ul class="says">{said}</ul>{advice}'
         f'<div class="measures">{bars}</div><p class="quiet small">The line across the lower bar is the 95 % interval of the change '

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, figures, homecoming, hub, identity, keeping, limits, machine, proposals, publish, quote, trials
+from tuner import check, cost, data, figures, homecoming, hub, identity, keeping, limits, machine, proposals, publish, quote, tasks, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -28,7 +28,8 @@ LEAD_TO_SIGN_IN = f"""(label) => {{
 
 def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
-    presets = recipes.presets()
+    # Classifiers are trained from the command line for now.
+    presets = {name: its for name, its in recipes.presets().items() if tasks.get(its.task).ANSWERS}
     first = next(iter(presets))
     its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id, run_id=run_id, presets=presets)
     bases = list(dict.fromkeys(preset.base_model for preset in presets.values()))
@@ -207,7 +208,7 @@ def wire(its, dataset, talk, tabs) -> None:
         top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen) + queue_view.around(run)
         report = run.read("report") if state in ("done", "stopped") else None
         if report:
-            numbers = drawing.result(report)
+            numbers = drawing.stats(tasks.get(run.recipe.task).tiles(report))
         elif last:
             numbers = drawing.stats([
                 (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
@@ -219,7 +220,7 @@ def wire(its, dataset, talk, tabs) -> None:
             numbers = ""
         made = report and figures.of(run)
         return [
-            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made) if made else "",
+            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made, tasks.get(run.recipe.task)) if made else "",
             gr.update(interactive=True, value="Start another" if live else start_label(owner)), gr.update(visible=live, value=stop_label(state)),
             gr.update(visible=state in ("new", "interrupted", "failed", "stopped")),
             gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
@@ -231,6 +232,12 @@ def wire(its, dataset, talk, tabs) -> None:
         choices = [(f"{shorten(its_['title'], 40)} · {drawing.STATE_WORDS[its_['state']]} · {drawing.when(its_['created'])}", its_["id"]) for its_ in mine]
         chosen = shown if any(value == shown for _, value in choices) else (choices[0][1] if choices else None)
         return [drawing.runs_table(mine, shown), gr.update(choices=choices, value=chosen)]
+
+    def require_answers(its_data) -> None:
+        """Say in words what this tab does not train yet."""
+        its_task = tasks.get(its_data.task)
+        if not its_task.ANSWERS:
+            raise UserError(f"These rows are {its_task.WHAT}. A classifier is trained from the command line for now: python -m tuner train library-desk dataset=FILE")
 
     @in_words
     def use_preset(name):
@@ -248,6 +255,7 @@ def wire(its, dataset, talk, tabs) -> None:
         look, blind = dataset_tab.eyes(recipe, visitor.token)
         if look is None:
             raise UserError(blind)
+        require_answers(its_data)
         rows, going = check.look_at(its_data, look)
         seen = rows.figures(recipe)
         if not len(seen.lengths):
@@ -385,6 +393,7 @@ def wire(its, dataset, talk, tabs) -> None:
         if publishing:
             check_publishing(dataset_id, recipe, name, visitor, token)
         its_data = data.find(visitor.owner, dataset_id)
+        require_answers(its_data)
         named = its.presets.get(preset)
         title = named.title if named and named.dataset and its_data.source.get("kind") == "demo" else its_data.name
         source = its_data.source

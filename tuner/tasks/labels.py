@@ -1,0 +1,142 @@
+"""What the tasks with labels share without torch: what is a label, the classes of a run, and what their figures say."""
+
+import json
+
+from tuner.errors import UserError
+from tuner.tasks import label_card
+
+LABELLED = True
+ANSWERS = False
+OWN_PARTS = False
+PLAIN = "classifier"
+# Between several labels where they are shown as one text.
+SEPARATOR = " + "
+NONE = "(none)"
+
+
+def label_of(value) -> tuple[str, ...] | None:
+    """The label, or the labels, that a value names: text, a number, true or false, or a list of these; None for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    if isinstance(value, (list, tuple)):
+        found = [label_of(its) for its in value]
+        if not all(its and len(its) == 1 for its in found):
+            return None if value else ()
+        return tuple(sorted({its[0] for its in found}))
+    if isinstance(value, bool):
+        return ("true" if value else "false",)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and value >= 0:  # -1 stands for a label that is kept secret
+        return (str(value),)
+    if isinstance(value, str) and value.strip():
+        return (value.strip(),)
+    return None
+
+
+def shown_label(row: dict) -> str:
+    """A row's label, or its labels as one text."""
+    return (SEPARATOR.join(row["labels"]) or NONE) if row.get("labels") is not None else row["label"]
+
+
+def names_of(text: str) -> list[str]:
+    """The labels of a text that `shown_label` made."""
+    return [] if text == NONE else text.split(SEPARATOR)
+
+
+def label(text: str, alone: bool) -> str:
+    """An answer as a label: it always is one."""
+    return " ".join(text.split())
+
+
+def names_in(row: dict) -> list[str]:
+    """A row's labels, one or several."""
+    return row["labels"] if row.get("labels") is not None else [row["label"]]
+
+
+def decide(train_rows: list[dict], held_rows: list[dict], recipe) -> dict:
+    """What a run's plan keeps of its rows: the names of the classes, in order, and whether a row may have several.
+
+    Raises:
+        UserError: there is nothing to tell apart.
+    """
+    rows = [*train_rows, *held_rows]
+    names = {name for row in rows for name in names_in(row)}
+    several = any(row.get("labels") is not None for row in rows)
+    if len({shown_label(row) for row in train_rows}) < 2:
+        raise UserError("All training rows have one and the same label, so there is nothing to tell apart. Bring rows of another class.")
+    order = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    return {"labels": {"names": order, "several": several}}
+
+
+def wont_do(rows, held) -> str:
+    """Why no run can start on these rows although each by itself is fine; "" where one can."""
+    import numpy as np
+
+    if len(np.unique(rows.labels[~held])) < 2:
+        return "All training rows have one and the same label, so there is nothing to tell apart. Bring rows of another class."
+    return ""
+
+
+def is_fresh(weight: str, heads: list[str]) -> bool:
+    """Whether a weight may be missing in the base's files: only a head's."""
+    return weight.startswith(tuple(heads))
+
+
+def read_record(known: dict) -> dict:
+    """What of a published record belongs to the plan.
+
+    Raises:
+        UserError: it does not say which labels the adapter's head has.
+    """
+    its, heads = known.get("labels"), known.get("heads")
+    names = its.get("names") if isinstance(its, dict) else None
+    texts = lambda value: isinstance(value, list) and value and all(isinstance(one, str) and len(one) < 1000 for one in value)  # noqa: E731
+    if not texts(names) or not texts(heads) or len(names) > 10_000:
+        raise UserError("The adapter does not say which labels it knows (tuner.json is missing or of another kind), so it cannot be tried here.")
+    return {"labels": {"names": names, "several": its.get("several") is True}, "heads": heads}
+
+
+def learned_part(recipe) -> str:
+    """What the loss is taken on, for the card."""
+    return "one decision a row" + (", every class weighing alike" if recipe.class_weights == "balanced" else "")
+
+
+def in_short(report: dict) -> str:
+    """What came out, in one line."""
+    base, tuned = report["base"], report["tuned"]
+    return f"Macro-F1 on held-out rows: {tuned['macro_f1']:.3f} tuned, {base['macro_f1']:.3f} by a classifier on the untouched base"
+
+
+def tiles(report: dict) -> list[tuple[str, str, str]]:
+    """Before and after as a strip of figures: (value, name, what it is)."""
+    return [
+        (f"{report['base']['macro_f1']:.3f} → {report['tuned']['macro_f1']:.3f}", "macro-F1", "A classifier on the untouched base, and the tuned model"),
+        (f"{100 * report['tuned']['accuracy']:.1f} %", "accuracy", "Held-out rows labelled right"),
+        (f"{100 * report['majority']['accuracy']:.1f} %", "largest class", "Right by always saying it"),
+        (f"{report['best_step']:,}", "best step", "The version that is kept"),
+    ]
+
+
+# The card's and the terminal's words stand in a room of their own.
+advice, before_and_after, measures, printed = label_card.advice, label_card.before_and_after, label_card.measures, label_card.printed
+
+
+def worker():
+    """Who answers at the command line; see `label_try.Worker`."""
+    from tuner.tasks.label_try import Worker
+
+    return Worker()
+
+
+def ask(worker, subject, history: list[dict], tuned: bool, on_piece, **_sampling) -> dict[str, float]:
+    """Label the newest text: what a terminal shows goes through `on_piece`, what JSON prints comes back."""
+    found = worker.probabilities(subject, [history[-1]["content"]], tuned)
+    if found is None:
+        on_piece("no classifier on the untouched base was kept\n")
+        return {}
+    on_piece("".join(f"\n  {100 * its:5.1f} %  {name}" for name, its in found[0].items()) + "\n")
+    return found[0]
