@@ -10,6 +10,7 @@ model       model_class, PEFT_TASK, decide, loading, heads, is_fresh, finish_loa
 training    learning, report, in_short
 telling     tiles, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
+keeping     is_row, PLANNED, EVAL_FIGURES
 cost        ANSWERS, OWN_PARTS, PLAIN
 trying      STARTER, worker, ask
 """

@@ -326,6 +326,19 @@ def label(text: str, alone: bool) -> str:
     return its if alone and len(its) <= 40 and "\n" not in text.strip() else ""
 
 
+# What a kept run's plan has besides what every run's has, and what its evaluations say besides the loss.
+PLANNED: dict = {}
+EVAL_FIGURES = ("perplexity",)
+
+
+def is_row(row: dict) -> bool:
+    """Whether a row, which may be somebody else's JSON, is one of this task's."""
+    if isinstance(row.get("text"), str):
+        return "messages" not in row
+    turns = row.get("messages")
+    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns)
+
+
 def wont_do(rows, held) -> str:
     """Why no run can start on these rows although each by itself is fine; "" where one can."""
     return ""

@@ -86,6 +86,11 @@ def is_fresh(weight: str, heads: list[str]) -> bool:
     return weight.startswith(tuple(heads))
 
 
+def _are_texts(value) -> bool:
+    """Whether it is a list of names of sensible length and number."""
+    return isinstance(value, list) and 0 < len(value) <= 10_000 and all(isinstance(one, str) and len(one) < 1000 for one in value)
+
+
 def read_record(known: dict) -> dict:
     """What of a published record belongs to the plan.
 
@@ -94,10 +99,25 @@ def read_record(known: dict) -> dict:
     """
     its, heads = known.get("labels"), known.get("heads")
     names = its.get("names") if isinstance(its, dict) else None
-    texts = lambda value: isinstance(value, list) and value and all(isinstance(one, str) and len(one) < 1000 for one in value)  # noqa: E731
-    if not texts(names) or not texts(heads) or len(names) > 10_000:
+    if not _are_texts(names) or not _are_texts(heads):
         raise UserError("The adapter does not say which labels it knows (tuner.json is missing or of another kind), so it cannot be tried here.")
     return {"labels": {"names": names, "several": its.get("several") is True}, "heads": heads}
+
+
+# What a kept run's plan has besides what every run's has, and what its evaluations say besides the loss.
+PLANNED = {
+    "labels": lambda its: isinstance(its, dict) and set(its) == {"names", "several"} and _are_texts(its["names"]) and type(its["several"]) is bool,
+    "heads": lambda its: _are_texts(its),
+}
+EVAL_FIGURES = ("accuracy", "macro_f1")
+
+
+def has_label(row: dict) -> bool:
+    """Whether a row, which may be somebody else's JSON, has a label, or several."""
+    several = row.get("labels")
+    if several is None:
+        return isinstance(row.get("label"), str)
+    return "label" not in row and isinstance(several, list) and all(isinstance(name, str) for name in several)
 
 
 def learned_part(recipe) -> str:

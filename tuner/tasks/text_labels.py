@@ -11,14 +11,17 @@ from tuner.home import read_json
 from tuner.tasks import Fault, NoRow
 from tuner.tasks.labels import (  # noqa: F401
     ANSWERS,
+    EVAL_FIGURES,
     LABELLED,
     OWN_PARTS,
     PLAIN,
+    PLANNED,
     SEPARATOR,
     advice,
     ask,
     before_and_after,
     decide,
+    has_label,
     in_short,
     is_fresh,
     label,
@@ -223,6 +226,11 @@ def _text(record: dict, column: str) -> str:
         seen = "missing" if value is None else "empty" if isinstance(value, str) else f"not text ({type(value).__name__})"
         raise NoRow("no_text", f"has no text: {shorten(column, 40)!r} is {seen}.")
     return value
+
+
+def is_row(row: dict) -> bool:
+    """Whether a row, which may be somebody else's JSON, is one of this task's."""
+    return has_label(row) and isinstance(row.get("text"), str) and isinstance(row.get("text_b", ""), str)
 
 
 def faults(row: dict) -> set[str]:
