@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from tests.small import small_tokenizer
-from tuner import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = [ROOT / "app.py", *sorted((ROOT / "tuner" / "ui").rglob("*.py"))]
@@ -23,8 +22,6 @@ LIGHT = (
     "cli gate tasks tasks.chat tasks.text_labels tasks.labels tasks.label_card scores sizes plan cost hardware machine proposals watch finder enough trials figures probe blind "
     "publish outgoing provenance licences transfer redaction eyes repository stream limits room places keeping homecoming clearing stewardship identity sessions sharing"
 ).split()
-# The tasks, with one that is planned.
-NAMES = {*tasks.TASKS, "image_labels"}
 # What the Space's builder adds to requirements.txt, see reference/ecosystem.md fact 3.
 BUILDER = ["gradio[oauth,mcp]=={}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces"]
 
@@ -104,35 +101,6 @@ rows = encode.encode([dict(role="user", content="a"), dict(role="assistant", con
 print(len(rows), rows[0].learned > 2, "torch" in sys.modules)
 """
     assert python(code) == "1 True False"
-
-
-def _asks_for_a_task(source: str) -> list[int]:
-    """Lines that compare something with a task's name, choose by one, or get one by its name."""
-    named = lambda node: isinstance(node, ast.Constant) and node.value in NAMES  # noqa: E731
-    holds = lambda node: named(node) or (isinstance(node, (ast.Tuple, ast.List, ast.Set)) and any(map(named, node.elts)))  # noqa: E731
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Compare):
-            asks = any(map(holds, [node.left, *node.comparators]))
-        elif isinstance(node, ast.Dict):
-            asks = any(map(named, filter(None, node.keys)))
-        elif isinstance(node, ast.MatchValue):
-            asks = named(node.value)
-        elif isinstance(node, ast.Call):
-            asks = ast.unparse(node.func) in ("tasks.get", "get") and any(map(named, node.args))
-        else:
-            continue
-        if asks:
-            found.append(node.lineno)
-    return found
-
-
-def test_nothing_asks_for_a_task_by_its_name():
-    """What differs between tasks lives in tuner/tasks/; a third one needs no change elsewhere."""
-    places = [path for path in [*ENGINE, *PAGE] if path.parent.name != "tasks"]
-    assert len(places) > 80
-    assert not [f"{name_of(path)}:{line}" for path in places for line in _asks_for_a_task(path.read_text("utf-8"))]
-    assert len(_asks_for_a_task("a = task == 'chat'\nb = task in ('text_labels',)\nc = {'chat': 1}[task]\ntasks.get('chat')\nsay('chat')")) == 4
 
 
 def test_there_is_no_drawer():
