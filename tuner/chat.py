@@ -84,11 +84,7 @@ def of_adapter(repo_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Sub
         UserError: no such adapter, not LoRA, or its base cannot be had or is too large for this owner.
     """
     folder, config = hub.fetch_adapter(repo_id, "", token)
-    try:
-        known = read_json(folder / "tuner.json", {})
-    except ValueError:
-        known = {}
-    known = known if isinstance(known, dict) else {}
+    known = _record_in(folder)
     base_id = config["base_model_name_or_path"]
     text = lambda name, default: known[name] if isinstance(known.get(name), str) else default  # noqa: E731
     revision = config["revision"] if isinstance(config.get("revision"), str) else text("base_revision", "")
@@ -115,6 +111,20 @@ def of_adapter(repo_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Sub
         text("quantisation", "nf4") if text("quantisation", "nf4") in ("nf4", "none") else "nf4", plan,
         text("system_prompt", "")[:20_000], date, known.get("keep_control_tokens") is True, note, task,
     )
+
+
+def _record_in(folder: Path) -> dict:
+    """What a published adapter's own record says; nothing where it has none that can be read."""
+    try:
+        known = read_json(folder / "tuner.json", {})
+    except ValueError:
+        known = {}
+    return known if isinstance(known, dict) else {}
+
+
+def task_of_adapter(folder: Path, config: dict) -> tuple[str, dict]:
+    """The task of a published adapter that was fetched, and what its plan keeps for it; see `tasks.of_record`."""
+    return tasks.of_record(_record_in(folder), config.get("task_type"))
 
 
 def resolve(owner: str, what: str, token: str | None) -> Subject:
@@ -231,7 +241,7 @@ class Worker:
         for who, (subject, messages, tuned) in asked.items():
             if not tasks.get(subject.task).ANSWERS:
                 raise UserError(
-                    f"“{shorten(subject.label, 60)}” gives labels, not answers. Try it at the command line for now: python -m tuner chat RUN --prompt TEXT"
+                    f"“{shorten(subject.label, 60)}” gives labels, not answers. Choose it again, so that the tab shows what it takes in."
                 )
             messages = check_messages(messages)
             room.require_for_chat(subject.base, subject.quantisation)

@@ -22,7 +22,6 @@ from tuner.reading import Broken
 from tuner.recipe import HUB_ID
 from tuner.tasks import NoRow
 
-DEMO_PATH = DEMO_ROOT / "data" / "headlines.jsonl"
 # What a page shows before the rest is read, and what a format is recognised by.
 _DEMO = "demo-2-"  # its id's beginning; the rest is its content's hash
 HEAD = 200
@@ -537,15 +536,30 @@ def remap(dataset: Dataset, format: str, columns: dict[str, str]) -> Dataset:
     return dataset
 
 
-def load_demo(owner: str) -> Dataset:
-    """The demo dataset, kept once for each owner, with the fixes that this owner made to it."""
-    dataset_id = _DEMO + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
+def choose_task(dataset: Dataset, task: str) -> Dataset:
+    """The same dataset for another task, its columns recognised by that. Fixes go: they were of other rows.
+
+    Raises:
+        UserError: there is no such task, or the columns hold nothing for it; then all stays as it was.
+    """
+    mapping = tasks.get(task).recognise(dataset.head())
+    to_rows(dataset.head(), mapping, task)
+    dataset.task, dataset.mapping, dataset.steps, dataset.chosen = task, mapping, [], True
+    dataset.save()
+    return dataset
+
+
+def load_demo(owner: str, task: str = tasks.DEFAULT) -> Dataset:
+    """A task's demo dataset, kept once for each owner, with the fixes that this owner made to it."""
+    file, title, _ = tasks.get(task).DEMO
+    path = DEMO_ROOT / "data" / file
+    dataset_id = _DEMO + hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     try:
         return find(owner, dataset_id)
     except UserError:
         notes: list[str] = []
-        dataset = create(owner, "Clickbait headlines (demo)", {"kind": "demo", "file": DEMO_PATH.name})
-        take(dataset, reading.read([(DEMO_PATH, DEMO_PATH.name)], notes, dataset.folder), notes)
+        dataset = create(owner, title, {"kind": "demo", "file": file})
+        take(dataset, reading.read([(path, file)], notes, dataset.folder), notes)
         settle(dataset)
         final = datasets_dir(owner) / dataset_id
         if not final.exists():

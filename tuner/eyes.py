@@ -205,7 +205,7 @@ def _answer(asked: dict) -> dict:
         return {"fits": _fits(asked["row"], recipe, tokenizer)}
     task, row = tasks.get(recipe.task), asked["row"]
     sequences = task.encode_row(row, tokenizer, recipe)
-    counts = task.turn_tokens(row, tokenizer, recipe) if asked["turns"] and "messages" in row else [len(sequences[0].offsets)]
+    counts = task.turn_tokens(row, tokenizer, recipe) if asked["turns"] else [len(sequences[0].offsets)]
     return {"sequences": [asdict(its) for its in sequences], "control": _control(tokenizer), "counts": counts}
 
 

@@ -18,6 +18,8 @@ LEVELS = ("stop", "harm", "mind", "note")
 # Up to this many rows a word is said about how little can be shown; above, intervals are narrow enough.
 _FEW = 200
 _RARE = 5
+# Largest class to smallest, from where weighing all alike is offered; and the sets of labels that are counted.
+_WORTH_WEIGHING, _MOST_KINDS = 3, 5_000
 _BROKEN_TEXT = "The model would learn to write like that."
 FAULTS = {
     "nothing_to_learn": Fault("Nothing to learn from", "A run would go through its steps and learn nothing.", "stop"),
@@ -290,6 +292,27 @@ class Rows:
         distinct = len(np.unique(self.seen["label"][self.seen["label"] != 0]))
         return self.seen["label"] if 2 <= distinct <= min(100, count // 4) else None
 
+    def class_counts(self, recipe: Recipe) -> list[tuple[str, int, int]]:
+        """(class, training rows, held-out rows) of rows whose task gives labels; a row with several counts for each."""
+        return self.once(("classes", recipe.held_out_share, recipe.seed), lambda: self._class_counts(recipe))
+
+    def _class_counts(self, recipe: Recipe) -> list[tuple[str, int, int]]:
+        held = self._held_by_source(recipe)
+        kinds, first, which = np.unique(self.labels, return_index=True, return_inverse=True)
+        train, kept = (np.bincount(which[part], minlength=len(kinds)) for part in (~held, held))
+        found: dict[str, list[int]] = {}
+        for kind in np.argsort(-train - kept, kind="stable")[:_MOST_KINDS]:
+            for name in tasks.get(self.task).names_in(self.row(int(first[kind]))):
+                counts = found.setdefault(name, [0, 0])
+                counts[0] += int(train[kind])
+                counts[1] += int(kept[kind])
+        return [(name, *counts) for name, counts in found.items()]
+
+    def is_unbalanced(self) -> bool:
+        """Whether the largest class has so many times the rows of the smallest that weighing them alike is worth a thought."""
+        _, counts = np.unique(self.labels, return_counts=True)
+        return len(counts) > 1 and bool(counts.max() >= _WORTH_WEIGHING * counts.min())
+
     def mask(self, name: str, recipe: Recipe) -> np.ndarray:
         """(N,) which rows have that fault under the recipe.
 
@@ -526,6 +549,8 @@ def _few_rows(rows: Rows, recipe: Recipe) -> list[Finding]:
 
 def _what_is_cut(rows: Rows, recipe: Recipe) -> str:
     lost = np.maximum(rows.tokens.length - recipe.max_tokens, 0).sum()
+    if tasks.get(rows.task).LABELLED:
+        return f"{int(lost):,} tokens are not read; the label is learned all the same."
     whole, kept = rows.tokens.learned(2**31 - 1), rows.tokens.learned(recipe.max_tokens)
     answers = np.count_nonzero(rows.per_row(whole - kept))
     return f"{int(lost):,} tokens at their ends are lost, {int((whole - kept).sum()):,} of them of answers, in {answers:,} {'row' if answers == 1 else 'rows'}."

@@ -306,9 +306,10 @@ def from_text(name: str, text: str) -> object:
 
 
 def presets(folder: Path = DEMO_ROOT) -> dict[str, Recipe]:
-    """Every preset by its file's stem, the starter first, each checked."""
+    """Every preset by its file's stem, each task's starter first, each checked."""
     found = {path.stem: load(path) for path in sorted(folder.glob("*.toml"))}
-    return dict(sorted(found.items(), key=lambda item: item[1].base_model != STARTER_MODEL))
+    starter = lambda its: tasks.get(its.task).STARTER.get("base_model", STARTER_MODEL)  # noqa: E731
+    return dict(sorted(found.items(), key=lambda item: (item[1].base_model != starter(item[1]), tasks.TASKS.index(item[1].task))))
 
 
 def settings_table() -> str:

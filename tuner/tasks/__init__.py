@@ -8,11 +8,12 @@ findings    FAULTS, OTHERWISE (general faults that it words otherwise), LABELLED
 encoding    load_tokenizer, Encoded, encode_row, warnings, NOTHING_LEARNED
 model       model_class, PEFT_TASK, decide, loading, heads, is_fresh, finish_loading, path
 training    learning, report, in_short
-telling     tiles, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
+telling     tiles, tiles_of, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
 keeping     is_row, PLANNED, EVAL_FIGURES
 cost        ANSWERS, OWN_PARTS, PLAIN
-trying      STARTER, worker, ask
+trying      STARTER, worker, ask; where labels are given also TRIED, item, thing, occluded
+page        TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
 """
 
 from dataclasses import dataclass

@@ -313,6 +313,16 @@ def _tools(value: object) -> list | None:
 # What a check asks ------------------------------------------------------------------------------------------------
 
 WHAT = "conversations"
+# How the page calls it, the plain view of a row, its third tab, and the button that leads there; the dataset that ships with it.
+TITLE, VIEW, TAB, LEAD = "Answers (chat)", "Conversation", "Chat", "Talk to it →"
+DEMO = ("headlines.jsonl", "Clickbait headlines (demo)", "480 plain subjects, each with one irresistible headline. Written for Tuner.")
+
+
+def turns_of(row: dict) -> list[dict]:
+    """What was said in the row, by whom, for the page."""
+    return row["messages"] if "messages" in row else [{"role": "text", "content": row["text"]}]
+
+
 # General faults that this task words otherwise, and settings that mean nothing to it.
 OTHERWISE: dict = {}
 UNUSED = ("class_weights",)
@@ -396,6 +406,8 @@ def turn_tokens(row: dict, tokenizer, recipe) -> list[int | None]:
     """See `encode.turn_tokens`; for the row without the recipe's system prompt."""
     from tuner import encode
 
+    if "text" in row:
+        return [len(encode_row(row, tokenizer, recipe)[0].offsets)]
     return encode.turn_tokens(
         row["messages"], tokenizer, tools=row.get("tools"), keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
     )
@@ -533,6 +545,11 @@ def printed(report: dict) -> list[str]:
 def in_short(report: dict) -> str:
     """What came out, in one line."""
     return f"Held-out loss {report['base']['loss']:.4f} -> {report['tuned']['loss']:.4f} ({report['change']:+.0%})"
+
+
+def tiles_of(measured: dict) -> list[tuple[str, str, str]]:
+    """What the newest evaluation's event says besides the loss, as figures for a running run; nothing here."""
+    return []
 
 
 def tiles(report: dict) -> list[tuple[str, str, str]]:

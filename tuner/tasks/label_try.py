@@ -1,4 +1,4 @@
-"""A tuned classifier asked about single texts: labels with probabilities, beside what a classifier on the untouched base says."""
+"""A tuned classifier asked about what somebody brings: labels with probabilities, beside what a classifier on the untouched base says."""
 
 from pathlib import Path
 
@@ -40,20 +40,54 @@ class Worker:
         A text of two parts has a tab between them.
         """
         self.bring(subject)
-        rows = []
-        for text in texts:
-            first, mark, second = text.partition("\t")
-            row = {"text": first, **({"text_b": second} if mark else {}), "label": self.path.names[0]}
-            rows += self.task.encode_row(row, self.tokenizer, self.recipe)
-        if tuned:
-            found = self.path.judge(rows)
-        elif self.baseline is None:
+        encoded = self._encoded([self.task.item(text.split("\t", 1)) for text in texts])
+        found = self.path.judge(encoded) if tuned else self._frozen(encoded)
+        return None if found is None else [self._by_label(its) for its in found]
+
+    def look(self, subject, values: list, explained: int) -> list[dict]:
+        """What is to be said of each value that somebody gave; see the task's `item`.
+
+        Args:
+            explained: of so many of them, the first ones, also what mattered.
+
+        Returns:
+            "tuned", "base": label -> probability, the likeliest first; "base" is of the classifier on the untouched base, None
+            where none was kept. "cut": tokens that were not read. "parts": for each part that was left out in turn, its place
+            as the task's `occluded` gives it with "drop", by how much that lowers the probability of the likeliest label; None
+            where that was not asked.
+        """
+        self.bring(subject)
+        rows = [self.task.item(value) for value in values]
+        encoded = self._encoded(rows)
+        tuned, base = self.path.judge(encoded), self._frozen(encoded)
+        found = []
+        for number, row in enumerate(rows):
+            parts = None
+            if number < explained:
+                without = self.task.occluded(row)
+                top = tuned[number].argmax()
+                left = self.path.judge(self._encoded([its for _, its in without])) if without else ()
+                parts = [{**place, "drop": float(tuned[number][top] - its[top])} for (place, _), its in zip(without, left)]
+            found.append({
+                "tuned": self._by_label(tuned[number]), "base": None if base is None else self._by_label(base[number]),
+                "cut": getattr(encoded[number], "cut", 0), "parts": parts,
+            })
+        return found
+
+    def _encoded(self, rows: list[dict]) -> list:
+        """One sequence a row; it gets a label, which nobody looks at."""
+        return [its for row in rows for its in self.task.encode_row({**row, "label": self.path.names[0]}, self.tokenizer, self.recipe)]
+
+    def _frozen(self, encoded: list):
+        """(B, C) probabilities by the classifier on the untouched base; None where none was kept."""
+        if self.baseline is None:
             return None
-        else:
-            with self.path.model.disable_adapter():
-                found = self.baseline.probabilities(self.path.features(rows))
-        order = [sorted(range(len(its)), key=lambda index, its=its: -its[index]) for its in found]
-        return [{self.path.names[index]: float(its[index]) for index in places} for its, places in zip(found, order)]
+        with self.path.model.disable_adapter():
+            return self.baseline.probabilities(self.path.features(encoded))
+
+    def _by_label(self, probabilities) -> dict[str, float]:
+        order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
+        return {self.path.names[index]: float(probabilities[index]) for index in order}
 
 
 def _baseline(path: Path, several: bool):

@@ -7,6 +7,8 @@ from tuner.tasks import label_card
 
 LABELLED = True
 ANSWERS = False
+# The page's third tab, and the button that leads there.
+TAB, LEAD = "Try it", "Try it →"
 OWN_PARTS = False
 PLAIN = "classifier"
 # Between several labels where they are shown as one text.
@@ -58,7 +60,7 @@ def names_in(row: dict) -> list[str]:
 
 
 def decide(train_rows: list[dict], held_rows: list[dict], recipe) -> dict:
-    """What a run's plan keeps of its rows: the names of the classes, in order, and whether a row may have several.
+    """What a run's plan keeps of its rows: the names of the classes, in order, whether a row may have several, and has two texts.
 
     Raises:
         UserError: there is nothing to tell apart.
@@ -69,7 +71,7 @@ def decide(train_rows: list[dict], held_rows: list[dict], recipe) -> dict:
     if len({shown_label(row) for row in train_rows}) < 2:
         raise UserError("All training rows have one and the same label, so there is nothing to tell apart. Bring rows of another class.")
     order = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
-    return {"labels": {"names": order, "several": several}}
+    return {"labels": {"names": order, "several": several, "pair": any("text_b" in row for row in rows)}}
 
 
 def wont_do(rows, held) -> str:
@@ -101,12 +103,15 @@ def read_record(known: dict) -> dict:
     names = its.get("names") if isinstance(its, dict) else None
     if not _are_texts(names) or not _are_texts(heads):
         raise UserError("The adapter does not say which labels it knows (tuner.json is missing or of another kind), so it cannot be tried here.")
-    return {"labels": {"names": names, "several": its.get("several") is True}, "heads": heads}
+    return {"labels": {"names": names, "several": its.get("several") is True, "pair": its.get("pair") is True}, "heads": heads}
 
 
 # What a kept run's plan has besides what every run's has, and what its evaluations say besides the loss.
 PLANNED = {
-    "labels": lambda its: isinstance(its, dict) and set(its) == {"names", "several"} and _are_texts(its["names"]) and type(its["several"]) is bool,
+    "labels": lambda its: (
+        isinstance(its, dict) and set(its) == {"names", "several", "pair"} and _are_texts(its["names"])
+        and type(its["several"]) is bool and type(its["pair"]) is bool
+    ),
     "heads": lambda its: _are_texts(its),
 }
 EVAL_FIGURES = ("accuracy", "macro_f1")
@@ -129,6 +134,12 @@ def in_short(report: dict) -> str:
     """What came out, in one line."""
     base, tuned = report["base"], report["tuned"]
     return f"Macro-F1 on held-out rows: {tuned['macro_f1']:.3f} tuned, {base['macro_f1']:.3f} by a classifier on the untouched base"
+
+
+def tiles_of(measured: dict) -> list[tuple[str, str, str]]:
+    """What the newest evaluation's event says besides the loss, as figures for a running run."""
+    words = (("macro_f1", "macro-F1"), ("accuracy", "accuracy"))
+    return [(f"{100 * measured[name]:.1f} %", said, "On held-out rows, at the last evaluation") for name, said in words if name in measured]
 
 
 def tiles(report: dict) -> list[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 """The text label task: texts with a label, with several, or two texts with one; recognised, encoded, and learned by a classifier."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +14,12 @@ from tuner.tasks.labels import (  # noqa: F401
     ANSWERS,
     EVAL_FIGURES,
     LABELLED,
+    LEAD,
     OWN_PARTS,
     PLAIN,
     PLANNED,
     SEPARATOR,
+    TAB,
     advice,
     ask,
     before_and_after,
@@ -28,16 +31,22 @@ from tuner.tasks.labels import (  # noqa: F401
     label_of,
     learned_part,
     measures,
+    names_in,
     names_of,
     printed,
     read_record,
     shown_label,
     tiles,
+    tiles_of,
     wont_do,
     worker,
 )
 
 WHAT = "texts with labels"
+TITLE, VIEW = "Labels for texts", "Text and label"
+DEMO = ("library_desk.jsonl", "Library desk (demo)", "1,665 messages to a city library, each with the desk that it belongs to. Written for Tuner.")
+# What the third tab takes in.
+TRIED = "text"
 _STAYS_OUT = "It is left out by itself; every other row is kept."
 FAULTS = {
     "no_text": Fault("No text", f"There is nothing to read. {_STAYS_OUT}", "mind", left_out=True),
@@ -258,6 +267,45 @@ def answer(row: dict) -> tuple[str, bool, bool]:
     return shown_label(row), False, True
 
 
+def turns_of(row: dict) -> list[dict]:
+    """The row's texts and its label, for the page."""
+    return [*({"role": "text", "content": text} for text in texts(row)), {"role": "label", "content": shown_label(row)}]
+
+
+def thing(row: dict) -> dict:
+    """What the label is of, for the page: {"text", "texts": by their names, "part": what `occluded` leaves out}."""
+    return {"text": "\n".join(texts(row)), "texts": {name: row[name] for name in ("text", "text_b") if name in row}, "part": "word"}
+
+
+def item(value) -> dict:
+    """What somebody gave to be labelled, a text or two, as a row without a label.
+
+    Raises:
+        UserError: it is no text.
+    """
+    given = value if isinstance(value, list) else [value]
+    if not 1 <= len(given) <= 2 or not all(isinstance(text, str) and text.strip() for text in given):
+        raise UserError("There is no text to label. Write one first.")
+    return dict(zip(("text", "text_b"), given))
+
+
+# Words of one text that are left out in turn, at most, to see which of them matter.
+MOST_OCCLUDED = 80
+_WORD = re.compile(r"\S+")
+
+
+def occluded(row: dict) -> list[tuple[dict, dict]]:
+    """Each word with what is left of the row without it: ({"of": which text, "start", "end" in characters}, row); none where there is one word only."""
+    found = []
+    for name in ("text", "text_b"):
+        for word in _WORD.finditer(row.get(name, "")):
+            start, end = word.span()
+            rest = f"{row[name][:start]}{row[name][end:]}".replace("  ", " ").strip()
+            if rest:
+                found.append(({"of": name, "start": start, "end": end}, {**row, name: rest}))
+    return found[:MOST_OCCLUDED]
+
+
 def map_texts(row: dict, change, named: bool = False) -> dict:
     """The row with `change` applied to its texts."""
     return {**row, **{name: change(row[name]) for name in ("text", "text_b") if name in row}}
@@ -321,7 +369,7 @@ class Encoded:
     offsets: list[tuple[int, int]] = ()
     segments: list[int | None] = ()
     kept: tuple[int, int] = (0, 0)
-    how: str = "one decision a row"
+    how: str = "the column that holds the label"
 
     @property
     def cut(self) -> int:
@@ -392,7 +440,7 @@ def encode_row(row: dict, tokenizer, recipe) -> list[Encoded]:
     """The row as one `Encoded`; the page's preview and the trainer both call this. Of two texts the longer one is cut first."""
     most = min(recipe.max_tokens, tokenizer.context or recipe.max_tokens) if recipe.max_tokens < 10**9 else recipe.max_tokens
     asked = dict(split_special_tokens=not recipe.keep_control_tokens, return_token_type_ids=True, verbose=False)
-    with child.within(encode.MOST_S + sum(map(len, texts(row))) / encode.CHARACTERS_A_SECOND):
+    with child.within(_enough(row)):
         whole = tokenizer(row["text"], row.get("text_b"), return_offsets_mapping=True, **asked)
         used = tokenizer(row["text"], row.get("text_b"), truncation="longest_first", max_length=most, **asked) if len(whole["input_ids"]) > most else whole
     segments, kept = whole.sequence_ids(0), used.sequence_ids(0)
@@ -408,8 +456,14 @@ def warnings(found, tokenizer) -> list[str]:
 
 
 def turn_tokens(row: dict, tokenizer, recipe) -> list[int | None]:
-    """Tokens of each text."""
-    return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts(row)]
+    """Tokens of each text, and None for the label; as `turns_of` has them."""
+    with child.within(_enough(row)):
+        return [*(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts(row)), None]
+
+
+def _enough(row: dict) -> float:
+    """Seconds of computing that a row of this size may take."""
+    return encode.MOST_S + sum(map(len, texts(row))) / encode.CHARACTERS_A_SECOND
 
 
 # Model ------------------------------------------------------------------------------------------------------------

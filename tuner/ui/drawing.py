@@ -90,7 +90,7 @@ def row(sequences: list, control, head: str) -> str:
     return f'<div class="row-view">{head}{_LEGEND}{"".join(blocks)}{how}</div>'
 
 
-_ROLE_WORDS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
+_ROLE_WORDS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result", "text": "Text", "label": "Label"}
 
 
 def conversation(turns: list[dict], counts: list, tools: list | None, head: str) -> str:

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import figures, sharing
+from tuner import figures, sharing, tasks
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.events import latest
-from tuner.ui import drawing, report_view
+from tuner.ui import drawing, label_view, report_view
 
 _WHAT = (
     "Whoever has this link sees the run's curve, its answers and its report, with the held-out rows in it, and can chat with "
@@ -104,11 +104,11 @@ def _draw_run(its: sharing.Shared, run: runs.Run, events: list[dict]) -> str:
     said = [event["message"] for event in events if event["kind"] == "status"]
     message = said[-1] if said and its.state not in ("failed", "interrupted") else ""
     report = run.read("report") if its.state in ("done", "stopped") else None
-    made = report and figures.of(run)
+    made, task = report and figures.of(run), tasks.get(run.recipe.task)
     return "".join([
         '<section class="shared-run" aria-label="A shared run">',
         f'<p class="quiet">Shared with you, to look at: tuned from {drawing.text(its.base_model)}. Your own runs are below.</p>',
         drawing.status(its.title, its.state, message, last.get("step", 0), last.get("steps", 0), last.get("eta_s")),
-        drawing.curve(steps, evals, last.get("steps", 0)), drawing.result(report) if report else "",
-        "<h3>What it answered</h3>", drawing.samples(told), report_view.whole(made) if made else "", "</section>",
+        drawing.curve(steps, evals, last.get("steps", 0)), label_view.curve(evals, last.get("steps", 0)), drawing.stats(task.tiles(report)) if report else "",
+        "<h3>What it answered</h3>", drawing.samples(told), report_view.whole(made, task, pressable=False) if made else "", "</section>",
     ])

@@ -13,11 +13,12 @@ from tuner.errors import UserError, shorten
 from tuner.events import latest
 from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, queue_view, quote_view, report_view, trial_view
+from tuner.ui import drawing, label_view, queue_view, quote_view, report_view, trial_view
 
-FORM = (*OPEN_KNOBS, *MORE_KNOBS)
+# The task comes with the preset and has no control of its own.
+FORM = ("task", *OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
-_SHAPES_ROWS = ("base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
+_SHAPES_ROWS = ("task", "base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
 
 SIGN_IN = "Sign in to start"
 # The button then leads where the sign-in button does. The click itself is refused by the engine.
@@ -28,22 +29,19 @@ LEAD_TO_SIGN_IN = f"""(label) => {{
 
 def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
-    # Classifiers are trained from the command line for now.
-    presets = {name: its for name, its in recipes.presets().items() if tasks.get(its.task).ANSWERS}
+    presets = recipes.presets()
     first = next(iter(presets))
     its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id, run_id=run_id, presets=presets)
-    bases = list(dict.fromkeys(preset.base_model for preset in presets.values()))
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             its.dataset_line = gr.HTML("", elem_id="dataset-line")
             its.preset = gr.Dropdown(
-                [(preset.title, name) for name, preset in presets.items()], value=first, label="Preset", elem_id="preset",
-                info=presets[first].about, filterable=False,
+                _offered(presets, presets[first].task), value=first, label="Preset", elem_id="preset", info=presets[first].about, filterable=False,
             )
-            its.knobs = {}
+            its.knobs, bases = {"task": gr.State(presets[first].task)}, _bases(presets, presets[first].task)
             for pair in _in_pairs(OPEN_KNOBS):
                 with gr.Row():
-                    its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in pair}
+                    its.knobs |= {name: _component(name, presets[first], bases) for name in pair}
             its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
             its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
             its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
@@ -55,7 +53,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
             its.stop = gr.Button("Stop and keep what was learned", visible=False, elem_id="stop")
             with gr.Accordion("More settings", open=False, elem_id="more"):
-                its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in MORE_KNOBS}
+                its.knobs |= {name: _component(name, presets[first], bases) for name in MORE_KNOBS}
             with gr.Accordion("Try before you train", open=False, elem_id="trials"):
                 its.trial_quote = gr.HTML(drawing.empty("What they take appears with the dataset."), elem_id="trial-quote")
                 with gr.Row():
@@ -71,10 +69,11 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             with gr.Row(visible=False, elem_id="longer-row") as its.longer_row:
                 its.more = gr.Number(1, label="Epochs more", minimum=0.1, maximum=100, elem_id="more-epochs", min_width=100)
                 its.longer = gr.Button("Train longer", elem_id="longer", min_width=130)
-            its.to_chat = gr.Button("Talk to it →", variant="primary", visible=False, elem_id="to-chat")
+            its.to_chat = gr.Button(tasks.get(presets[first].task).LEAD, variant="primary", visible=False, elem_id="to-chat")
             gr.HTML("<h3>Watch it learn</h3>")
             its.samples = gr.HTML(drawing.samples([]), elem_id="samples")
-    its.report = gr.HTML("", elem_id="report")
+    its.report = gr.HTML("", elem_id="report", js_on_load=drawing.LISTEN)
+    its.cell_rows = gr.HTML("", elem_id="cell-rows")
     gr.HTML("<h3>My runs</h3>")
     its.table = gr.HTML(drawing.runs_table([]), elem_id="runs")
     with gr.Row(elem_id="run-actions"):
@@ -144,10 +143,22 @@ def _in_pairs(names) -> list[tuple[str, ...]]:
     return wide + [tuple(numbers[index : index + 2]) for index in range(0, len(numbers), 2)]
 
 
-def _component(name: str, value, bases: list[str]):
-    """The form's control for one setting, with its label, help and unit from the Recipe."""
+def _offered(presets: dict[str, Recipe], task: str) -> list[tuple[str, str]]:
+    """The presets for rows of this task."""
+    return [(its.title, name) for name, its in presets.items() if its.task == task]
+
+
+def _bases(presets: dict[str, Recipe], task: str) -> list[str]:
+    """The base models that these presets name, each once."""
+    return list(dict.fromkeys(its.base_model for its in presets.values() if its.task == task))
+
+
+def _component(name: str, preset: Recipe, bases: list[str]):
+    """The form's control for one setting, with its label, help and unit from the Recipe; not shown where the task has no use for it."""
     known = KNOBS[name]
-    common = dict(value=value, label=known.label, info=known.help, elem_id=f"knob-{name}", min_width=120)
+    common = dict(
+        value=getattr(preset, name), label=known.label, info=known.help, elem_id=f"knob-{name}", min_width=120, visible=name not in tasks.get(preset.task).UNUSED,
+    )
     if name == "base_model":
         return gr.Dropdown(bases, allow_custom_value=True, **common)
     if known.choices:
@@ -166,7 +177,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
-    view = [its.status, its.curve, its.numbers, its.samples, its.report, its.start, its.stop, its.resume, its.longer_row, its.to_chat, its.timer, its.seen]
+    view = [its.status, its.curve, its.numbers, its.samples, its.report, its.cell_rows, its.start, its.stop, its.resume, its.longer_row, its.to_chat, its.timer, its.seen]
     lists = [its.table, its.chosen]
 
     def view_of(run: runs.Run | None, owner: str = "") -> list:
@@ -174,7 +185,7 @@ def wire(its, dataset, talk, tabs) -> None:
         owner = run.owner if run else owner
         if run is None:
             return [
-                "", drawing.curve([], [], 0), "", drawing.samples([]), "", gr.update(interactive=True, value=start_label(owner)),
+                "", drawing.curve([], [], 0), "", drawing.samples([]), "", "", gr.update(interactive=True, value=start_label(owner)),
                 gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
             ]
         events, size = run.events()
@@ -206,11 +217,12 @@ def wire(its, dataset, talk, tabs) -> None:
             first = events[0]["t"] if events else 0
             top += quote_view.rehearsed(tried["quoted"], tried["rehearsed"], result["t"] - first if result else None)
         top += "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen) + queue_view.around(run)
-        report = run.read("report") if state in ("done", "stopped") else None
+        report, task = run.read("report") if state in ("done", "stopped") else None, tasks.get(run.recipe.task)
         if report:
-            numbers = drawing.stats(tasks.get(run.recipe.task).tiles(report))
+            numbers = drawing.stats(task.tiles(report))
         elif last:
             numbers = drawing.stats([
+                *task.tiles_of(evals[-1] if evals else {}),
                 (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
                 (f"{last['memory_gib']:.2f} GiB", "memory", "What the training process holds now"),
                 (f"{last['loss']:.3f}", "loss", "Of the last step"),
@@ -220,10 +232,11 @@ def wire(its, dataset, talk, tabs) -> None:
             numbers = ""
         made = report and figures.of(run)
         return [
-            top, drawing.curve(steps, evals, total), numbers, drawing.samples(told), report_view.whole(made, tasks.get(run.recipe.task)) if made else "",
+            top, drawing.curve(steps, evals, total) + label_view.curve(evals, total), numbers, drawing.samples(told),
+            report_view.whole(made, task) if made else "", "",
             gr.update(interactive=True, value="Start another" if live else start_label(owner)), gr.update(visible=live, value=stop_label(state)),
             gr.update(visible=state in ("new", "interrupted", "failed", "stopped")),
-            gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
+            gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped"), value=task.LEAD),
             gr.Timer(active=live), f"{run.id}/{size}/{state}/{run.stop_asked()}/{queue_view.moment(run)}/{len(told)}",
         ]
 
@@ -233,18 +246,40 @@ def wire(its, dataset, talk, tabs) -> None:
         chosen = shown if any(value == shown for _, value in choices) else (choices[0][1] if choices else None)
         return [drawing.runs_table(mine, shown), gr.update(choices=choices, value=chosen)]
 
-    def require_answers(its_data) -> None:
-        """Say in words what this tab does not train yet."""
-        its_task = tasks.get(its_data.task)
-        if not its_task.ANSWERS:
-            raise UserError(f"These rows are {its_task.WHAT}. A classifier is trained from the command line for now: python -m tuner train library-desk dataset=FILE")
-
     @in_words
     def use_preset(name):
         preset = its.presets.get(name)
         if preset is None:
             raise UserError(f"There is no preset {shorten(name)!r}. Choose one from the list.")
         return [gr.update(info=preset.about), *[getattr(preset, knob) for knob in FORM]]
+
+    @in_words
+    def follow_dataset(dataset_id, preset, task, browser_id, token: gr.OAuthToken | None):
+        """Other rows may want another task: then its presets are offered, its starter is chosen, and what it has no use for goes."""
+        if not dataset_id:
+            return [gr.skip()] * (1 + len(FORM))
+        wanted = data.find(page.visitor(browser_id, token).owner, dataset_id).task
+        if wanted == task:
+            return [gr.skip()] * (1 + len(FORM))
+        offered = _offered(its.presets, wanted)
+        chosen, unused = its.presets[offered[0][1]], tasks.get(wanted).UNUSED
+        form = {name: gr.update(value=getattr(chosen, name), visible=name not in unused) for name in FORM if name != "task"}
+        form["base_model"] = gr.update(choices=_bases(its.presets, wanted), value=chosen.base_model)
+        return [gr.update(choices=offered, value=offered[0][1], info=chosen.about), *[wanted if name == "task" else form[name] for name in FORM]]
+
+    @in_words
+    def show_cell(run_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData):
+        """A number of the confusion matrix was pressed: the rows behind it."""
+        verb, *cell = str((event._data or {}).get("do", "")).split(":")
+        run = runs.find(page.visitor(browser_id, token).owner, run_id)
+        made = figures.of(run)
+        behind = (made or {}).get("confusion", {}).get("rows")
+        if verb != "cell" or len(cell) != 2 or not behind or not all(its_.isdigit() and int(its_) < len(behind) for its_ in cell):
+            raise UserError("There are no rows behind that. Reload the page.")
+        given, guessed = map(int, cell)
+        wanted = set(behind[given][guessed])
+        rows = [row for row in run.rows("held_out") if row["n"] in wanted]
+        return label_view.cell_rows(made, given, guessed, [(row["n"], tasks.get(run.recipe.task).thing(row)) for row in rows])
 
     def to_quote(its_data, recipe, visitor) -> tuple:
         """The base's sizes, and the rows that a run of these settings works on.
@@ -255,7 +290,6 @@ def wire(its, dataset, talk, tabs) -> None:
         look, blind = dataset_tab.eyes(recipe, visitor.token)
         if look is None:
             raise UserError(blind)
-        require_answers(its_data)
         rows, going = check.look_at(its_data, look)
         seen = rows.figures(recipe)
         if not len(seen.lengths):
@@ -284,6 +318,9 @@ def wire(its, dataset, talk, tabs) -> None:
         measuring = machine.begin_measuring()
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
+        task = tasks.get(recipe.task)
+        if task.LABELLED and check.look_at(its_data, dataset_tab.eyes(recipe, visitor.token)[0])[0].is_unbalanced():
+            drawn = label_view.offer_weights(recipe) + drawn
         return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
@@ -309,7 +346,7 @@ def wire(its, dataset, talk, tabs) -> None:
         return shown, drawing.notice(said)
 
     def smaller_bases(recipe, token):
-        for base_id in proposals.smaller_of(recipe.base_model, [preset.base_model for preset in its.presets.values()]):
+        for base_id in proposals.smaller_of(recipe.base_model, _bases(its.presets, recipe.task)):
             try:
                 yield base_id, hub.sizes_of(base_id, "", token)
             except UserError:  # gated, or out of reach: not one to offer
@@ -393,7 +430,6 @@ def wire(its, dataset, talk, tabs) -> None:
         if publishing:
             check_publishing(dataset_id, recipe, name, visitor, token)
         its_data = data.find(visitor.owner, dataset_id)
-        require_answers(its_data)
         named = its.presets.get(preset)
         title = named.title if named and named.dataset and its_data.source.get("kind") == "demo" else its_data.name
         source = its_data.source
@@ -531,7 +567,9 @@ def wire(its, dataset, talk, tabs) -> None:
     asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
-    dataset.known.change(**asks)
+    dataset.known.change(
+        follow_dataset, [its.dataset_id, its.preset, its.knobs["task"], *who], [its.preset, *its.form], trigger_mode="always_last", concurrency_limit=None, **quiet,
+    ).then(**asks)
     its.measuring.tick(**asks)
     means = dict(
         fn=mean, inputs=[its.mean_to_publish, its.dataset_id, *who, its.publish_name, *its.form], outputs=[its.publish_name, its.publish_check],
@@ -548,6 +586,7 @@ def wire(its, dataset, talk, tabs) -> None:
     its.cancel_trial.click(cancel_trial, [its.trial_id, *who], tries, **quiet)
     its.reattach_trial = dict(fn=reattach_trial, inputs=who, outputs=[its.trial_id, *tries], **quiet)
     its.trial.click(take, its.form, its.form, **quiet)
+    its.report.click(show_cell, [its.run_id, *who], [its.cell_rows], **quiet)
     its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
         fn=start, inputs=[its.dataset_id, *who, its.preset, its.mean_to_publish, its.publish_name, its.keep, *its.form], outputs=[its.run_id, *view, *lists],
