@@ -10,8 +10,9 @@ import torch
 
 from tests.small import base_entry, small_base, small_encoder
 from tests.small_run import adapter_hash, events, losses, notes
-from tuner import card, checkpoints, data, models, outgoing, report, sizes, tasks, train, verify
+from tuner import card, chat, checkpoints, data, homecoming, labelling, models, outgoing, report, sizes, tasks, train, verify
 from tuner import run as runs
+from tuner.errors import UserError
 from tuner.home import read_json, write_json
 from tuner.recipe import Recipe
 
@@ -263,7 +264,7 @@ def test_the_card_and_the_files_say_which_labels(run):
     files = outgoing.collect(run, text, {"run": run.id, **card.record(run)})
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= files.keys()
     assert json.loads(Path(files["config.json"]).read_text())["id2label"] == {"0": "cat", "1": "dog"}
-    assert json.loads(files["tuner.json"])["labels"] == {"names": ["cat", "dog"], "several": False}
+    assert json.loads(files["tuner.json"])["labels"] == {"names": ["cat", "dog"], "several": False, "pair": False}
     assert run.folder.parent.name not in Path(files["config.json"]).read_text()
 
 
@@ -285,6 +286,49 @@ def test_the_command_line_gives_labels_with_probabilities(run, capsys):
     assert its["tuned"].keys() == its["base"].keys() == {"cat", "dog"} and sum(its["tuned"].values()) == pytest.approx(1, abs=1e-5)
     assert cli.main(["chat", run.id, "--prompt", "The cat sat on the mat"]) == 0
     assert "%  cat" in capsys.readouterr().out
+
+
+def test_a_worker_labels_what_is_tried_and_tells_what_mattered(run):
+    """Through a process of its own: the same probabilities, beside the frozen features; each word left out once; refusals in words."""
+    subject, asked = chat.of_run(run), ["The cat sat on the mat", "The dog ran"]
+    labeller = labelling.Labeller(idle_s=30)
+    try:
+        found = labeller.look(subject, asked)
+        with TASK.worker() as alone:
+            wanted, frozen = alone.probabilities(subject, asked), alone.probabilities(subject, asked, tuned=False)
+            without = alone.probabilities(subject, ["cat sat on the mat"])[0]
+        for its, tuned, base in zip(found, wanted, frozen):
+            assert its["tuned"] == pytest.approx(tuned, abs=1e-6) and its["base"] == pytest.approx(base, abs=1e-6) and list(its["tuned"]) == list(tuned)
+        assert [(one["start"], one["end"]) for one in found[0]["parts"]] == [(0, 3), (4, 7), (8, 11), (12, 14), (15, 18), (19, 22)]
+        top = next(iter(wanted[0]))
+        assert found[0]["parts"][0]["drop"] == pytest.approx(wanted[0][top] - without[top], abs=1e-6)
+        assert labeller.look(subject, asked[:1], explain=False)[0]["parts"] is None
+        for values, words in (([], "nothing to label"), (["a"] * 33, "33 at once"), (["x" * 60_000], "the most is"), ([" "], "no text to label"), ([{}], "no text to label")):
+            with pytest.raises(UserError, match=words):
+                labeller.look(subject, values)
+        labeller._process.kill()  # a crash is told, and the next question has another process
+        labeller._process.wait()
+        assert labeller.look(subject, asked[:1])[0]["tuned"] == pytest.approx(wanted[0], abs=1e-6)
+    finally:
+        labeller.close()
+
+
+def test_a_chat_with_a_classifier_is_refused_in_words(run):
+    with chat.Worker() as worker, pytest.raises(UserError, match="gives labels, not answers"):
+        list(worker.answer(chat.of_run(run), [{"role": "user", "content": "hello"}]))
+
+
+def test_what_a_kept_run_holds_is_judged_by_its_task(run):
+    """Its own plan, rows and evaluations pass; what another task's would have does not."""
+    plan, row = run.read("plan"), run.rows("train")[0]
+    known = {**homecoming._PLAN, **TASK.PLANNED}
+    assert not [name for name, its in plan.items() if not known[name](its)] and set(known) - {"longer_from"} == set(plan)
+    assert TASK.is_row(row) and not tasks.get("chat").is_row({**row, "messages": []}) and not TASK.is_row({"text": "a"})
+    for bad in ({"names": ["a"]}, {"names": [1], "several": False, "pair": False}, {"names": ["a"] * 20_000, "several": False, "pair": False}):
+        assert not TASK.PLANNED["labels"](bad)
+    measured = events(run, "eval")[-1]
+    kept = homecoming._clean({**measured, "secret": 1}, TASK.EVAL_FIGURES)
+    assert kept["macro_f1"] == measured["macro_f1"] and "secret" not in kept
 
 
 def test_several_labels_and_two_texts_go_through_a_whole_run(bases_of, home, quick):
