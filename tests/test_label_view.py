@@ -39,7 +39,7 @@ def test_the_report_has_all_three_classifiers_and_every_class():
     assert re.findall(r'<div class="pair (\w+)"><span>(\w+)</span>', first) == [("majority", "largest"), ("base", "frozen"), ("tuned", "tuned")]
     assert re.findall(r'width:([\d.]+)%"></span>', first) == ["19.00", "40.00", "50.00"] and "19.0 %" in first
     assert page.count("<tr><td>") >= 3 and "75.0 %" in page and "—" in page  # a precision that nothing was guessed for
-    assert "12.3 %" in page and NASTY not in page and text(NASTY) in page
+    assert "50.0 % (40.0 to 60.0)" in page and "12.3 %" in page and NASTY not in page and text(NASTY) in page
     assert "Wrong, and most sure of it: there are none." in page
 
 

@@ -113,9 +113,24 @@ def report(made: dict, pressable: bool = True) -> str:
     Args:
         pressable: the matrix leads to its rows; not where somebody only looks on.
     """
-    return _by_class(made) + _matrix(made, pressable) + _reliability(made) + "".join(
+    return _own_intervals(made) + _by_class(made) + _matrix(made, pressable) + _reliability(made) + "".join(
         _rows(title, made["rows"].get(name, []))
         for name, title in (("most_wrong", "Wrong, and most sure of it"), ("surest", "Right, and most sure of it"))
+    )
+
+
+def _own_intervals(made: dict) -> str:
+    """Each classifier's own figures with their 95 % intervals; those of the changes stand with the bars."""
+    lines = "".join(
+        f'<tr><td>{name}</td>' + "".join(
+            f'<td class="figures">{percent(its[key])}{f" ({100 * wide[0]:.1f} to {100 * wide[1]:.1f})" if (wide := its.get(f"{key}_interval")) else ""}</td>'
+            for key in ("macro_f1", "accuracy")
+        ) + "</tr>"
+        for name, its in (("largest", made["majority"]), ("frozen", made["base"]), ("tuned", made["tuned"]))
+    )
+    return (
+        '<section class="by-class" aria-label="Each by itself"><h4>Each by itself, with its 95 % interval</h4><div class="table-wrap"><table class="scored"><thead><tr>'
+        f"<th>Classifier</th><th>Macro-F1</th><th>Accuracy</th></tr></thead><tbody>{lines}</tbody></table></div></section>"
     )
 
 
@@ -126,7 +141,7 @@ def _by_class(made: dict) -> str:
         for name, its, frozen in zip(made["classes"], made["tuned"]["by_class"], made["base"]["by_class"])
     )
     return (
-        '<section class="by-class" aria-label="Class by class"><h4>Class by class</h4><div class="table-wrap"><table class="rows"><thead><tr>'
+        '<section class="by-class" aria-label="Class by class"><h4>Class by class</h4><div class="table-wrap"><table class="scored"><thead><tr>'
         "<th>Class</th><th>Rows</th><th>Precision</th><th>Recall</th><th>F1</th><th>F1, frozen</th>"
         f'</tr></thead><tbody>{lines}</tbody></table></div><p class="quiet small">Precision: of what it called so, how much was. Recall: of what was so, how much it found.</p></section>'
     )

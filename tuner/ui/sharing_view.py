@@ -93,7 +93,7 @@ def _arrive(key: str) -> list:
     events, size = run.events()
     live, ended = its.state in runs.LIVE, its.state in ("done", "stopped")
     return [
-        gr.update(value=_draw_run(its, run, events), visible=True), gr.update(visible=ended), gr.Timer(active=live), f"{key}/{size}/{its.state}",
+        gr.update(value=_draw_run(its, run, events), visible=True), gr.update(visible=ended, value=tasks.get(run.recipe.task).LEAD), gr.Timer(active=live), f"{key}/{size}/{its.state}",
     ]
 
 
