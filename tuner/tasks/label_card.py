@@ -50,7 +50,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def verdicts(report: dict, last_step: int) -> list[str]:
+def verdicts(report: dict) -> list[str]:
     """What the figures mean, in sentences; kept in the report itself."""
     base, tuned, change = report["base"], report["tuned"], report["difference"]["macro_f1"]
     moved = f"macro-F1 {100 * tuned['macro_f1']:.1f} % against {100 * base['macro_f1']:.1f} %"
@@ -77,8 +77,11 @@ def verdicts(report: dict, last_step: int) -> list[str]:
         said.append(pair)
     if (gap := tuned["calibration"]["ece"]) > UNSURE:
         said.append(f"Its probabilities are off by {100 * gap:.0f} points on average: take them as an order, not as chances.")
-    if report["best_step"] < last_step:
-        said.append(f"The version of step {report['best_step']:,} is kept, not that of the last step ({last_step:,}): macro-F1 was highest there.")
+    if report["best_step"] < report["last"]["step"]:
+        said.append(
+            f"The version of step {report['best_step']:,} is kept, since macro-F1 on these very rows was highest there, which flatters it; "
+            f"that of the last step ({report['last']['step']:,}), which nobody chose, has {100 * report['last']['macro_f1']:.1f} %."
+        )
     return said + [report["probe"]["says"]]
 
 

@@ -71,8 +71,10 @@ def make(
             made["confusion"][name] = _square(made["confusion"][name], len(path.names))
     made["rows"] = _shown(rows, truth, base, tuned, path)
     made["probe"] = _probe(path, model, tokenizer, recipe)
-    steps = [event["step"] for event in run.events(kind="eval")[0]]
-    made["says"] = label_card.verdicts(made, steps[-1] if steps else best_step)
+    evals = run.events(kind="eval")[0]
+    # What nobody chose by these rows: the figure that the kept version's choice flatters.
+    made["last"] = {"step": evals[-1]["step"], "macro_f1": evals[-1]["macro_f1"]} if evals else {"step": best_step, "macro_f1": made["tuned"]["macro_f1"]}
+    made["says"] = label_card.verdicts(made)
     return made
 
 
