@@ -105,6 +105,31 @@ def test_the_task_can_be_changed(home):
     assert check.whole(dataset).row(1)["label"] == "b"
 
 
+def test_another_task_is_chosen_where_the_columns_hold_something_for_it(home):
+    """By hand it stays chosen; where they hold nothing for it, all stays as it was."""
+    dataset = keep(some())
+    data.choose_task(dataset, "chat")
+    again = data.find("local", dataset.id)
+    assert again.task == "chat" and again.chosen and again.mapping.format == "text"
+    data.choose_task(dataset, "text_labels")
+    assert check.whole(dataset).row(1)["label"] == "b"
+    talk = data.keep("local", "Talk", [{"prompt": f"p {n}", "completion": f"a longer answer {n}"} for n in range(20)], {"kind": "paste"})
+    with pytest.raises(Exception, match="hold no texts with labels"):
+        data.choose_task(talk, "text_labels")
+    assert data.find("local", talk.id).task == talk.task == "chat"
+    with pytest.raises(Exception, match="There is no task 'poems'"):
+        data.choose_task(talk, "poems")
+
+
+def test_each_task_brings_a_demo_and_its_starter_first(home):
+    for name in tasks.TASKS:
+        demo = data.load_demo("local", name)
+        assert demo.task == name and demo.source["kind"] == "demo" and data.load_demo("local", name).id == demo.id
+        first = next(its for its in recipe.presets().values() if its.task == name)
+        assert (ROOT / "presets" / first.dataset).name == demo.source["file"]
+    assert next(iter(recipe.presets().values())).task == tasks.DEFAULT
+
+
 @pytest.mark.parametrize("value, wanted", [
     ("a", ("a",)), (3, ("3",)), (2.0, ("2",)), (True, ("true",)), (["b", "a", "b"], ("a", "b")), ([], ()), ('["x", "y"]', ("x", "y")), (-1, None), ("", None), (None, None), ({}, None),
 ])
@@ -163,6 +188,23 @@ def test_rare_and_unbalanced_classes_are_found_whatever_labels_are_called(home):
     records = [{"text": f"The {ANIMALS[n % 8]} sat on mat {n}, and then on {n * 13 % 101}.", "label": long if n < 3 else "other"} for n in range(60)]
     found = {its.name: its for its in findings.find(check.whole(keep(records)), Recipe(task="text_labels"))}
     assert found["rare_label"].rows == 3 and found["unbalanced"].rows == 57 and "class_weights" in found["unbalanced"].why
+
+
+def test_classes_are_counted_on_both_sides_of_the_split(home):
+    """A row with several labels counts for each of them."""
+    rows = check.whole(keep(some(40)))
+    held, _ = rows.held_out(0.25, 0)
+    counts = dict((name, (train, kept)) for name, train, kept in rows.class_counts(Recipe(task="text_labels", held_out_share=0.25)))
+    labels = np.array([rows.row(n)["label"] for n in range(40)])
+    assert counts == {name: (int(np.sum((labels == name) & ~held)), int(np.sum((labels == name) & held))) for name in "ab"}
+    several = check.whole(keep([{"text": f"The {ANIMALS[n % 8]} {n} and {n * 7}", "labels": ["a", "b"][: 1 + n % 2]} for n in range(40)]))
+    assert {name: train + kept for name, train, kept in several.class_counts(Recipe(task="text_labels"))} == {"a": 40, "b": 20}
+
+
+@pytest.mark.parametrize("rare, wanted", [(20, False), (10, True)])
+def test_classes_are_unbalanced_from_three_to_one_on(home, rare, wanted):
+    records = [{"text": f"The {ANIMALS[n % 8]} sat on {n} of {n * 31 % 97}.", "label": "a" if n < rare else "b"} for n in range(40)]
+    assert check.whole(keep(records)).is_unbalanced() is wanted
 
 
 def test_one_class_stops_a_run(home):
