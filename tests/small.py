@@ -162,6 +162,42 @@ def small_base(folder: Path, family: str = "llama", template: str | None = None)
     return folder
 
 
+def small_encoder(folder: Path, family: str = "bert") -> Path:
+    """Write an encoder without a head into the folder: two layers of random weights (always the same), and a tokenizer of words.
+
+    Args:
+        family: "bert" (as MiniLM is), "roberta", "deberta-v2" or "modernbert".
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words.train_from_iterator(_LINES, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False))
+    second = ":1" if family == "bert" else ""
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair=f"[CLS] $A [SEP] $B{second} [SEP]{second}", special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_max_length=64,
+    ).save_pretrained(folder)
+    further = {"deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32, "norm_rel_ebd": "layer_norm", "share_att_key": True, "type_vocab_size": 0}, "roberta": {"type_vocab_size": 1, "max_position_embeddings": 66}}
+    config = AutoConfig.for_model(family, **{
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 320, "max_position_embeddings": 64,
+        "pad_token_id": 0, "initializer_range": 0.1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, **further.get(family, {}),
+    })
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, dtype=torch.bfloat16)
+    torch.set_rng_state(state)
+    model.save_pretrained(folder)
+    return folder
+
+
 def base_entry(folder: Path, id: str = "test/small") -> dict:
     """What a run's base.json says of such a base model."""
     return {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tuner import check, data, reading, run, scan
 from tuner.errors import UserError
+from tuner.home import DEMO_ROOT
 from tuner.reading import Broken
 from tuner.recipe import Recipe
 from tuner.tasks import chat
@@ -407,7 +408,7 @@ def test_no_id_reaches_outside_its_folder(home, monkeypatch, name):
     ):
         with pytest.raises(UserError, match="is not known here"):
             look()
-    assert {Path(str(path)) for path in touched} <= {home, data.DEMO_PATH}
+    assert {Path(str(path)) for path in touched} <= {home, DEMO_ROOT / "data" / "headlines.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/hosts/x", "a/b/c", "file:///etc", "..", "x/..", "", "a b/c"])

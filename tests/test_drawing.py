@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tuner import finder, trials
+from tuner import finder, tasks, trials
 from tuner.ui import drawing, quote_view, trial_view
 
 
@@ -82,7 +82,7 @@ def test_a_loss_says_on_which_rows_it_was_measured():
     its = {"id": "1", "title": "Animals", "created": 0, "state": "training", "curve": [], "base_model": "a/b", "first_loss": 3.0, "best_loss": 2.0, "rows": 24, "held_out_rows": 60}
     assert "24 of 60 rows" in drawing.runs_table([its]) and "all 60 rows" in drawing.runs_table([its | {"rows": 60}])
     report = {"base": {"loss": 3.1}, "tuned": {"loss": 2.1}, "change": -0.3, "rows_better": 50, "held_out_rows": 60, "best_step": 5}
-    assert "held-out loss, all 60 rows" in drawing.result(report)
+    assert "held-out loss, all 60 rows" in drawing.stats(tasks.get("chat").tiles(report))
 
 
 def test_a_title_is_cut_in_one_way_and_a_moment_names_its_zone(monkeypatch):

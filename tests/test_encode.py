@@ -9,6 +9,7 @@ from tuner import encode, survey
 from tuner.encode import BY_ANSWER, BY_DIFFERENCE, BY_MARKS, BY_TEXT, BY_VARIANT, BY_WHOLE_ROW, IGNORE
 from tuner.errors import UserError
 from tuner.recipe import Recipe
+from tuner.tasks import chat
 
 SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
 TURNS = [
@@ -177,7 +178,7 @@ def test_a_template_that_hides_where_answers_begin_learns_the_whole_row(tmp_path
     assert row.how == BY_WHOLE_ROW
     assert row.learned == len(row.ids) - 1
     found = survey.of([{"messages": TURNS, "n": 1}], tokenizer, Recipe())
-    assert any("1 rows are learned whole, prompts too" in warning for warning in found.warnings(tokenizer))
+    assert any("1 rows are learned whole, prompts too" in warning for warning in chat.warnings(found, tokenizer))
 
 
 def test_a_template_that_writes_something_else_around_the_same_turns_is_no_variant(tmp_path):

@@ -3,7 +3,7 @@
 import re
 
 from tests.test_figures import report
-from tuner import figures
+from tuner import figures, tasks
 from tuner.ui import report_view
 from tuner.ui.drawing import text
 
@@ -16,7 +16,7 @@ def row(**changes) -> dict:
 def drawn(improved=(), worsened=(), **changes) -> str:
     made = report(**changes)
     made |= {"rows": {"improved": list(improved), "worsened": list(worsened)}, "says": figures.verdicts(made, 40)}
-    return report_view.whole(made)
+    return report_view.whole(made, tasks.get("chat"))
 
 
 def test_every_figure_and_sentence_is_there():

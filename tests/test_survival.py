@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_run import adapter_hash, events, losses, notes, small_run
-from tuner import checkpoints, lease, train
+from tuner import checkpoints, lease, report, train
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -106,7 +106,7 @@ def test_a_run_killed_in_its_report_after_patience_ran_out_takes_no_further_step
         def gone(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr(train.report, "make", gone)
+        patch.setattr(report, "make", gone)
         with pytest.raises(KeyboardInterrupt):
             train.train(run)
     assert "training ends early" in notes(run)

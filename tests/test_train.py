@@ -281,7 +281,7 @@ def worse_each_time(monkeypatch, after: int = 0) -> None:
         its = measure(*args, **kw)
         return {**its, "loss": 1 + 0.1 * len(count) if len(count) > after else 1 - 0.1 * len(count)}
 
-    monkeypatch.setattr(train.report, "measure", measured)
+    monkeypatch.setattr(report, "measure", measured)
 
 
 @pytest.mark.parametrize("patience, steps", [(0, 8), (1, 2), (2, 4)])

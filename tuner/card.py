@@ -2,7 +2,7 @@
 
 import re
 
-from tuner import __version__, blind, figures, licences, provenance
+from tuner import __version__, blind, figures, licences, provenance, tasks
 from tuner.errors import UserError
 from tuner.recipe import HUB_ID
 
@@ -25,20 +25,7 @@ A LoRA adapter for [{{ base }}](https://huggingface.co/{{ base }}), tuned with Q
 {%- endfor %}
 - Learned part: {{ learned }}.
 
-## Before and after
-
-{{ report.says | join(' ') }}
-
-| | measured on | base | tuned | change (95 % interval) |
-|---|---|---|---|---|
-{%- for its in figures %}
-| {{ its.name }} | {{ its.of }} | {{ its.base }} | {{ its.tuned }} | {{ its.change }} |
-{%- endfor %}
-
-The held-out rows ({{ report.held_out_tokens }} learned tokens) were not trained on. Intervals are paired bootstraps over rows. General questions \
-and texts are Tuner's own small probe, {{ report.probe['items'] }} items by log-likelihood; it shows what was forgotten, not how able a model is. \
-The version of step {{ report.best_step }} of {{ plan.steps }} is the one published. The training loss went from \
-{{ "%.3f" | format(first_loss) }} to {{ "%.3f" | format(last_loss) }}.
+{{ before_and_after }}
 {% if blind %}
 ## Blind test
 
@@ -47,9 +34,7 @@ The version of step {{ report.best_step }} of {{ plan.steps }} is the one publis
 ## Load it
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("{{ repo_id }}")
-tokenizer = AutoTokenizer.from_pretrained("{{ base }}")
+{{ load_it }}
 ```
 
 Or talk to it in the browser: {{ share_link }}
@@ -67,6 +52,7 @@ def record(run) -> dict:
         "quantisation": run.recipe.quantisation, "dequantised": plan["dequantised"], "attention": plan["attention"],
         "kept_16bit": plan["kept_16bit"], "system_prompt": run.recipe.system_prompt,
         "template_date": run.recipe.template_date, "keep_control_tokens": run.recipe.keep_control_tokens,
+        **tasks.get(run.recipe.task).record(plan),
     }
 
 
@@ -84,47 +70,44 @@ def build(run, repo_id: str, share_link: str) -> str:
     base, plan, report = run.read("base"), run.read("plan"), figures.of(run)
     if not report:
         raise UserError(f"This run's report is missing or of an older form. Make it again: python -m tuner report {run.id}")
-    receipt = run.read("data/receipt")
+    receipt, task = run.read("data/receipt"), tasks.get(run.recipe.task)
     hub_dataset = receipt["source"].get("hub_id", "")
     hub_dataset = hub_dataset if HUB_ID.fullmatch(hub_dataset) else ""
     title = _plain(run.title)
     kind = {"demo": "Tuner's own clickbait headlines", "paste": "pasted rows, not published",
             "file": "an uploaded file, not published"}
     data = ModelCardData(
-        base_model=base["id"], base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
+        base_model=base["id"], base_model_relation="adapter", library_name="peft", pipeline_tag=task.PIPELINE,
         datasets=[hub_dataset] if hub_dataset else None,
-        tags=["lora", "qlora", "transformers", "conversational", f"base_model:adapter:{base['id']}", "tuner"],
+        tags=["lora", "qlora", "transformers", *task.TAGS, f"base_model:adapter:{base['id']}", "tuner"],
         model_name=title,
-        eval_results=_results(report, hub_dataset),
+        eval_results=_results(task, report, hub_dataset),
         **licences.metadata(base),
     )
-    events, _ = run.events()
-    losses = [event["loss"] for event in events if event["kind"] == "step"]
     return str(
         ModelCard.from_template(
             data, template_str=_TEMPLATE, title=title, base=base["id"], repo_id=repo_id, share_link=share_link,
             about=_plain(run.recipe.about), trained_on=base["what"],
             dataset=f"[{hub_dataset}](https://huggingface.co/datasets/{hub_dataset})" if hub_dataset
             else kind.get(receipt["source"].get("kind"), "rows of the author's own, not published"),
-            receipt=receipt, report=report, figures=[figures.shown(its) for its in figures.measures(report)], plan=plan,
-            blind=blind.words(blind.tally(run)) if blind.is_in_card(run) else "", first_loss=losses[0], last_loss=losses[-1],
-            learned="every token" if run.recipe.learn == "everything" else "the assistant's turns and their end token",
+            receipt=receipt, before_and_after=task.before_and_after(run, report), load_it=task.load_it(repo_id, base["id"], plan),
+            blind=blind.words(blind.tally(run)) if blind.is_in_card(run) else "", learned=task.learned_part(run.recipe),
             provenance=provenance.sections(run),
         )
     )
 
 
-def _results(report: dict, hub_dataset: str) -> list:
+def _results(task, report: dict, hub_dataset: str) -> list:
     """The tuned model's figures for the card's model-index, the same that the table shows; shares from 0 to 1."""
     from huggingface_hub import EvalResult
 
     return [
         EvalResult(
-            task_type="text-generation", dataset_type="tuner-probe" if its["general"] else hub_dataset or "private",
+            task_type=task.PIPELINE, dataset_type="tuner-probe" if its["general"] else hub_dataset or "private",
             dataset_name="Tuner's forgetting probe" if its["general"] else "held-out rows", metric_type=its["metric"],
-            metric_value=round(its["tuned"], 4), metric_name=f"{its['name']}{' (nats a token)' if its['unit'] == 'nats' else ''}",
+            metric_value=round(its["tuned"], 4), metric_name=its["name"] + (f" (nats a {its.get('per', 'token')})" if its["unit"] == "nats" else ""),
         )
-        for its in figures.measures(report)
+        for its in task.measures(report)
     ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date as calendar
 from pathlib import Path
 
-from tuner import child, eyes, hub, identity, room, starter
+from tuner import child, eyes, hub, identity, room, starter, tasks
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import LOCAL_OWNER, private_dir, read_json, tuner_home
@@ -43,9 +43,12 @@ class Subject:
     template_date: str = "2026-01-01"
     keep_control_tokens: bool = False
     note: str = ""
+    task: str = tasks.DEFAULT
+    max_tokens: int = 1024
 
 
-_ARITHMETIC = ("precision", "attention", "dequantised", "kept_16bit", "device")
+# Of a run's plan: what alters arithmetic, and what a classifier's head is.
+_ARITHMETIC = ("precision", "attention", "dequantised", "kept_16bit", "device", "labels", "heads")
 
 
 def of_base(base_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Subject:
@@ -69,7 +72,8 @@ def of_run(run: runs.Run) -> Subject:
     base, plan, recipe = runs.fetch_base(run), run.read("plan"), run.recipe  # it may have been cleared away since
     return Subject(
         run.title, base, str(run.adapter_dir), plan["base_sha256"], recipe.quantisation,
-        {name: plan[name] for name in _ARITHMETIC}, recipe.system_prompt, recipe.template_date, recipe.keep_control_tokens,
+        {name: plan[name] for name in _ARITHMETIC if name in plan}, recipe.system_prompt, recipe.template_date, recipe.keep_control_tokens,
+        task=recipe.task, max_tokens=recipe.max_tokens,
     )
 
 
@@ -80,17 +84,14 @@ def of_adapter(repo_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Sub
         UserError: no such adapter, not LoRA, or its base cannot be had or is too large for this owner.
     """
     folder, config = hub.fetch_adapter(repo_id, "", token)
-    try:
-        known = read_json(folder / "tuner.json", {})
-    except ValueError:
-        known = {}
-    known = known if isinstance(known, dict) else {}
+    known = _record_in(folder)
     base_id = config["base_model_name_or_path"]
     text = lambda name, default: known[name] if isinstance(known.get(name), str) else default  # noqa: E731
     revision = config["revision"] if isinstance(config.get("revision"), str) else text("base_revision", "")
     identity.require_chat(owner, base_id, token, revision)
-    if base_id == STARTER_MODEL and known.get("base_what") == starter.WHAT_IT_IS and starter.is_installed():
-        base = {"id": base_id, "revision": "", "dir": str(starter.prepare()), "what": starter.WHAT_IT_IS}
+    stands_in = starter.of(base_id)
+    if stands_in and known.get("base_what") == stands_in.what and stands_in.is_installed():
+        base = {"id": base_id, "revision": "", "dir": str(stands_in.prepare()), "what": stands_in.what}
     else:
         base = hub.fetch_base(base_id, revision, token)
     note, sha256 = "", text("base_sha256", "")
@@ -100,15 +101,30 @@ def of_adapter(repo_id: str, token: str | None, owner: str = LOCAL_OWNER) -> Sub
         if bases.weights_hash(Path(base["dir"])) != sha256:
             note = f"It was trained on another copy of the base ({shorten(text('base_what', 'unknown'), 100)}), so answers may differ a little."
             sha256 = ""
+    task, plan = tasks.of_record(known, config.get("task_type"))
     try:
         date = calendar.fromisoformat(text("template_date", "")).isoformat()
     except ValueError:
         date = Subject.template_date
     return Subject(
         repo_id, base, str(folder), sha256,
-        text("quantisation", "nf4") if text("quantisation", "nf4") in ("nf4", "none") else "nf4", {},
-        text("system_prompt", "")[:20_000], date, known.get("keep_control_tokens") is True, note,
+        text("quantisation", "nf4") if text("quantisation", "nf4") in ("nf4", "none") else "nf4", plan,
+        text("system_prompt", "")[:20_000], date, known.get("keep_control_tokens") is True, note, task,
     )
+
+
+def _record_in(folder: Path) -> dict:
+    """What a published adapter's own record says; nothing where it has none that can be read."""
+    try:
+        known = read_json(folder / "tuner.json", {})
+    except ValueError:
+        known = {}
+    return known if isinstance(known, dict) else {}
+
+
+def task_of_adapter(folder: Path, config: dict) -> tuple[str, dict]:
+    """The task of a published adapter that was fetched, and what its plan keeps for it; see `tasks.of_record`."""
+    return tasks.of_record(_record_in(folder), config.get("task_type"))
 
 
 def resolve(owner: str, what: str, token: str | None) -> Subject:
@@ -223,6 +239,10 @@ class Worker:
         sampling = check_sampling(**sampling)
         requests = {}
         for who, (subject, messages, tuned) in asked.items():
+            if not tasks.get(subject.task).ANSWERS:
+                raise UserError(
+                    f"“{shorten(subject.label, 60)}” gives labels, not answers. Choose it again, so that the tab shows what it takes in."
+                )
             messages = check_messages(messages)
             room.require_for_chat(subject.base, subject.quantisation)
             if subject.system_prompt and messages[0]["role"] != "system":

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     its = verb("train", _train, "tune by a recipe, or go on with a run")
     its.add_argument("what", metavar="RECIPE_OR_RUN", help="a preset's name, a recipe file, a run's id or folder")
     its.add_argument("settings", nargs="*", metavar="field=value", help="settings to change, such as epochs=1")
-    its = verb("chat", _chat, "talk to a tuned model")
+    its = verb("chat", _chat, "talk to a tuned model, or have it label a text")
     its.add_argument("what", metavar="ADAPTER_OR_RUN", help="a run's id, or an adapter's Hub id")
     its.add_argument("--prompt", help="ask this once instead of reading lines")
     its.add_argument("--base", action="store_true", help="answer with the base model alone, beside the tuned one")
@@ -153,6 +154,8 @@ def _train(asked) -> int:
 
 def _follow(going, as_json: bool) -> int:
     """Train in this process while another thread draws the run's own events."""
+    from tuner import tasks
+
     with _drawn(going, as_json):
         _wait_for_turn(going)  # before torch is here: who waits takes no memory from who trains
         from tuner import train
@@ -164,10 +167,7 @@ def _follow(going, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": going.id, "folder": str(going.folder), "state": going.state(), "report": report}, ensure_ascii=False))
     else:
-        _say(
-            f"Held-out loss {report['base']['loss']:.4f} -> {report['tuned']['loss']:.4f} ({report['change']:+.0%}); "
-            f"adapter in {going.adapter_dir}"
-        )
+        _say(f"{tasks.get(going.recipe.task).in_short(report)}; adapter in {going.adapter_dir}")
     return 0
 
 
@@ -218,7 +218,8 @@ def _draw(going, ended: threading.Event, as_json: bool) -> None:
             elif event["kind"] in ("status", "note"):
                 tqdm.write(event["message"], file=sys.stderr)
             elif event["kind"] == "eval":
-                tqdm.write(f"step {event['step']}: held-out loss {event['loss']:.4f}{' (best)' if event['best'] else ''}", file=sys.stderr)
+                told = f", macro-F1 {event['macro_f1']:.3f}" if "macro_f1" in event else ""
+                tqdm.write(f"step {event['step']}: held-out loss {event['loss']:.4f}{told}{' (best)' if event['best'] else ''}", file=sys.stderr)
         if last:
             break
         ended.wait(0.3)
@@ -227,12 +228,13 @@ def _draw(going, ended: threading.Event, as_json: bool) -> None:
 
 
 def _chat(asked) -> int:
-    from tuner import chat, hub
+    from tuner import chat, hub, tasks
 
     subject = chat.resolve(LOCAL_OWNER, asked.what, hub.own_token())
     sampling = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature}
     history: list[dict] = []
-    with chat.Worker() as worker:
+    task = tasks.get(subject.task)
+    with task.worker() as worker:
         _say(f"Loading {subject.base['id']} ...")
         while True:
             if asked.prompt is not None:
@@ -249,14 +251,10 @@ def _chat(asked) -> int:
             history.append({"role": "user", "content": text})
             answers = {}
             for who in ("base", "tuned") if asked.base else ("tuned",):
-                pieces = []
                 if not asked.json:
                     print(f"{who}: ", end="", flush=True)
-                for piece in worker.answer(subject, history, tuned=who == "tuned", **sampling):
-                    pieces.append(piece)
-                    if not asked.json:
-                        print(piece, end="", flush=True)
-                answers[who] = "".join(pieces).strip()
+                show = (lambda piece: None) if asked.json else lambda piece: print(piece, end="", flush=True)
+                answers[who] = task.ask(worker, subject, history, who == "tuned", show, **sampling)
                 if not asked.json:
                     print()
             if asked.json:
@@ -283,21 +281,27 @@ def _bar(words: str):
     return report
 
 
-def _checked(recipe, beside: Path, steps: list[tuple[str, str]] = ()):
-    """The recipe's dataset, and its rows with all that was seen of them after the fixes asked for."""
-    from tuner import check, data, fixes, hub, scan
+def _checked(recipe, beside: Path, steps: list[str] = (), by_columns: bool = False):
+    """The recipe's dataset, its rows with all that was seen of them after the fixes asked for, and the recipe for its task.
+
+    Args:
+        by_columns: the dataset's columns choose the task; with it comes that task's starter.
+    """
+    from tuner import check, data, fixes, hub, scan, starter
 
     token = hub.own_token()
     report = _bar("Reading the rows")
     try:
-        dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token, lambda share: report("Reading the rows", share))
+        dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token, lambda share: report("Reading the rows", share), by_columns)
+        if dataset.task != recipe.task:
+            recipe = dataclasses.replace(recipe, task=dataset.task, **starter.for_task(dataset.task))
         folder = hub.tokenizer_dir(recipe.base_model, recipe.base_revision, token)
         look = scan.Look.of(recipe, folder)
-        for finding, fix in steps:
-            dataset.steps.append(fixes.step(finding, fix, recipe, str(folder)))
+        for its in steps:
+            dataset.steps.append(fixes.step(*_named_fix(its, recipe), recipe, str(folder)))
             dataset.save()
             check.work(dataset, look, report)
-        return dataset, check.work(dataset, look, report)
+        return dataset, check.work(dataset, look, report), recipe
     finally:
         report.close()
 
@@ -305,15 +309,16 @@ def _checked(recipe, beside: Path, steps: list[tuple[str, str]] = ()):
 def _check(asked) -> int:
     from tuner import findings, receipt
 
-    recipe = recipes.from_dict({**_settings(asked.settings), "dataset": asked.what})
-    dataset, rows = _checked(recipe, Path.cwd(), [_named_fix(its, recipe) for its in asked.fix or ()])
+    settings = _settings(asked.settings)
+    recipe = recipes.from_dict({**settings, "dataset": asked.what})
+    dataset, rows, recipe = _checked(recipe, Path.cwd(), asked.fix or (), "task" not in settings)
     found = findings.find(rows, recipe)
     seen = rows.figures(recipe) if not any(its.level == "stop" for its in found) else None
     made = receipt.make({**dataset.source, "name": dataset.name}, rows, receipt.choose(rows, recipe)) if seen else None
     if asked.out:
         _write_out(Path(asked.out), rows)
     told = {
-        "dataset": dataset.name, "format": dataset.mapping.format, "why": dataset.mapping.reason,
+        "dataset": dataset.name, "task": dataset.task, "format": dataset.mapping.format, "why": dataset.mapping.reason,
         "columns": dataset.mapping.columns, "notes": dataset.notes, "records": dataset.count, "rows": len(rows),
         "left_out": sum(map(len, rows.left_out.values())),
         "findings": [
@@ -338,11 +343,10 @@ def _check(asked) -> int:
 
 def _named_fix(its: str, recipe) -> tuple[str, str]:
     """(finding, fix) of "finding" or "finding=fix"; a finding alone means its first fix."""
-    from tuner import tasks
-    from tuner.findings import FAULTS
+    from tuner.findings import faults_of
 
     finding, _, fix = its.partition("=")
-    faults = {**tasks.get(recipe.task).FAULTS, **FAULTS}
+    faults = faults_of(recipe.task)
     if finding in faults and not fix and faults[finding].fixes:
         fix = faults[finding].fixes[0]
     return finding, fix
@@ -398,7 +402,7 @@ def _quote(asked) -> int:
     from tuner import hub, machine, proposals, quote
 
     recipe, beside = _recipe(asked.what, asked.settings)
-    _, rows = _checked(recipe, beside)
+    _, rows, _ = _checked(recipe, beside)
     seen = rows.figures(recipe)
     if not len(seen.lengths):
         raise UserError(f"No row has an answer within its first {recipe.max_tokens:,} tokens. Raise max_tokens.")
@@ -469,15 +473,15 @@ def _try(asked) -> int:
 
 
 def _report(asked) -> int:
-    from tuner import figures, report
+    from tuner import report, tasks
 
-    made = report.remake(_run(asked.what), _say)
+    run = _run(asked.what)
+    made = report.remake(run, _say)
     if asked.json:
         print(json.dumps(made, ensure_ascii=False))
         return 0
-    for its in map(figures.shown, figures.measures(made)):
-        print(f"{its['name']:<32} {its['base']:>10} -> {its['tuned']:>10}   {its['change']:<32} {its['of']}")
-    print("\n".join(["", *made["says"], *figures.advice(made)]))
+    task = tasks.get(run.recipe.task)
+    print("\n".join([*task.printed(made), "", *made["says"], *task.advice(made)]))
     return 0
 
 

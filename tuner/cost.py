@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuner import tasks
 from tuner.sizes import Sizes
 
 # Architectures whose layers take our own arithmetic; any other goes through transformers and PEFT, and keeps more.
@@ -49,8 +50,9 @@ class Work:
 
 
 def kind(recipe, its: Sizes) -> str:
-    """Which arithmetic a run takes: "fast" (ours) or "plain" (transformers' and PEFT's)."""
-    return "fast" if its.family in FAST_FAMILIES and recipe.lora_dropout == 0 else "plain"
+    """Which arithmetic a run takes: "fast" (ours), "plain" (transformers' and PEFT's) or "classifier" (that, without a vocabulary)."""
+    task = tasks.get(recipe.task)
+    return "fast" if task.OWN_PARTS and its.family in FAST_FAMILIES and recipe.lora_dropout == 0 else task.PLAIN
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -123,6 +125,8 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
 
 def loss_bytes(its: Sizes, way: str, device: str) -> float:
     """The logits of one slice of tokens."""
+    if way == "classifier":
+        return 0.0
     return 2 * SLICE_BYTES[device] if way == "fast" else 256 * its.vocab * 10
 
 
@@ -132,6 +136,7 @@ def loss_bytes(its: Sizes, way: str, device: str) -> float:
 TRAIN = {
     "fast": {"linear": 1.15, "lora": 2.28, "head": 1.2, "attention": 2.8, "passes": 0.0, "layer": 1270.0, "row": 139.0, "unpack": 7.0, "adapter": 20.0},
     "plain": {"linear": 1.5, "lora": 4.0, "head": 2.5, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
+    "classifier": {"linear": 1.0, "lora": 2.5, "head": 0.0, "attention": 4.0, "passes": 4.0, "layer": 11500.0, "row": 0.0, "unpack": 2.0, "adapter": 20.0},
 }
 # The fast way where a processor has no bf16 to speak of, so that all is computed in fp32.
 TRAIN_FP32 = {"linear": 1.24, "lora": 0.97, "head": 1.47, "attention": 2.63, "passes": 0.0, "layer": 2060.0, "row": 0.0, "unpack": 14.5, "adapter": 20.0}
@@ -185,6 +190,17 @@ def forward_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
 def answer_s(its: Sizes, tokens: float, reach) -> float:
     """Seconds to write that many tokens of an answer, one after the other."""
     return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + itemsize(reach.precision) * its.weights / (reach.gb_per_s * 1e9))
+
+
+# A classifier's report fits its baseline so often to choose its strength, to at most so many numbers (rows x features x
+# classes), and once to all rows; seconds for each number, and the classes that are reckoned with before they are known.
+LINE_FITS, LINE_TRIED, LINE_S, LINE_CLASSES = 50, 14e6, 7.5e-8, 9
+
+
+def line_s(its: Sizes, rows: float) -> float:
+    """Seconds to fit a logistic regression to the features of so many rows, its strength chosen by cross-validation."""
+    numbers = its.hidden * rows * LINE_CLASSES
+    return LINE_S * (numbers + LINE_FITS * min(numbers, LINE_TRIED))
 
 
 def start_s(recipe, its: Sizes, rows: int, reach) -> float:

@@ -22,7 +22,6 @@ from tuner.reading import Broken
 from tuner.recipe import HUB_ID
 from tuner.tasks import NoRow
 
-DEMO_PATH = DEMO_ROOT / "data" / "headlines.jsonl"
 # What a page shows before the rest is read, and what a format is recognised by.
 _DEMO = "demo-2-"  # its id's beginning; the rest is its content's hash
 HEAD = 200
@@ -62,6 +61,7 @@ class Dataset:
         steps: the fixes applied, in order; see `fixes`. The records themselves never change.
         files: (stored name, name as the person calls it) while the records are not read yet.
         passing: made by a command at a terminal, where nobody looks for it again; only the newest few are kept.
+        chosen: the task was chosen by a person, so the columns do not choose it.
     """
 
     owner: str
@@ -69,10 +69,11 @@ class Dataset:
     name: str
     source: dict
     mapping: Mapping | None = None
-    task: str = "chat"
+    task: str = tasks.DEFAULT
     steps: list[dict] = field(default_factory=list)
     files: list[list[str]] = field(default_factory=list)
     passing: bool = False
+    chosen: bool = False
 
     @property
     def folder(self) -> Path:
@@ -217,7 +218,7 @@ def to_row(text: str, number: int, mapping: Mapping | None, task: str) -> dict:
     return row
 
 
-def to_rows(records, mapping: Mapping, task: str = "chat") -> tuple[list[dict], list[dict]]:
+def to_rows(records, mapping: Mapping, task: str = tasks.DEFAULT) -> tuple[list[dict], list[dict]]:
     """The rows of a few records in memory, and what was left out.
 
     Returns:
@@ -450,7 +451,10 @@ def settle(dataset: Dataset) -> Dataset:
         task.check_mapping(dataset.mapping, dataset.head())
         return dataset
     try:
-        dataset.mapping = task.recognise(dataset.head())
+        if dataset.chosen:
+            dataset.mapping = task.recognise(dataset.head())
+        else:
+            dataset.task, dataset.mapping = tasks.recognise(dataset.head())
     except UserError:
         # Kept, so that the columns can be chosen by hand.
         columns = task.columns_of(dataset.head())
@@ -518,28 +522,46 @@ def bring_along(before: str, owner: str) -> Dataset | None:
 
 
 def remap(dataset: Dataset, format: str, columns: dict[str, str]) -> Dataset:
-    """The same dataset with another mapping, tried on its first rows. Fixes go: they were of other rows.
+    """The same dataset with another mapping, and with it perhaps another task, tried on its first rows.
+
+    Fixes go: they were of other rows.
 
     Raises:
         UserError: a column that is not there, a role without its column, or no row left.
     """
     mapping = Mapping(format, {role: column for role, column in columns.items() if column}, "chosen by hand")
-    tasks.get(dataset.task).check_mapping(mapping, dataset.head())
-    to_rows(dataset.head(), mapping, dataset.task)
-    dataset.mapping, dataset.steps = mapping, []
+    task = tasks.of_format(format, dataset.task)
+    tasks.get(task).check_mapping(mapping, dataset.head())
+    to_rows(dataset.head(), mapping, task)
+    dataset.task, dataset.mapping, dataset.steps = task, mapping, []
     dataset.save()
     return dataset
 
 
-def load_demo(owner: str) -> Dataset:
-    """The demo dataset, kept once for each owner, with the fixes that this owner made to it."""
-    dataset_id = _DEMO + hashlib.sha256(DEMO_PATH.read_bytes()).hexdigest()[:12]
+def choose_task(dataset: Dataset, task: str) -> Dataset:
+    """The same dataset for another task, its columns recognised by that. Fixes go: they were of other rows.
+
+    Raises:
+        UserError: there is no such task, or the columns hold nothing for it; then all stays as it was.
+    """
+    mapping = tasks.get(task).recognise(dataset.head())
+    to_rows(dataset.head(), mapping, task)
+    dataset.task, dataset.mapping, dataset.steps, dataset.chosen = task, mapping, [], True
+    dataset.save()
+    return dataset
+
+
+def load_demo(owner: str, task: str = tasks.DEFAULT) -> Dataset:
+    """A task's demo dataset, kept once for each owner, with the fixes that this owner made to it."""
+    file, title, _ = tasks.get(task).DEMO
+    path = DEMO_ROOT / "data" / file
+    dataset_id = _DEMO + hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     try:
         return find(owner, dataset_id)
     except UserError:
         notes: list[str] = []
-        dataset = create(owner, "Clickbait headlines (demo)", {"kind": "demo", "file": DEMO_PATH.name})
-        take(dataset, reading.read([(DEMO_PATH, DEMO_PATH.name)], notes, dataset.folder), notes)
+        dataset = create(owner, title, {"kind": "demo", "file": file})
+        take(dataset, reading.read([(path, file)], notes, dataset.folder), notes)
         settle(dataset)
         final = datasets_dir(owner) / dataset_id
         if not final.exists():
@@ -551,11 +573,12 @@ def load_demo(owner: str) -> Dataset:
         return find(owner, dataset_id)
 
 
-def from_recipe(owner: str, recipe, beside: Path, token: str | None = None, on_progress=None) -> Dataset:
+def from_recipe(owner: str, recipe, beside: Path, token: str | None = None, on_progress=None, by_columns: bool = False) -> Dataset:
     """The dataset that a recipe names: a file beside the preset, or a Hub id.
 
     Args:
         beside: the folder that a relative file name starts from. Only the command line passes a visitor's path here.
+        by_columns: the columns choose the task, not the recipe.
     """
     if not recipe.dataset:
         raise UserError("The recipe names no dataset. Add dataset=FILE or dataset=user/name.")
@@ -574,6 +597,8 @@ def from_recipe(owner: str, recipe, beside: Path, token: str | None = None, on_p
         dataset = create(owner, recipe.dataset, source, mapping=mapping, passing=True)
     else:
         raise UserError(f"There is no file {shorten(recipe.dataset)} beside the recipe. Check the path.")
+    if mapping or not by_columns:
+        dataset.task, dataset.chosen = tasks.of_format(recipe.dataset_format, recipe.task), True
     try:
         if not dataset.ready:
             take(dataset, records, notes, files=files)

@@ -48,28 +48,29 @@ def tokenised(rows: list, look):
     return scan.Tokens.of_lists(_ask({"do": "rows", "rows": rows, "look": asdict(look)})) if rows else scan.tokenise([], look)
 
 
-def show(row: dict, recipe, tokenizer_dir: str, turns: bool) -> tuple[list[encode.Encoded], re.Pattern, list[int | None]]:
-    """One row for the page: its sequences, what matches a control token in it, and the tokens of each turn if asked.
+def show(row: dict, recipe, tokenizer_dir: str, turns: bool) -> tuple[list, re.Pattern, list[int | None]]:
+    """One row for the page: its sequences as the task's `Encoded`, what matches a control token in it, and the tokens of each turn if asked.
 
     Raises:
         UserError: the template refuses the row, or does not end.
     """
     seen = _ask({"do": "show", "row": row, "dir": tokenizer_dir, "turns": turns, "recipe": _settings(recipe)})
-    return [encode.Encoded(**its) for its in seen["sequences"]], re.compile(seen["control"]), seen["counts"]
+    sequence = tasks.get(recipe.task).Encoded
+    return [sequence(**its) for its in seen["sequences"]], re.compile(seen["control"]), seen["counts"]
 
 
 def fits(row: dict, recipe, tokenizer_dir: str) -> bool:
     """Whether no sequence of the row is cut; a row that the template refuses does not fit."""
     if child.is_child():
-        return _fits(row, recipe, encode.load_tokenizer(tokenizer_dir))
+        return _fits(row, recipe, tasks.get(recipe.task).load_tokenizer(tokenizer_dir))
     return _ask({"do": "fits", "row": row, "dir": tokenizer_dir, "recipe": _settings(recipe)})["fits"]
 
 
-def control_tokens(tokenizer_dir: str) -> re.Pattern:
-    """See `encode.control_tokens`."""
+def control_tokens(tokenizer_dir: str, task: str) -> re.Pattern:
+    """See `encode.control_tokens`; of the tokenizer as that task loads it."""
     if child.is_child():
-        return encode.control_tokens(encode.load_tokenizer(tokenizer_dir))
-    return re.compile(_ask({"do": "control", "dir": tokenizer_dir})["control"])
+        return encode.control_tokens(tasks.get(task).load_tokenizer(tokenizer_dir))
+    return re.compile(_ask({"do": "control", "dir": tokenizer_dir, "task": task})["control"])
 
 
 def try_prompt(messages: list[dict], tokenizer_dir: str, keep_control_tokens: bool = False, date: str = "2026-01-01") -> None:
@@ -189,21 +190,22 @@ def _answer(asked: dict) -> dict:
 
     if asked["do"] == "rows":
         return scan.tokenise(asked["rows"], scan.Look(**asked["look"])).to_lists()
-    tokenizer = encode.load_tokenizer(asked["dir"])
     if asked["do"] == "control":
-        return {"control": _control(tokenizer)}
+        return {"control": _control(tasks.get(asked["task"]).load_tokenizer(asked["dir"]))}
     if asked["do"] == "prompt":
+        tokenizer = encode.load_tokenizer(asked["dir"])
         encode.prompt_ids(asked["messages"], tokenizer, keep_control_tokens=asked["keep"], date=asked["date"])
         return {}
     if asked["do"] == "try":
-        _try(tokenizer)
+        _try(encode.load_tokenizer(asked["dir"]))
         return {}
     recipe = Recipe(**asked["recipe"])
+    tokenizer = tasks.get(recipe.task).load_tokenizer(asked["dir"])
     if asked["do"] == "fits":
         return {"fits": _fits(asked["row"], recipe, tokenizer)}
     task, row = tasks.get(recipe.task), asked["row"]
     sequences = task.encode_row(row, tokenizer, recipe)
-    counts = task.turn_tokens(row, tokenizer, recipe) if asked["turns"] and "messages" in row else [len(sequences[0].offsets)]
+    counts = task.turn_tokens(row, tokenizer, recipe) if asked["turns"] else [len(sequences[0].offsets)]
     return {"sequences": [asdict(its) for its in sequences], "control": _control(tokenizer), "counts": counts}
 
 

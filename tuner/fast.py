@@ -77,6 +77,9 @@ class Path:
         # An earlier start of the run computed with what this machine does not have: the result will differ in rounding.
         self.lost = [name for name in ("passes", "whole", "prepacked") if asked.get(name) and not self.plan[name]]
 
+    collate = staticmethod(batching.collate)
+    parts = staticmethod(batching.micro_batches)
+
     def losses(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of each learned token, with gradients.
 

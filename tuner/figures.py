@@ -134,7 +134,8 @@ def shown(measure: dict) -> dict:
     change = signed(measure["tuned"] - measure["base"])
     if measure["low"] is not None:
         change += f" ({signed(measure['low'])} to {signed(measure['high'])})"
-    name = f"{measure['name']} ({'nats a token' if measure['unit'] == 'nats' else '%'})" if measure["unit"] else measure["name"]
+    unit = f"nats a {measure.get('per', 'token')}" if measure["unit"] == "nats" else "%"
+    name = f"{measure['name']} ({unit})" if measure["unit"] else measure["name"]
     return {"name": name.replace(" (%)", ""), "of": measure["of"], "base": value(measure["base"]), "tuned": value(measure["tuned"]), "change": change}
 
 

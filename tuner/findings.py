@@ -18,6 +18,8 @@ LEVELS = ("stop", "harm", "mind", "note")
 # Up to this many rows a word is said about how little can be shown; above, intervals are narrow enough.
 _FEW = 200
 _RARE = 5
+# Largest class to smallest, from where weighing all alike is offered; and the sets of labels that are counted.
+_WORTH_WEIGHING, _MOST_KINDS = 3, 5_000
 _BROKEN_TEXT = "The model would learn to write like that."
 FAULTS = {
     "nothing_to_learn": Fault("Nothing to learn from", "A run would go through its steps and learn nothing.", "stop"),
@@ -68,6 +70,13 @@ FAULTS = {
         "Very unlike lengths", "They are ten times longer or shorter than the middle one: long ones decide what a run costs, short ones are often mistakes.", "note", ("drop",),
     ),
 }
+
+
+def faults_of(task: str) -> dict[str, Fault]:
+    """name -> every fault that rows of a task can have, in the words of that task."""
+    module = tasks.get(task)
+    return {**module.FAULTS, **FAULTS, **module.OTHERWISE}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -276,10 +285,33 @@ class Rows:
     def labels(self) -> np.ndarray | None:
         """(N,) the label of each row where the answers are labels: few, short and repeated; else None. 0: that row's is none."""
         count = len(self)
+        if tasks.get(self.task).LABELLED:
+            return self.seen["label"]
         if count < 10 or np.count_nonzero(self.flagged(scan.SHORT)) < 0.9 * count:
             return None
         distinct = len(np.unique(self.seen["label"][self.seen["label"] != 0]))
         return self.seen["label"] if 2 <= distinct <= min(100, count // 4) else None
+
+    def class_counts(self, recipe: Recipe) -> list[tuple[str, int, int]]:
+        """(class, training rows, held-out rows) of rows whose task gives labels; a row with several counts for each."""
+        return self.once(("classes", recipe.held_out_share, recipe.seed), lambda: self._class_counts(recipe))
+
+    def _class_counts(self, recipe: Recipe) -> list[tuple[str, int, int]]:
+        held = self._held_by_source(recipe)
+        kinds, first, which = np.unique(self.labels, return_index=True, return_inverse=True)
+        train, kept = (np.bincount(which[part], minlength=len(kinds)) for part in (~held, held))
+        found: dict[str, list[int]] = {}
+        for kind in np.argsort(-train - kept, kind="stable")[:_MOST_KINDS]:
+            for name in tasks.get(self.task).names_in(self.row(int(first[kind]))):
+                counts = found.setdefault(name, [0, 0])
+                counts[0] += int(train[kind])
+                counts[1] += int(kept[kind])
+        return [(name, *counts) for name, counts in found.items()]
+
+    def is_unbalanced(self) -> bool:
+        """Whether the largest class has so many times the rows of the smallest that weighing them alike is worth a thought."""
+        _, counts = np.unique(self.labels, return_counts=True)
+        return len(counts) > 1 and bool(counts.max() >= _WORTH_WEIGHING * counts.min())
 
     def mask(self, name: str, recipe: Recipe) -> np.ndarray:
         """(N,) which rows have that fault under the recipe.
@@ -330,9 +362,11 @@ class Rows:
             return (self.seen["chars"] > 10 * middle) | (self.seen["chars"] * 10 < middle)
         if name in ("label_spelling", "rare_label", "unbalanced"):
             return self._label_mask(name)
+        if name == "two_labels":
+            return self._two_labels()
         if name == "few_rows":
             return np.ones(count, bool)
-        raise UserError(f"There is no finding {name!r}. There are: {', '.join([*tasks.get(self.task).FAULTS, *FAULTS])}.")
+        raise UserError(f"There is no finding {name!r}. There are: {', '.join(faults_of(self.task))}.")
 
     def _held_by_source(self, recipe: Recipe) -> np.ndarray:
         try:
@@ -353,6 +387,13 @@ class Rows:
         else:
             found = self.seen["answer"] != self.usual_spelling
         return found
+
+    def _two_labels(self) -> np.ndarray:
+        """(N,) which rows say what another row says, under another label."""
+        _, which = np.unique(self.seen["opening"], return_inverse=True)
+        pairs = np.unique(np.stack([which.astype(np.uint64), self.labels], 1), axis=0)
+        texts, labels = np.unique(pairs[:, 0], return_counts=True)
+        return np.isin(which, texts[labels > 1])
 
     @cached_property
     def usual_spelling(self) -> np.ndarray:
@@ -385,7 +426,7 @@ def find(rows: Rows, recipe: Recipe) -> list[Finding]:
 
 
 def _find(rows: Rows, recipe: Recipe) -> list[Finding]:
-    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    faults = faults_of(rows.task)
     found = []
     for name, fault in faults.items():
         if fault.left_out:
@@ -413,6 +454,8 @@ def _nothing_to_learn(rows: Rows, recipe: Recipe) -> list[Finding]:
         held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
     except UserError as problem:
         return [Finding("nothing_to_learn", len(rows), "All rows are the same", str(problem), "stop", ())]
+    if wont_do := tasks.get(rows.task).wont_do(rows, held):
+        return [Finding("nothing_to_learn", 0, fault.title, wont_do, "stop", ())]
     if rows.tokens is None:
         return []
     teaches = rows.per_row(rows.tokens.learned(recipe.max_tokens)) > 0
@@ -448,7 +491,7 @@ def choose(rows: Rows, show: str, search: str, recipe: Recipe) -> np.ndarray:
     Raises:
         UserError: there is no such choice.
     """
-    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    faults = faults_of(rows.task)
     if show in faults and faults[show].left_out:
         return -1 - rows.left_out.get(show, np.zeros(0, np.int64))
     if show == "all":
@@ -506,6 +549,8 @@ def _few_rows(rows: Rows, recipe: Recipe) -> list[Finding]:
 
 def _what_is_cut(rows: Rows, recipe: Recipe) -> str:
     lost = np.maximum(rows.tokens.length - recipe.max_tokens, 0).sum()
+    if tasks.get(rows.task).LABELLED:
+        return f"{int(lost):,} tokens are not read; the label is learned all the same."
     whole, kept = rows.tokens.learned(2**31 - 1), rows.tokens.learned(recipe.max_tokens)
     answers = np.count_nonzero(rows.per_row(whole - kept))
     return f"{int(lost):,} tokens at their ends are lost, {int((whole - kept).sum()):,} of them of answers, in {answers:,} {'row' if answers == 1 else 'rows'}."

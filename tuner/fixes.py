@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner import damage, data, eyes, personal, scan, split, tasks
 from tuner.errors import UserError, shorten
-from tuner.findings import Rows
+from tuner.findings import Rows, faults_of
 from tuner.home import private_dir, read_json, write_json
 from tuner.recipe import Recipe
 from tuner.tasks import NoRow
@@ -61,9 +61,7 @@ def step(finding: str, fix: str, recipe: Recipe, tokenizer_dir: str) -> dict:
     Raises:
         UserError: there is no such finding, or that fix is not one of its.
     """
-    from tuner.findings import FAULTS
-
-    faults = {**tasks.get(recipe.task).FAULTS, **FAULTS}
+    faults = faults_of(recipe.task)
     if finding not in faults:
         raise UserError(f"There is no finding {shorten(finding, 40)!r}. There are: {', '.join(faults)}.")
     if fix not in faults[finding].fixes:
@@ -84,11 +82,9 @@ def apply(rows: Rows, its: dict, folder: Path, on_progress: Callable[[int, int],
     Raises:
         UserError: no row has that fault, or no row would be left.
     """
-    from tuner.findings import FAULTS
-
     recipe = Recipe(**its["settings"], task=rows.task)
     hit = rows.mask(its["finding"], recipe)
-    title = {**tasks.get(rows.task).FAULTS, **FAULTS}[its["finding"]].title
+    title = faults_of(rows.task)[its["finding"]].title
     count = int(np.count_nonzero(hit))
     told = {"finding": its["finding"], "fix": its["fix"], "step": f"{title}: {FIXES[its['fix']][1]}", "rows": count}
     if not count and its.get("taken"):  # an earlier step was taken back, and with it what this one was for
@@ -165,7 +161,7 @@ def _changes(rows: Rows, its: dict, recipe: Recipe):
     if fix == "join":
         return lambda row, _: [task.join(row)]
     if fix == "trim" and finding == "control_tokens":
-        control = eyes.control_tokens(its["tokenizer_dir"])
+        control = eyes.control_tokens(its["tokenizer_dir"], rows.task)
 
         def without(text: str) -> str:
             while control.search(text):  # again, because what stands on both sides of one may be one itself now

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tuner import hub, keeping, limits
+from tuner import hub, keeping, limits, tasks
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -108,9 +108,9 @@ def _assemble(source: Path, target: Path, run_id: str, repo_id: str) -> None:
     if not isinstance(_json(target / "data" / "receipt.json", dict, bad).get("source", {}), dict):
         raise bad("its receipt is none")
     _check_base(target, recipe, bad)
-    _check_plan(target, bad)
+    _check_plan(target, recipe, bad)
     _check_checkpoints(target, bad)
-    _clean_events(target / "events.jsonl")
+    _clean_events(target / "events.jsonl", tasks.get(recipe.task).EVAL_FIGURES)
 
 
 def _copy(source: Path, target: Path, sha256: str, bad) -> None:
@@ -141,9 +141,7 @@ def _check_rows(folder: Path, recipe: Recipe, bad) -> None:
             try:
                 for line in file:
                     row = json.loads(line)
-                    turns = row.get("messages", []) if isinstance(row, dict) else None
-                    right = isinstance(turns, list) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns)
-                    if not right or type(row.get("n")) is not int or (recipe.task == "chat" and not turns):
+                    if not isinstance(row, dict) or type(row.get("n")) is not int or not tasks.get(recipe.task).is_row(row):
                         raise bad(f"{part}.jsonl holds what is no row")
             except (ValueError, RecursionError):
                 raise bad(f"{part}.jsonl cannot be read") from None
@@ -183,13 +181,14 @@ def _whole(its, least: int) -> bool:
     return type(its) is int and least <= its < 10**9
 
 
-def _check_plan(folder: Path, bad) -> None:
+def _check_plan(folder: Path, recipe: Recipe, bad) -> None:
     if not (folder / "plan.json").exists():
         return
     plan = _json(folder / "plan.json", dict, bad)
-    if wrong := [name for name, its in plan.items() if name not in _PLAN or not _PLAN[name](its)]:
+    known = {**_PLAN, **tasks.get(recipe.task).PLANNED}
+    if wrong := [name for name, its in plan.items() if name not in known or not known[name](its)]:
         raise bad(f"its plan says {shorten(wrong[0], 30)}: {shorten(plan[wrong[0]], 40)}")
-    if missing := set(_PLAN) - {"longer_from"} - set(plan):
+    if missing := set(known) - {"longer_from"} - set(plan):
         raise bad(f"its plan lacks {sorted(missing)[0]}")
 
 
@@ -212,6 +211,7 @@ def _check_checkpoints(folder: Path, bad) -> None:
         right = (
             isinstance(best, dict) and _number(kept.get("elapsed_s")) and _whole(best.get("worse"), 0)
             and (best.get("step") is None or _whole(best["step"], 0)) and isinstance(best.get("loss"), (int, float))
+            and isinstance(score := best.get("score", []), list) and len(score) < 10 and all(isinstance(its, (int, float)) for its in score)
             and (kept.get("measured_at") is None or _whole(kept["measured_at"], 0))
         )
         if not right:
@@ -235,7 +235,7 @@ def _number(its) -> bool:
 # What the page reads of each event; all else is left behind.
 _NUMBERS = {
     "step": ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "labelled_tokens", "tokens_per_s", "elapsed_s", "eta_s", "memory_gib", "steps"),
-    "eval": ("step", "loss", "perplexity", "rows"), "sample": ("step", "number"), "note": ("step",), "status": (),
+    "eval": ("step", "loss", "rows"), "sample": ("step", "number"), "note": ("step",), "status": (),
 }
 _TEXTS = {"sample": ("prompt", "text"), "note": ("message", "rule"), "status": ("state", "message")}
 _NEEDED = {
@@ -244,8 +244,12 @@ _NEEDED = {
 }
 
 
-def _clean_events(path: Path) -> None:
-    """The curves and words of the run so far, rebuilt from what has the right form; a line that has not is left out."""
+def _clean_events(path: Path, figures: tuple[str, ...]) -> None:
+    """The curves and words of the run so far, rebuilt from what has the right form; a line that has not is left out.
+
+    Args:
+        figures: what the task's evaluations say besides the loss.
+    """
     kept = []
     if path.exists():
         for line in path.read_bytes().splitlines():
@@ -253,17 +257,18 @@ def _clean_events(path: Path) -> None:
                 its = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(its, dict) and (clean := _clean(its)):
+            if isinstance(its, dict) and (clean := _clean(its, figures)):
                 kept.append(json.dumps(clean, ensure_ascii=False))
     write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
-def _clean(its: dict) -> dict | None:
+def _clean(its: dict, figures: tuple[str, ...]) -> dict | None:
     kind = its.get("kind")
     if kind not in _NEEDED or not _number(its.get("t")) or (kind == "status" and its.get("state") not in (*runs.LIVE, *runs.ENDED)):
         return None
     clean = {"t": its["t"], "kind": kind}
-    clean |= {name: its[name] for name in _NUMBERS[kind] if _number(its.get(name)) or (name == "grad_norm" and name in its and its[name] is None)}
+    numbers = (*_NUMBERS[kind], *figures) if kind == "eval" else _NUMBERS[kind]
+    clean |= {name: its[name] for name in numbers if _number(its.get(name)) or (name == "grad_norm" and name in its and its[name] is None)}
     clean |= {name: its[name][:20_000] for name in _TEXTS.get(kind, ()) if isinstance(its.get(name), str)}
     clean |= {name: its[name] for name in ("best", "ended") if type(its.get(name)) is bool}
     return clean if _NEEDED[kind] <= set(clean) else None

@@ -166,10 +166,10 @@ def fetch_base(
     except Unreachable as error:
         if cached := _cached_base(base_id, revision):
             return cached
-        if base_id == STARTER_MODEL:
-            folder = starter.prepare()
+        if stands_in := starter.of(base_id):
+            folder = stands_in.prepare()
             return {
-                "id": base_id, "revision": "", "dir": str(folder), "what": starter.WHAT_IT_IS, "licence": {"license": "apache-2.0"},
+                "id": base_id, "revision": "", "dir": str(folder), "what": stands_in.what, "licence": {"license": "apache-2.0"},
             }
         raise UserError(
             f"The Hub cannot be reached and {base_id} is not on this machine yet. Check the connection, or choose "
@@ -318,8 +318,8 @@ def _tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
     except Unreachable:
         if cached := _cached_base(base_id, revision):
             return cached["dir"]
-        if base_id == STARTER_MODEL:
-            return str(starter.prepare())
+        if stands_in := starter.of(base_id):
+            return str(stands_in.prepare())
         raise
 
 

@@ -2,14 +2,17 @@
 
 import gc
 import logging
+import re
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from tuner import cost, encode, packed, repository, tasks
+from tuner import cost, packed, repository, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import disk_error, read_json
 
@@ -78,33 +81,37 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
     dtype = getattr(torch, plan["precision"])
     repository.check_folder("The base model", base_dir)
     try:
-        config = AutoConfig.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
-        model_class = tasks.get(recipe.task).model_class()
+        task = tasks.get(recipe.task)
+        model_class = task.model_class()
+        config = task.loading(base_dir, plan).get("config") or AutoConfig.from_pretrained(base_dir, local_files_only=True, trust_remote_code=False)
         skeleton = _skeleton(model_class, config)
+        if "heads" not in plan and (heads := task.heads(skeleton, base_dir)):
+            plan["heads"] = heads
     except (OSError, ValueError, KeyError, ImportError, ZeroDivisionError, RuntimeError) as error:
         raise UserError(f"The base model cannot be built: {_reason(error)}. Choose another.") from None
-    kept = [] if recipe.quantisation == "none" else unfit_for_4bit(skeleton)
+    heads = plan.get("heads", [])
+    kept = [] if recipe.quantisation == "none" else [name for name in unfit_for_4bit(skeleton) if not name.startswith(tuple(heads))]
     if not getattr(skeleton, "_supports_sdpa", False):
         plan["attention"] = "eager"
     plan.setdefault("attention", "sdpa")
     plan.setdefault("kept_16bit", kept)
     wanted = {}
-    lies = packed.folder_of(base_dir, model_class.__name__, plan["kept_16bit"], plan["precision"]) if recipe.quantisation == "nf4" else None
+    lies = packed.folder_of(base_dir, _named(model_class, config, heads), plan["kept_16bit"], plan["precision"]) if recipe.quantisation == "nf4" else None
     source = lies if lies and packed.is_ready(lies) else base_dir
     if lies and source is base_dir:
         wanted["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=sorted({"lm_head", *plan["kept_16bit"]}),
+            bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=sorted({"lm_head", *plan["kept_16bit"], *heads}),
         )
 
     def read(source: Path, **wanted):
         # attn_implementation by name: never what the repository's config asks for, which may be code.
         model, found = model_class.from_pretrained(
             source, output_loading_info=True, dtype=dtype, attn_implementation=plan["attention"], use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **wanted,
+            trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **task.loading(source, plan), **wanted,
         )
         # transformers fills what is missing with random values and only logs it.
-        if missing := sorted(found["missing_keys"]):
+        if missing := sorted(name for name in found["missing_keys"] if not task.is_fresh(name, heads)):
             raise ValueError(f"{len(missing)} are missing, {missing[0]} among them")
         return model
 
@@ -126,6 +133,7 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         raise UserError(
             f"The base model's weights cannot be read: {_reason(error)}. Choose another, or delete the damaged copy."
         ) from None
+    task.finish_loading(model, base_dir, plan, recipe)
     model.requires_grad_(False)
     guard_4bit(model)
     if recipe.quantisation == "nf4":
@@ -136,7 +144,12 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
         plan.setdefault("dequantised", False)
     model.eval()
     packed.give_back()
-    return Loaded(model, encode.load_tokenizer(str(base_dir)), plan)
+    return Loaded(model, task.load_tokenizer(str(base_dir)), plan)
+
+
+def _named(model_class, config, heads: list[str]) -> str:
+    """What tells one packed copy from another: the class, and how many labels a head of it has."""
+    return f"{model_class.__name__}-{config.num_labels}" if heads else model_class.__name__
 
 
 def _reason(error: Exception) -> str:
@@ -219,10 +232,13 @@ def dequantise(model: nn.Module) -> None:
         del model.config.quantization_config
 
 
-def attach_lora(model: nn.Module, recipe, base_id: str, revision: str = ""):
+def attach_lora(model: nn.Module, recipe, base_id: str, revision: str = "", heads: list[str] = ()):
     """The model with fresh LoRA layers in fp32, as a PeftModel; the base stays frozen as it is.
 
     `prepare_model_for_kbit_training` is not used: it turns the head and the norms into fp32.
+
+    Args:
+        heads: modules that are trained in full, as copies in fp32, and saved with the adapter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -231,6 +247,7 @@ def attach_lora(model: nn.Module, recipe, base_id: str, revision: str = ""):
     config = LoraConfig(
         r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout,
         use_rslora=recipe.rslora, target_modules=targets, task_type=tasks.get(recipe.task).PEFT_TASK, bias="none",
+        **({"modules_to_save": list(heads)} if heads else {}),
     )
     tuned = get_peft_model(model, config)
     tuned.peft_config["default"].base_model_name_or_path = base_id
@@ -238,18 +255,44 @@ def attach_lora(model: nn.Module, recipe, base_id: str, revision: str = ""):
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    compute_in(tuned, model.dtype)
     return tuned
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let fully trained copies, whose weights are fp32 masters, compute in the base's precision, as plain PEFT will."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for wrapper in model.modules():
+        if not isinstance(wrapper, ModulesToSaveWrapper):
+            continue
+        for its in wrapper.modules_to_save.modules():
+            if isinstance(its, nn.Linear):
+                its.forward = types.MethodType(_linear_in(dtype), its)
+            elif isinstance(its, nn.LayerNorm):
+                its.forward = types.MethodType(_norm_in(dtype), its)
+
+
+def _in(tensor, dtype):
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _linear_in(dtype):
+    return lambda self, x: F.linear(x.to(dtype), self.weight.to(dtype), _in(self.bias, dtype))
+
+
+def _norm_in(dtype):
+    return lambda self, x: F.layer_norm(x.to(dtype), self.normalized_shape, _in(self.weight, dtype), _in(self.bias, dtype), self.eps)
+
+
 def attention_layers(model: nn.Module) -> list[str]:
-    """The last name of each linear layer that sits in an attention block."""
-    names = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "attn" in name.rsplit(".", 1)[0].lower()
-    }
-    if not names:
+    """The last name of each linear layer that sits in an attention block; its whole name where others are called so too."""
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = {name for name in linears if re.search("attn|attention", name.rpartition(".")[0].lower())}
+    if not inside:
         raise UserError("No attention layers were recognised in this base model. Set target_modules to all-linear.")
-    return sorted(names)
+    last = {name.rsplit(".", 1)[-1] for name in inside}
+    return sorted(inside if last & {name.rsplit(".", 1)[-1] for name in linears if name not in inside} else last)
 
 
 # Only what LoRA needs: an adapter's config is somebody's JSON, and other keys may name code or files.
@@ -314,7 +357,7 @@ def load_adapter(model: nn.Module, adapter_dir: Path, base_id: str, name: str = 
     except (ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         _take_off(model, name)
         raise UserError(f"The adapter does not fit this base model: {_reason(error)}.") from None
-    missing = [key for key in outcome.missing_keys if "lora_" in key and f".{name}." in key]
+    missing = [key for key in outcome.missing_keys if ("lora_" in key or "modules_to_save" in key) and f".{name}." in key]
     if missing or outcome.unexpected_keys:
         _take_off(model, name)
         raise UserError(

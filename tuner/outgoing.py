@@ -8,12 +8,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from tuner import child, licences
+from tuner import child, licences, tasks
 from tuner.errors import UserError, shorten
 from tuner.home import tuner_home
 from tuner.recipe import HUB_ID
 
-# All that a repository of ours ever gets. Never a tokenizer (it is the base's), an optimiser, rows, or a pickle.
+# All that a repository of ours ever gets, with what its task adds. Never an optimiser, rows, or a pickle.
 FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}|\bhf_oauth_[\w.-]{20,}")
 # Accounts that name no person, and short ones, which are parts of ordinary words.
@@ -21,6 +21,11 @@ _NOBODY = {"root", "user", "admin", "ubuntu", "nobody", "runner", "docker", "loc
 _MIN_NAME = 3
 # The metadata without which a card says too little, or the Hub's pages show it wrongly.
 _REQUIRED = ("base_model", "library_name", "license", "pipeline_tag", "tags")
+
+
+def files_of(run) -> tuple[str, ...]:
+    """The names of what a run's repository may get: what its task adds only where it lies in the adapter's folder."""
+    return FILES + tuple(name for name in tasks.get(run.recipe.task).PUBLISHED if (run.adapter_dir / name).is_file())
 
 
 def collect(run, card: str, record: dict) -> dict[str, bytes | Path]:
@@ -34,17 +39,19 @@ def collect(run, card: str, record: dict) -> dict[str, bytes | Path]:
         "adapter_model.safetensors": run.adapter_dir / "adapter_model.safetensors",
         "tuner.json": json.dumps(record, ensure_ascii=False, indent=1).encode(),
     }
-    require_formats(files)
+    allowed = files_of(run)
+    files |= {name: run.adapter_dir / name for name in allowed if name not in files}
+    require_formats(files, allowed)
     return files
 
 
-def require_formats(files: dict[str, bytes | Path]) -> None:
+def require_formats(files: dict[str, bytes | Path], allowed: tuple[str, ...] = FILES) -> None:
     """Refuse what is not on the list, and what is not of the format that its name promises: a pickle has many names.
 
     Raises:
         UserError: naming every such file.
     """
-    problems = [f"{shorten(name)} is not among the files that are published ({', '.join(FILES)})." for name in files if name not in FILES]
+    problems = [f"{shorten(name)} is not among the files that are published ({', '.join(allowed)})." for name in files if name not in allowed]
     for name, content in files.items():
         if name.endswith(".safetensors"):
             problems += [f"{name} is not a safetensors file: {why}. Nothing was sent." for why in _safetensors_faults(content)]
@@ -94,6 +101,14 @@ class _Bytes:
             self.data.close()
 
 
+def _is_the_bases(name: str, content: bytes | Path, run) -> bool:
+    """Whether a file is the base model's own, byte for byte."""
+    if name not in tasks.get(run.recipe.task).PUBLISHED or not isinstance(content, Path):
+        return False
+    its = Path(run.read("base")["dir"]) / name
+    return its.is_file() and its.read_bytes() == content.read_bytes()
+
+
 # Paths, names, tokens ---------------------------------------------------------------------------------------------
 
 
@@ -112,6 +127,8 @@ def require_clean(files: dict[str, bytes | Path], run, token: str | None, accoun
     meant = [text for text in (run.title, run.recipe.title, run.recipe.about, run.recipe.system_prompt) if text]
     problems = []
     for name, content in files.items():
+        if _is_the_bases(name, content, run):  # everybody has it already, and a vocabulary holds anybody's name
+            continue
         with _Bytes(content) as data:
             if _TOKEN.search(data) or (token and data.find(token.encode()) >= 0):
                 problems.append(f"{name} holds an access token. Take it out of the run's name or system prompt, then publish again.")

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import tomlkit
 
-from tuner import events, licences
+from tuner import events, licences, tasks
 from tuner.recipe import HUB_ID, KNOBS
 
 # Names for lists and folders of this machine; they shape nothing.
@@ -61,7 +61,7 @@ def recipe_text(recipe, base: dict, receipt: dict) -> str:
 
     A dataset is named only where others can have it: one on the Hub.
     """
-    left_out = _NOT_IN_A_CARD + (() if _hub_dataset(receipt) else _ONLY_FOR_HUB_DATASETS)
+    left_out = _NOT_IN_A_CARD + tasks.get(recipe.task).UNUSED + (() if _hub_dataset(receipt) else _ONLY_FOR_HUB_DATASETS)
     found = {name: getattr(recipe, name) for name in KNOBS if name not in left_out}
     if base.get("revision"):
         found["base_revision"] = base["revision"]
@@ -105,7 +105,7 @@ def limits(run) -> list[str]:
     said = [
         "It has the base model's knowledge and faults, and its dataset's; what is right in style may be wrong in fact.",
         f"It was measured on {receipt['held_out_rows']} held-out rows of the same dataset and on the probe only: nothing is known of other subjects, languages or formats.",
-        f"It saw rows of at most {recipe.max_tokens:,} tokens; longer conversations are beyond what it practised.",
+        f"It saw rows of at most {recipe.max_tokens:,} tokens; {tasks.get(recipe.task).LONGER} beyond what it practised.",
     ]
     if recipe.quantisation == "nf4":
         said.append("It was trained on the base in 4 bits (NF4); on the base in 16 bits its answers can differ a little.")

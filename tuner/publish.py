@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, transfer
+from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, tasks, transfer
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
 from tuner.transfer import Transient
@@ -395,7 +395,7 @@ def _verify(teller: _Teller, files: dict[str, bytes | Path]) -> None:
     """
     run, repo_id = teller.run, teller.known["repo_id"]
     with tempfile.TemporaryDirectory(prefix=".published-", dir=run.folder) as folder:
-        there = transfer.patiently(lambda: _download(repo_id, teller.known["commit"], teller.token, Path(folder) / "cache"), teller.pausing)
+        there = transfer.patiently(lambda: _download(repo_id, teller.known["commit"], list(files), teller.token, Path(folder) / "cache"), teller.pausing)
         teller.say(reason="")
         for name in files:
             if not (there / name).is_file() or _sha256(there / name) != teller.known["sha256"][name]:
@@ -405,13 +405,13 @@ def _verify(teller: _Teller, files: dict[str, bytes | Path]) -> None:
         teller.say(verdict=compare(run, there, Path(folder)))
 
 
-def _download(repo_id: str, commit: str, token: str | None, cache: Path) -> Path:
+def _download(repo_id: str, commit: str, names: list[str], token: str | None, cache: Path) -> Path:
     """The repository at that commit, into a cache that holds nothing: what was kept from a try before would be believed."""
     from huggingface_hub import snapshot_download
 
     shutil.rmtree(cache, ignore_errors=True)
     with hub.in_words(repo_id, True):
-        return Path(snapshot_download(repo_id, revision=commit, allow_patterns=list(outgoing.FILES), token=token, cache_dir=cache, max_workers=2))
+        return Path(snapshot_download(repo_id, revision=commit, allow_patterns=names, token=token, cache_dir=cache, max_workers=2))
 
 
 def compare(run, published_dir: Path, folder: Path) -> dict:
@@ -432,6 +432,7 @@ def compare(run, published_dir: Path, folder: Path) -> dict:
     write_json(folder / "question.json", {
         "base_dir": base["dir"], "own_dir": str(run.adapter_dir), "published_dir": str(published_dir), "task": run.recipe.task,
         "quantisation": run.recipe.quantisation, "precision": plan["precision"], "attention": plan["attention"], "kept_16bit": plan["kept_16bit"],
+        **tasks.get(run.recipe.task).record(plan),
     })
     killed_before = machine.oom_kills()
     process = child.spawn("tuner.verify", str(folder / "question.json"), str(folder / "verdict.json"), folder=folder, log=run.folder / "publish_log.txt")

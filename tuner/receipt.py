@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner import tasks
-from tuner.findings import FAULTS, Rows
+from tuner.findings import Rows, faults_of
 from tuner.recipe import Recipe
 
 # A held-out part of this size shows a share to within 2.2 percentage points; more rows only cost time at every look.
@@ -47,7 +46,7 @@ def choose(rows: Rows, recipe: Recipe) -> Chosen:
 
 def left_out(rows: Rows) -> list[dict]:
     """The records that give no row, a step for each reason."""
-    faults = {**tasks.get(rows.task).FAULTS, **FAULTS}
+    faults = faults_of(rows.task)
     return [{"step": f"{faults[name].title}: left out", "rows": len(places)} for name, places in rows.left_out.items() if len(places)]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tomlkit
 
+from tuner import tasks
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT
 
@@ -51,7 +52,7 @@ class Recipe:
 
     title: str = knob("", "Name", "What this is called in your lists.", place="")
     about: str = knob("", "About", "One sentence on what it is for.", place="")
-    task: str = knob("chat", "Task", "What the model learns to do.", choices=("chat",), place="")
+    task: str = knob(tasks.DEFAULT, "Task", "What the model learns to do.", choices=tasks.TASKS, place="")
 
     base_model: str = knob(
         STARTER_MODEL, "Base model",
@@ -166,6 +167,11 @@ class Recipe:
     template_date: str = knob(
         "2026-01-01", "Template date", "The date that templates which print one will print, so that a run can be repeated.",
         pattern=r"\d{4}-\d{2}-\d{2}",
+    )
+    class_weights: str = knob(
+        "none", "Class weights",
+        "balanced lets each class weigh alike however many rows it has, which lifts rare ones; none counts rows alike.",
+        choices=("none", "balanced"), place="",
     )
     gradient_checkpointing: str = knob(
         "auto", "Gradient checkpointing", "on saves memory and costs a third more time; off is faster; auto decides by memory.",
@@ -300,9 +306,10 @@ def from_text(name: str, text: str) -> object:
 
 
 def presets(folder: Path = DEMO_ROOT) -> dict[str, Recipe]:
-    """Every preset by its file's stem, the starter first, each checked."""
+    """Every preset by its file's stem, each task's starter first, each checked."""
     found = {path.stem: load(path) for path in sorted(folder.glob("*.toml"))}
-    return dict(sorted(found.items(), key=lambda item: item[1].base_model != STARTER_MODEL))
+    starter = lambda its: tasks.get(its.task).STARTER.get("base_model", STARTER_MODEL)  # noqa: E731
+    return dict(sorted(found.items(), key=lambda item: (item[1].base_model != starter(item[1]), tasks.TASKS.index(item[1].task))))
 
 
 def settings_table() -> str:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from tuner import batching, checkpoints, cost, machine, packed, proposals, quote, sizes
+from tuner import checkpoints, cost, machine, packed, proposals, quote, sizes
 from tuner import plan as plans
 from tuner.home import write_json
 from tuner.quote import Quote, Rows
@@ -100,7 +100,7 @@ def rehearse(trainer) -> float:
         with checkpoints.random_untouched(), _Peak() as seen:
             for _ in range(STEPS):
                 began = time.perf_counter()
-                trainer.gradients(batching.collate(heaviest), sum(row.learned for row in heaviest))
+                trainer.gradients(trainer.path.collate(heaviest), sum(row.learned for row in heaviest))
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 spent.append(time.perf_counter() - began)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tuner import answer, bases, batching, encode, fast, figures, models, probe, survey, tasks
+from tuner import answer, bases, encode, fast, figures, models, probe, survey, tasks
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -48,7 +48,7 @@ def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048, hits: bool 
     for lengths in plans.cut([len(rows[index].ids) for index in order], tokens_at_once):
         chosen = order[start : start + len(lengths)]
         start += len(lengths)
-        batch = batching.collate([rows[index] for index in chosen])
+        batch = path.collate([rows[index] for index in chosen])
         batch = {name: its.to(device) if torch.is_tensor(its) else its for name, its in batch.items()}
         losses, owners, *seen = path.judge(batch) if hits else path.losses(batch)
         where = torch.tensor(chosen)[owners.cpu()]
@@ -272,8 +272,8 @@ def remake(run, on_status=lambda words: None) -> dict:
     """Measure a finished run again from its folder; the same numbers come out."""
     model, tokenizer, plan = load_tuned(run)
     held_rows = run.rows("held_out")
-    held_set = survey.of(held_rows, tokenizer, run.recipe)
+    held = held_rows, survey.of(held_rows, tokenizer, run.recipe)
     best_step = (run.read("report") or {}).get("best_step", 0)
-    made = make(run, plan, model, tokenizer, held_rows, held_set, best_step, repeat=figures.of(run), on_status=on_status)
+    made = tasks.get(run.recipe.task).report(run, plan, model, tokenizer, held, best_step, repeat=figures.of(run), on_status=on_status)
     write_json(run.folder / "report.json", made)
     return made

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuner import check, child, data, encode, events, identity, lease, limits, machine, proposals, receipt, redaction, room, starter
+from tuner import check, child, data, encode, events, identity, lease, limits, machine, proposals, receipt, redaction, room, starter, tasks
 from tuner import recipe as recipes
 from tuner.errors import Hint, UserError, shorten
 from tuner.home import disk_error, private_dir, read_json, require_free, safe_name, tuner_home, write_json, write_whole
@@ -174,6 +174,11 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = 
     identity.require_start(owner)
     limits.require_open()
     recipe.check()
+    if dataset.task != recipe.task:
+        raise UserError(
+            f"The rows are read as {tasks.get(dataset.task).WHAT}, and the recipe wants {tasks.get(recipe.task).WHAT}. "
+            "Choose another preset, or say which column is which."
+        )
     if dataset.owner != owner:
         raise UserError(f"Dataset {shorten(dataset.id, 20)} is not among yours. Choose it again.")
     require_free(200 * 2**20, "A run")

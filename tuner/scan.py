@@ -51,7 +51,7 @@ class Look:
     learn: str
     keep_control_tokens: bool
     template_date: str
-    task: str = "chat"
+    task: str = tasks.DEFAULT
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer_dir: str | Path) -> "Look":
@@ -160,8 +160,7 @@ def describe(texts: list[str], start: int, mapping, task: str, without: np.ndarr
         answer, refuses, alone = module.answer(row)
         if refuses:
             flags |= bit[REFUSAL]
-        label = " ".join(answer.split())
-        if alone and 0 < len(label) <= 40 and "\n" not in answer.strip():
+        if label := module.label(answer, alone):
             flags |= bit[SHORT]
             its["label"] = _hash64(label.casefold())
         digest = hashlib.blake2b(content(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -247,7 +246,8 @@ class Tokens:
 
 def tokenise(rows: list, look: Look) -> Tokens:
     """See `Tokens`; by the same `encode` that the trainer calls."""
-    tokenizer, recipe, module = encode.load_tokenizer(look.tokenizer_dir), look.recipe(), tasks.get(look.task)
+    module, recipe = tasks.get(look.task), look.recipe()
+    tokenizer = module.load_tokenizer(look.tokenizer_dir)
     control = encode.control_tokens(tokenizer)
     row_of, lengths, spans, span_of, flags = [], [], [], [], np.zeros(len(rows), np.uint8)
     for index, row in enumerate(rows):

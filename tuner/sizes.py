@@ -20,7 +20,7 @@ class Sizes:
 
     Args:
         family: the config's model_type.
-        linear: elements of the decoder's linear layers that 4-bit fits.
+        linear: elements of the layers' linear weights that 4-bit fits.
         odd: elements of those that it does not fit on a CPU, so that they stay in 16 bits (see `models.unfit_for_4bit`).
         embedded: elements of the embedding, and of the head where it has its own.
         small: elements of norms and biases.
@@ -75,18 +75,19 @@ def of_config(config) -> Sizes:
     inner = get("text_config")
     if inner is not None and get("hidden_size") is None:
         return of_config(inner)
-    hidden, layers, vocab = (get(name) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    hidden, layers = get("hidden_size") or get("dim"), get("num_hidden_layers") or get("n_layers")
+    vocab = get("vocab_size")
     for name, value in (("hidden_size", hidden), ("num_hidden_layers", layers), ("vocab_size", vocab)):
         if not isinstance(value, int) or not 0 < value < 10**9:
             raise UserError(f"The base model's config.json says {name} is {str(value)[:40]!r}, so nothing can be said of what it needs. Choose another.")
-    heads = get("num_attention_heads") or 1
+    heads = get("num_attention_heads") or get("n_heads") or 1
     head_dim = get("head_dim") or hidden // heads
     kv_heads = get("num_key_value_heads") or heads
-    middle = get("intermediate_size") or 4 * hidden
+    middle = get("intermediate_size") or get("hidden_dim") or 4 * hidden
     if not all(isinstance(value, int) and 0 < value < 10**9 for value in (heads, head_dim, kv_heads, middle)):
         raise UserError("The base model's config.json holds sizes that are no numbers. Choose another.")
     attention = [(hidden, heads * head_dim), (hidden, kv_heads * head_dim), (hidden, kv_heads * head_dim), (heads * head_dim, hidden)]
-    rest = [(hidden, middle), (hidden, middle), (middle, hidden)]
+    rest = [(hidden, middle)] * (1 if get("model_type") in _WITHOUT_GATE else 2) + [(middle, hidden)]
     fit = layers * sum(a * b for a, b in attention + rest if _fits_4bit(a, b))
     linear = layers * sum(a * b for a, b in attention + rest)
     embedded = vocab * hidden * (1 if get("tie_word_embeddings", True) else 2)
@@ -95,6 +96,10 @@ def of_config(config) -> Sizes:
         get("model_type") or "", hidden, layers, heads, head_dim, kv_heads, middle, vocab, fit, linear - fit, embedded, small,
         layers * sum(a + b for a, b in attention + rest), layers * sum(a + b for a, b in attention), 2 * (linear + embedded + small),
     )
+
+
+# Encoders whose MLP has two matrices; every other model here has a gate beside them.
+_WITHOUT_GATE = ("bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "albert")
 
 
 def _fits_4bit(inputs: int, outputs: int) -> bool:
@@ -114,16 +119,16 @@ def of_base(config: dict, tensors: dict[str, tuple[str, tuple[int, ...]]] | None
     counted = dict(linear=0, odd=0, embedded=0, small=0, lora=0, lora_attention=0)
     for name, (_, shape) in kept.items():
         elements = math.prod(shape)
-        if name.endswith("embed_tokens.weight") or name.endswith("wte.weight"):
+        if name.endswith(("embed_tokens.weight", "wte.weight", "embeddings.weight")):
             counted["embedded"] += elements
         elif "lm_head" in name:
             if not config.get("tie_word_embeddings", True):  # a stored copy of a tied one is not loaded
                 counted["embedded"] += elements
-        elif len(shape) == 2 and name.endswith(".weight") and ".layers." in f".{name}":
+        elif len(shape) == 2 and name.endswith(".weight") and (".layers." in f".{name}" or ".layer." in f".{name}"):
             outputs, inputs = shape
             counted["linear" if _fits_4bit(inputs, outputs) else "odd"] += elements
             counted["lora"] += inputs + outputs
-            if "attn" in name.rsplit(".", 2)[0].lower():
+            if "attn" in name.rsplit(".", 2)[0].lower() or ".attention." in name:
                 counted["lora_attention"] += inputs + outputs
         else:
             counted["small"] += elements

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
@@ -184,14 +184,29 @@ def decoded(hub_id: str, config: str, split: str, sha: str, token: str | None, m
             chosen = split or ("train" if "train" in names else names[0])
             if chosen not in names:
                 raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
+            named = _named_classes(parts[chosen].features)
             for record in parts[chosen].take(most):
-                yield dict(record)
+                yield {**record, **{column: names(record[column]) for column, names in named.items() if record.get(column) is not None}}
         except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError, ImportError) as error:
             theirs = type(error).__module__
             if "httpx2" in theirs or ("huggingface_hub" in theirs and not isinstance(error, HfUriError)):  # see in_words
                 raise
             reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
             raise UserError(f"{hub_id} cannot be read as rows: {reason}. Check its config and split on its page.") from None
+
+
+def _named_classes(features) -> dict[str, Callable]:
+    """column -> what turns its class numbers into the names that the dataset gives them; -1, a label kept secret, into none."""
+    from datasets import ClassLabel
+
+    found = {}
+    for column, its in (features or {}).items():
+        inner = getattr(its, "feature", None)
+        if isinstance(its, ClassLabel):
+            found[column] = lambda value, names=its.names: names[value] if 0 <= value < len(names) else None
+        elif isinstance(inner, ClassLabel):
+            found[column] = lambda value, names=inner.names: [names[one] for one in value if 0 <= one < len(names)]
+    return found
 
 
 def _stay_on_the_hub() -> None:

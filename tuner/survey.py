@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tuner import tasks
-from tuner.encode import BY_WHOLE_ROW, Encoded
+from tuner.encode import Encoded
 from tuner.errors import UserError
 
 
@@ -35,18 +35,6 @@ class Survey:
     @property
     def tokens(self) -> int:
         return sum(len(row.ids) for row in self.encoded)
-
-    def warnings(self, tokenizer) -> list[str]:
-        """What a person should know before training, in sentences."""
-        said = []
-        if self.how[BY_WHOLE_ROW]:
-            said.append(
-                f"{self.how[BY_WHOLE_ROW]:,} rows are learned whole, prompts too: this model's chat template does not "
-                "show where an answer begins."
-            )
-        if not tokenizer.chat_template:
-            said.append("This base model has no chat template of its own, so a plain one (User: / Assistant:) is used.")
-        return said
 
 
 def of(rows: list[dict], tokenizer, recipe) -> Survey:
@@ -82,6 +70,6 @@ def require_something(found: Survey, rows: list[dict], recipe, what: str) -> Non
     if found.refused:
         raise UserError(f"None of the {len(rows):,} {what} rows fits the base model. Row {found.refused[0][0]}: {found.refused[0][1]}")
     raise UserError(
-        f"None of the {len(rows):,} {what} rows has an answer within its first {recipe.max_tokens:,} tokens, so there "
+        f"None of the {len(rows):,} {what} rows {tasks.get(recipe.task).NOTHING_LEARNED.format(recipe.max_tokens)}, so there "
         f"is nothing to learn. Raise max_tokens (the longest row has {max(found.lengths):,}) or shorten the prompts."
     )

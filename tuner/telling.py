@@ -31,9 +31,10 @@ class Curves:
         if spike := watch.spike(self.steps):
             self._say(spike)
 
-    def evaluation(self, step: int, loss: float) -> None:
+    def evaluation(self, step: int, loss: float, kept: int | None = None) -> None:
+        """Take an evaluation; `kept` is the step of the version that is the best by now."""
         self.evals.append({"step": step, "loss": loss})
-        for said in watch.look(self.steps, self.evals, self.total):
+        for said in watch.look(self.steps, self.evals, self.total, kept):
             self._say(said)
 
     def _say(self, said: watch.Said) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tuner import answer, bases, batching, checkpoints, encode, fast, lease, machine, models, proposals, rehearsal, report, room, sizes, survey, tasks, telling
+from tuner import bases, batching, checkpoints, fast, lease, machine, models, proposals, rehearsal, room, sizes, survey, tasks, telling
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import disk_error, read_json, write_json, write_whole
@@ -43,13 +43,14 @@ def _train_with_the_machine(run: Run) -> dict:
     recipe, base = run.recipe, run.read("base")
     began = time.time()
     run.log("status", state="rehearsing", message="Reading the rows")
-    tokenizer = encode.load_tokenizer(base["dir"])
+    task = tasks.get(recipe.task)
+    tokenizer = task.load_tokenizer(base["dir"])
     train_rows, held_rows = run.rows("train"), run.rows("held_out")
     train_set = survey.of(train_rows, tokenizer, recipe)
     held_set = survey.of(held_rows, tokenizer, recipe)
     survey.require_something(train_set, train_rows, recipe, "training")
     survey.require_something(held_set, held_rows, recipe, "held-out")
-    for warning in train_set.warnings(tokenizer):
+    for warning in task.warnings(train_set, tokenizer):
         run.log("note", message=warning)
     lost = len(train_set.silent) + len(train_set.refused)
     if lost:
@@ -61,9 +62,10 @@ def _train_with_the_machine(run: Run) -> dict:
     if plan:
         bases.require_same(base, plan["base_sha256"])
     weights = bases.weights_hash(Path(base["dir"]))
-    loaded = models.load_base(Path(base["dir"]), recipe, plan or {"attention": choose_attention(train_set)})
-    model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"])
-    path = fast.Path(model, tokenizer.pad_token_id, plan and plan["fast"])
+    chosen = plan or {"attention": choose_attention(train_set), **task.decide(train_rows, held_rows, recipe)}
+    loaded = models.load_base(Path(base["dir"]), recipe, chosen)
+    model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"], loaded.plan.get("heads", []))
+    path = task.path(model, tokenizer, recipe, loaded.plan if plan else None, train_rows)
     if not plan:
         plan = make_plan(recipe, loaded.plan, path, train_set, held_set, weights, sizes.in_folder(base["dir"]))
         write_json(run.folder / "plan.json", plan)
@@ -71,7 +73,7 @@ def _train_with_the_machine(run: Run) -> dict:
         plan = lengthen(run, plan, wanted, train_set, held_set)
     path.checkpointing = plan["gradient_checkpointing"]
     fast.speed_up_lora(model)  # for the answers; a path through the model's own forward has done it
-    if path.decoder is None:
+    if path.why_plain:
         run.log("note", message=f"The plain path is taken, slower and just as right: {path.why_plain}.")
     if path.lost:
         run.log("note", message="This machine lacks compiled code that the run began with, so what follows may differ from it in the last digits.")
@@ -95,7 +97,7 @@ def _train_with_the_machine(run: Run) -> dict:
         except SystemExit:
             trainer.leave()
             raise
-    return _finish(run, plan, model, tokenizer, held_rows, held_set, trainer)
+    return _finish(run, plan, model, tokenizer, (held_rows, held_set), trainer)
 
 
 def choose_attention(train_set) -> str:
@@ -104,7 +106,7 @@ def choose_attention(train_set) -> str:
     return "eager" if models.device_name() == "cpu" and longest <= 384 else "sdpa"
 
 
-def make_plan(recipe, decided: dict, path: fast.Path, train_set, held_set, weights: str, its: sizes.Sizes) -> dict:
+def make_plan(recipe, decided: dict, path, train_set, held_set, weights: str, its: sizes.Sizes) -> dict:
     """Every choice made by measuring that alters arithmetic, decided once at the first start."""
     lengths = plans.Lengths([len(row.ids) for row in train_set.encoded])
     if decided["device"] == "cuda":
@@ -170,21 +172,18 @@ class _Over(Exception):
 class Tuning(Trainer):
     """The HF Trainer with our batches, loss, evaluation and checkpoints."""
 
-    def __init__(self, run: Run, plan: dict, path: fast.Path, tokenizer, train: tuple, held: tuple, began: float):
+    def __init__(self, run: Run, plan: dict, path, tokenizer, train: tuple, held: tuple, began: float):
         recipe, model = run.recipe, path.model
         (train_rows, train_set), (held_rows, held_set) = train, held
-        self.run, self.plan, self.path, self.recipe, self.tokenizer = run, plan, path, recipe, tokenizer
+        self.run, self.plan, self.path, self.recipe = run, plan, path, recipe
         self.batches = batching.LengthBatches([len(row.ids) for row in train_set.encoded], recipe.batch_size, recipe.seed)
         self.rows, self.numbers = train_set.encoded, [train_rows[place]["n"] for place in train_set.owners]
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
         self.held_numbers = [held_rows[held_set.owners[index]]["n"] for index in plan["evaluated_rows"]]
         self.meter = telling.Meter(run, plan["steps"], began)
-        task = tasks.get(recipe.task)
-        self.questions = task.sample_questions(recipe, held_rows, SAMPLES)
-        self.sample_ids = [task.prompt_ids(question, tokenizer, recipe) for question in self.questions]
-        self.stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+        self.learning = tasks.get(recipe.task).learning(run, path, tokenizer, held_rows, self.held, SAMPLES, SAMPLE_TOKENS)
         # A resumed run reads this back from its checkpoint.
-        self.best = {"loss": math.inf, "step": None, "worse": 0}
+        self.best = {"loss": math.inf, "score": [math.inf], "step": None, "worse": 0}
         self.measured_at: int | None = None
         # What the newest checkpoint holds, and the random states after the last whole step.
         self.saved_at, self.random = 0, None
@@ -224,6 +223,9 @@ class Tuning(Trainer):
 
         model.zero_grad = forget_gradients  # the model's own walks every module, at each step
         super().__init__(model=model, args=arguments, train_dataset=self.rows, eval_dataset=self.held)
+        # The base was loaded for evaluation, and PEFT's wrapper round it says that it trains: a resumed run would leave the
+        # base's own dropout off, which one that began with an evaluation has on.
+        model.train()
         self.model_accepts_loss_kwargs = True  # so that learned tokens are counted over the whole optimiser batch
         self.add_callback(_Obey(self, plan["evaluate_at"]))
         self.add_callback(rehearsal.Rehearsal(self))
@@ -236,8 +238,8 @@ class Tuning(Trainer):
         return self.accelerator.prepare(loader)
 
     def _batch(self, indices: list[int]) -> dict:
-        """These rows as `batching.collate` lays them, and which they are: a step that goes wrong names its rows."""
-        return {**batching.collate([self.rows[index] for index in indices]), "indices": indices}
+        """These rows as the path lays them, and which they are: a step that goes wrong names its rows."""
+        return {**self.path.collate([self.rows[index] for index in indices]), "indices": indices}
 
     # Steps ----------------------------------------------------------------------------------------------------
 
@@ -262,7 +264,7 @@ class Tuning(Trainer):
             self.model.train()
         inputs = self._prepare_inputs(inputs)
         total = torch.zeros((), device=inputs["input_ids"].device)
-        for part in batching.micro_batches(inputs, self.plan["tokens_at_once"], self.plan["micro_batch"]):
+        for part in self.path.parts(inputs, self.plan["tokens_at_once"], self.plan["micro_batch"]):
             losses, _ = self.path.losses(part)
             loss = losses.sum() / learned
             self.accelerator.backward(loss)
@@ -292,7 +294,7 @@ class Tuning(Trainer):
         for index in self.indices:
             row = self.rows[index]
             self.model.zero_grad(set_to_none=True)
-            its = float(self.gradients(batching.collate([row]), row.learned))
+            its = float(self.gradients(self.path.collate([row]), row.learned))
             finite = all(torch.isfinite(p.grad).all() for p in self.trained)
             if not math.isfinite(its) or (what == "The gradient" and not finite):
                 found.append(self.numbers[index])
@@ -315,22 +317,21 @@ class Tuning(Trainer):
     # Evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *_args, **_kwargs) -> dict:
-        """Measure the held-out rows and answer the fixed prompts; keep a checkpoint; say if this is the best."""
+        """Measure the held-out rows and what the task shows of them; keep a checkpoint; say if this is the best."""
         step = self.state.global_step
         # Asked at every start and again at the end of an epoch: a resumed run measures where an uninterrupted one does.
         due = step == 0 or step in self.plan["evaluate_at"] or self.run.stop_asked() or self.is_out_of_time
         if due and step != self.measured_at:
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
-                measured = report.measure(self.path, self.held)
-                told = answer.answers(self.model, self.tokenizer, self.sample_ids, self.stops, SAMPLE_TOKENS)
+                measured = self.learning.measure()
                 self.model.train()
             loss = measured["loss"]
             if not math.isfinite(loss):
                 bad = [number for number, its in zip(self.held_numbers, measured["row_losses"]) if not math.isfinite(its)]
                 raise proposals.not_a_number(self.run, "The held-out loss", step, sorted(set(bad)), True)
             _leaving.hold()
-            self._note(step, loss, told)
+            self._note(step, measured)
             _leaving.release()
         return {"eval_loss": self.best["loss"]}
 
@@ -344,18 +345,16 @@ class Tuning(Trainer):
         """Whether it has trained for as long as a run may take here."""
         return self.meter.elapsed_s >= self.limit_s
 
-    def _note(self, step: int, loss: float, told: list) -> None:
+    def _note(self, step: int, measured: dict) -> None:
         """Take over what was measured at a step: its events, the best so far, and whether to go on."""
-        self.measured_at = step
-        best = loss < self.best["loss"]
+        self.measured_at, loss, score = step, measured["loss"], self.learning.score(measured)
+        best = score < self.best["score"]
         self.best = (
-            {"loss": loss, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
+            {"loss": loss, "score": score, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
         )
-        self.run.log("eval", step=step, loss=loss, perplexity=report.perplexity(loss), rows=len(self.held), best=best)
-        for number, (question, (text, why)) in enumerate(zip(self.questions, told)):
-            prompt = question["messages"][-1]["content"]
-            self.run.log("sample", step=step, number=number, prompt=prompt, text=text, ended=why == "stop")
-        self.seen.evaluation(step, loss)
+        self.run.log("eval", step=step, loss=loss, **self.learning.figures(measured), rows=len(self.held), best=best)
+        self.learning.tell(step, measured)
+        self.seen.evaluation(step, loss, self.best["step"])
         if not step:
             return
         self.control.should_save = True
@@ -364,7 +363,7 @@ class Tuning(Trainer):
         elif self.is_over and step < self.plan["steps"]:
             self.run.log(
                 "note",
-                message=f"The held-out loss has not improved in {self.recipe.patience} evaluations, so training "
+                message=f"The {self.learning.BEST_BY} has not improved in {self.recipe.patience} evaluations, so training "
                 f"ends early. The version of step {self.best['step']} is kept.",
             )
             self.control.should_training_stop = True
@@ -405,7 +404,7 @@ class Tuning(Trainer):
         checkpoint = Path(resume_from_checkpoint)
         set_peft_model_state_dict(self.model, checkpoints.load_adapter(checkpoint))
         kept = read_json(checkpoint / "tuning.json")
-        self.best = kept["best"]
+        self.best = {"score": [kept["best"]["loss"]], **kept["best"]}
         self.saved_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
         self.measured_at = kept.get("measured_at", self.saved_at)
         if self.saved_at <= self.plan.get("longer_from", -1):  # its owner wants more, whatever patience said
@@ -443,7 +442,7 @@ class _Obey(TrainerCallback):
         return control
 
 
-def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer: Tuning) -> dict:
+def _finish(run: Run, plan: dict, model, tokenizer, held: tuple, trainer: Tuning) -> dict:
     """Take the best version, measure it against the base, and only then say done."""
     from peft import set_peft_model_state_dict
 
@@ -468,11 +467,13 @@ def _finish(run: Run, plan: dict, model, tokenizer, held_rows, held_set, trainer
     partial = run.folder / ".adapter"
     shutil.rmtree(partial, ignore_errors=True)
     models.save_adapter(model, partial)
+    task = tasks.get(run.recipe.task)
+    task.keep_files(run.read("base")["dir"], partial, plan)
     shutil.rmtree(run.adapter_dir, ignore_errors=True)
     os.rename(partial, run.adapter_dir)
     model.eval()
-    made = report.make(
-        run, plan, model, tokenizer, held_rows, held_set, best_step, plans.report_budget_s(trainer.meter.elapsed_s),
+    made = task.report(
+        run, plan, model, tokenizer, held, best_step, seconds=plans.report_budget_s(trainer.meter.elapsed_s),
         on_status=lambda words: run.log("status", state="checking", message=words),
     )
     write_json(run.folder / "report.json", made)

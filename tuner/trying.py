@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tuner import bases, batching, checkpoints, encode, enough, fast, finder, lease, models, proposals, rehearsal, report, sizes, survey, train, trials
+from tuner import bases, checkpoints, enough, finder, lease, models, proposals, rehearsal, report, sizes, survey, tasks, train, trials
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json, write_whole
@@ -26,17 +26,19 @@ class Learner:
         recipe, base = trial.recipe, trial.read("base")
         folder = Path(base["dir"])
         trial.log("status", state="rehearsing", message="Reading the rows")
-        tokenizer = encode.load_tokenizer(base["dir"])
+        task = tasks.get(recipe.task)
+        tokenizer = task.load_tokenizer(base["dir"])
         train_rows, held_rows = trial.rows("train"), trial.rows("held_out")
         train_set, held_set = survey.of(train_rows, tokenizer, recipe), survey.of(held_rows, tokenizer, recipe)
         survey.require_something(train_set, train_rows, recipe, "training")
         survey.require_something(held_set, held_rows, recipe, "held-out")
         rehearsal.quote_run(trial, train_set, held_set, folder)
         trial.log("status", state="rehearsing", message="Loading the base model")
-        loaded = models.load_base(folder, recipe, {"attention": train.choose_attention(train_set)})
+        chosen = {"attention": train.choose_attention(train_set), **task.decide(train_rows, held_rows, recipe)}
+        loaded = models.load_base(folder, recipe, chosen)
         self.recipe, self.rows, self.held = recipe, train_set.encoded, held_set.encoded
-        self.model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"])
-        self.path = fast.Path(self.model, tokenizer.pad_token_id)
+        self.model = models.attach_lora(loaded.model, recipe, base["id"], base["revision"], loaded.plan.get("heads", []))
+        self.path = task.path(self.model, tokenizer, recipe, None, train_rows)
         self.plan = train.make_plan(recipe, loaded.plan, self.path, train_set, held_set, bases.weights_hash(folder), sizes.in_folder(folder))
         self.path.checkpointing = self.plan["gradient_checkpointing"]
         self.device = next(self.model.parameters()).device
@@ -55,10 +57,10 @@ class Learner:
     def step(self, rows: list, learning_rate: float) -> None:
         """One optimiser step over these encoded rows, as a run makes it."""
         self.model.train()
-        batch = batching.collate(sorted(rows, key=lambda row: len(row.ids)))
+        batch = self.path.collate(sorted(rows, key=lambda row: len(row.ids)))
         batch = {name: its.to(self.device) if torch.is_tensor(its) else its for name, its in batch.items()}
         learned = sum(row.learned for row in rows)
-        for part in batching.micro_batches(batch, self.plan["tokens_at_once"], self.plan["micro_batch"]):
+        for part in self.path.parts(batch, self.plan["tokens_at_once"], self.plan["micro_batch"]):
             losses, _ = self.path.losses(part)
             self.scaler.scale(losses.sum() / learned).backward()
         self.scaler.unscale_(self.optimizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tuner import encode, models, redaction, tasks
+from tuner import models, redaction, tasks
 from tuner.home import write_json
 
 # Plain text of several kinds; what is compared is every logit at every token.
@@ -30,16 +30,17 @@ def compare(asked: dict) -> dict:
     """The verdict. Both adapters go onto the same base in memory, one after the other, as PEFT's own documentation does it."""
     from peft import PeftModel
 
-    tokenizer = encode.load_tokenizer(asked["base_dir"])
-    ids = [torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in PROMPTS]
+    task = tasks.get(asked["task"])
+    tokenizer = task.load_tokenizer(asked["base_dir"])
     model = load_plain(asked)
-    bare = logits(model, ids)
+    asked_of = [task.verify_inputs(tokenizer, text, model) for text in PROMPTS]
+    bare = logits(model, asked_of)
     found = []
     for folder in (asked["own_dir"], asked["published_dir"]):
         models.read_adapter_config(Path(folder))  # PEFT would take pickled weights where there are no others
         tuned = PeftModel.from_pretrained(model, folder)
         tuned.eval()
-        found.append(logits(tuned, ids))
+        found.append(logits(tuned, asked_of))
         model = tuned.unload()
     own, published = found
     if not all(torch.isfinite(its).all() for its in own + published):
@@ -49,7 +50,7 @@ def compare(asked: dict) -> dict:
         return {"error": f"Loaded by plain PEFT, the published adapter computes otherwise than this run's own (by up to {largest(own, published):.3g}). Push again."}
     if moved == 0.0:  # PEFT only warns where no weight of the file finds its place
         return {"error": "Loaded by plain PEFT, the adapter changes nothing of what the base computes. It does not fit this base model."}
-    return {"prompts": len(ids), "tokens": sum(its.numel() for its in ids), "moved": moved}
+    return {"prompts": len(asked_of), "tokens": sum(its["input_ids"].numel() for its in asked_of), "moved": moved}
 
 
 def load_plain(asked: dict):
@@ -64,20 +65,22 @@ def load_plain(asked: dict):
     if asked["quantisation"] == "nf4":
         wanted["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=sorted({"lm_head", *asked["kept_16bit"]}),
+            llm_int8_skip_modules=sorted({"lm_head", *asked["kept_16bit"], *asked.get("heads", ())}),
         )
-    model = tasks.get(asked["task"]).model_class().from_pretrained(
+    torch.manual_seed(0)  # a head that is not in the base is random until an adapter brings it
+    task = tasks.get(asked["task"])
+    model = task.model_class().from_pretrained(
         asked["base_dir"], dtype=dtype, attn_implementation=asked["attention"], use_safetensors=True, local_files_only=True,
-        trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **wanted,
+        trust_remote_code=False, device_map={"": 0} if device == "cuda" else {"": "cpu"}, **task.loading(asked["base_dir"], asked), **wanted,
     )
     models.guard_4bit(model)
     return model.eval()
 
 
 @torch.inference_mode()
-def logits(model, ids: list[torch.Tensor]) -> list[torch.Tensor]:
-    """One (T, V) float32 tensor on the CPU for each prompt of (1, T) ids."""
-    return [model(input_ids=its.to(model.device)).logits[0].float().cpu() for its in ids]
+def logits(model, asked_of: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """One float32 tensor on the CPU for each input: (T, V) of a language model, (C,) of a classifier."""
+    return [model(**{name: its.to(model.device) for name, its in one.items()}).logits[0].float().cpu() for one in asked_of]
 
 
 def largest(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:

@@ -6,7 +6,7 @@ less noisy than the training loss, whose rows differ from step to step.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, variance
 
 # A change of the held-out loss that counts, as a share of it; a change below the second one is none.
@@ -49,16 +49,20 @@ class Said:
     message: str
 
 
-def look(steps: list[dict], evals: list[dict], total: int) -> list[Said]:
+def look(steps: list[dict], evals: list[dict], total: int, kept: int | None = None) -> list[Said]:
     """Every sentence that is sure now, after the newest evaluation.
 
     Args:
         total: the run's steps, as planned.
+        kept: the step of the version that is kept, where it is not the one of the lowest held-out loss.
     """
     steps = [its for its in steps if math.isfinite(its["loss"])]
     evals = [its for its in evals if math.isfinite(its["loss"])]
     rules = (memorising, rate_too_high, rate_too_low, flat, improving, unfinished)
-    return [said for rule in rules if (said := rule(steps, evals, total)) is not None]
+    said = [said for rule in rules if (said := rule(steps, evals, total)) is not None]
+    if kept is None:
+        return said
+    return [replace(its, message=its.message.replace(f"version of step {its.step:,} is kept", f"version of step {kept:,} is kept")) for its in said]
 
 
 # The rules --------------------------------------------------------------------------------------------------------

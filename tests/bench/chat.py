@@ -90,7 +90,7 @@ def by_llama_cpp(threads: int) -> Way | None:
         import llama_cpp
     except (ImportError, OSError, RuntimeError):
         return None
-    model = llama_cpp.Llama(str(starter.gguf_folder() / starter.GGUF_FILE), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+    model = llama_cpp.Llama(str(starter.gguf_folder() / starter.STARTERS[0].file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def write(ids: list[int], tokens: int) -> list[int]:
         model.reset()

@@ -1,11 +1,28 @@
-"""What differs between tasks, one module each; nothing else in the project asks for a task's name."""
+"""What differs between tasks, one module each; nothing else in the project asks for a task's name.
+
+A task's module has, besides its own formats and texts of faults:
+
+rows        FORMATS, ROLES, UNUSED (settings that mean nothing to it), claim, recognise, fallback, check_mapping, columns_of, to_row
+findings    FAULTS, OTHERWISE (general faults that it words otherwise), LABELLED, faults, texts, said, opening, answer, label,
+            wont_do, and what fixes need: map_texts, trim, join, split, learnable, with_answer, describe
+encoding    load_tokenizer, Encoded, encode_row, warnings, NOTHING_LEARNED
+model       model_class, PEFT_TASK, decide, loading, heads, is_fresh, finish_loading, path
+training    learning, report, in_short
+telling     tiles, tiles_of, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
+publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
+keeping     is_row, PLANNED, EVAL_FIGURES
+cost        ANSWERS, OWN_PARTS, PLAIN
+trying      STARTER, worker, ask; where labels are given also TRIED, item, thing, occluded, names_in
+page        TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
+"""
 
 from dataclasses import dataclass
 from importlib import import_module
 
 from tuner.errors import UserError
 
-TASKS = ("chat",)
+TASKS = ("chat", "text_labels")
+DEFAULT = TASKS[0]
 
 
 @dataclass(frozen=True)
@@ -49,3 +66,35 @@ def get(name: str):
     if name not in TASKS:
         raise UserError(f"There is no task {name!r}. Choose one of {', '.join(TASKS)}.")
     return import_module(f"tuner.tasks.{name}")
+
+
+def recognise(records) -> tuple[str, object]:
+    """(task, mapping) by what the columns hold; the default task where no other is sure that they are its own.
+
+    Raises:
+        UserError: they fit no known format.
+    """
+    for name in TASKS:
+        if mapping := get(name).claim(records):
+            return name, mapping
+    return DEFAULT, get(DEFAULT).recognise(records)
+
+
+def of_record(known: dict, peft_task: str | None) -> tuple[str, dict]:
+    """The task of a published adapter, and what its plan keeps for it, by its own record; by PEFT's name for the task where it has none.
+
+    Raises:
+        UserError: it has a head, and its record does not say for which labels.
+    """
+    task = known["task"] if known.get("task") in TASKS else next((name for name in TASKS if get(name).PEFT_TASK == peft_task), DEFAULT)
+    return task, get(task).read_record(known)
+
+
+def of_format(format: str, otherwise: str = DEFAULT) -> str:
+    """The task that has this format; `otherwise` where none has."""
+    return next((name for name in TASKS if format in get(name).FORMATS), otherwise)
+
+
+def formats() -> dict:
+    """Every task's formats."""
+    return {format: its for name in TASKS for format, its in get(name).FORMATS.items()}

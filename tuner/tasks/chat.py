@@ -3,6 +3,7 @@
 import json
 import re
 
+from tuner.encode import Encoded  # noqa: F401
 from tuner.errors import UserError, shorten
 from tuner.tasks import NoRow
 from tuner.turns import (  # noqa: F401
@@ -68,6 +69,11 @@ def _turns(value: object) -> list | None:
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value) else None
+
+
+def claim(records):
+    """None: chat is what is left where no other task is sure of its columns."""
+    return None
 
 
 def recognise(records):
@@ -304,7 +310,75 @@ def _tools(value: object) -> list | None:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools] or None
 
 
+# What a check asks ------------------------------------------------------------------------------------------------
+
+WHAT = "conversations"
+# How the page calls it, the plain view of a row, its third tab, and the button that leads there; the dataset that ships with it.
+TITLE, VIEW, TAB, LEAD = "Answers (chat)", "Conversation", "Chat", "Talk to it →"
+DEMO = ("headlines.jsonl", "Clickbait headlines (demo)", "480 plain subjects, each with one irresistible headline. Written for Tuner.")
+
+
+def turns_of(row: dict) -> list[dict]:
+    """What was said in the row, by whom, for the page."""
+    return row["messages"] if "messages" in row else [{"role": "text", "content": row["text"]}]
+
+
+# General faults that this task words otherwise, and settings that mean nothing to it.
+OTHERWISE: dict = {}
+UNUSED = ("class_weights",)
+# Whether every row has a label; a chat's answers may happen to be labels, see `findings.Rows.labels`.
+LABELLED = False
+
+
+def label(text: str, alone: bool) -> str:
+    """An answer as a label, where it could be one: short, on one line, the only one of its row; else ""."""
+    its = " ".join(text.split())
+    return its if alone and len(its) <= 40 and "\n" not in text.strip() else ""
+
+
+# What a kept run's plan has besides what every run's has, and what its evaluations say besides the loss.
+PLANNED: dict = {}
+EVAL_FIGURES = ("perplexity",)
+
+
+def is_row(row: dict) -> bool:
+    """Whether a row, which may be somebody else's JSON, is one of this task's."""
+    if isinstance(row.get("text"), str):
+        return "messages" not in row
+    turns = row.get("messages")
+    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns)
+
+
+def wont_do(rows, held) -> str:
+    """Why no run can start on these rows although each by itself is fine; "" where one can."""
+    return ""
+
+
 # Encoding and model -----------------------------------------------------------------------------------------------
+
+NOTHING_LEARNED = "has an answer within its first {:,} tokens"
+
+
+def load_tokenizer(base_dir):
+    """See `encode.load_tokenizer`."""
+    from tuner import encode
+
+    return encode.load_tokenizer(str(base_dir))
+
+
+def warnings(found, tokenizer) -> list[str]:
+    """What a person should know of the encoded rows (`survey.Survey`) before training, in sentences."""
+    from tuner import encode
+
+    told = []
+    if found.how[encode.BY_WHOLE_ROW]:
+        told.append(
+            f"{found.how[encode.BY_WHOLE_ROW]:,} rows are learned whole, prompts too: this model's chat template does not "
+            "show where an answer begins."
+        )
+    if not tokenizer.chat_template:
+        told.append("This base model has no chat template of its own, so a plain one (User: / Assistant:) is used.")
+    return told
 
 
 def with_system(row: dict, recipe) -> dict:
@@ -332,6 +406,8 @@ def turn_tokens(row: dict, tokenizer, recipe) -> list[int | None]:
     """See `encode.turn_tokens`; for the row without the recipe's system prompt."""
     from tuner import encode
 
+    if "text" in row:
+        return [len(encode_row(row, tokenizer, recipe)[0].offsets)]
     return encode.turn_tokens(
         row["messages"], tokenizer, tools=row.get("tools"), keep_control_tokens=recipe.keep_control_tokens, date=recipe.template_date
     )
@@ -387,3 +463,177 @@ def model_class():
 
 
 PEFT_TASK = "CAUSAL_LM"
+
+
+def decide(train_rows: list[dict], held_rows: list[dict], recipe) -> dict:
+    """What a run's plan keeps of its rows; nothing here."""
+    return {}
+
+
+def loading(source, plan: dict) -> dict:
+    """What `from_pretrained` is told besides; nothing here."""
+    return {}
+
+
+def heads(skeleton, base_dir) -> list[str]:
+    """Modules that are trained in full; none here."""
+    return []
+
+
+def finish_loading(model, base_dir, plan: dict, recipe) -> None:
+    """What is done to a base once it is loaded; nothing here."""
+
+
+def is_fresh(weight: str, heads: list[str]) -> bool:
+    """Whether a weight may be missing in the base's files; none may."""
+    return False
+
+
+def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = ()):
+    """How the model's losses are computed.
+
+    Args:
+        plan: of an earlier start of the same run; None decides anew.
+    """
+    from tuner import fast
+
+    return fast.Path(model, tokenizer.pad_token_id, plan and plan["fast"])
+
+
+# Training, telling, publishing ------------------------------------------------------------------------------------
+
+
+def learning(run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):
+    """What an evaluation measures and tells; see `tasks.chat_learning`."""
+    from tuner.tasks.chat_learning import Learning
+
+    return Learning(run, path, tokenizer, held_rows, held, samples, sample_tokens)
+
+
+def report(run, plan: dict, model, tokenizer, held: tuple, best_step: int, **more) -> dict:
+    """See `report.make`.
+
+    Args:
+        held: the held-out rows, and these encoded.
+    """
+    from tuner import report as reports
+
+    return reports.make(run, plan, model, tokenizer, *held, best_step, **more)
+
+
+def measures(report: dict) -> list[dict]:
+    """See `figures.measures`."""
+    from tuner import figures
+
+    return figures.measures(report)
+
+
+def advice(report: dict) -> list[str]:
+    """See `figures.advice`."""
+    from tuner import figures
+
+    return figures.advice(report)
+
+
+def printed(report: dict) -> list[str]:
+    """The report's figures as lines for a terminal."""
+    from tuner import figures
+
+    return [f"{its['name']:<32} {its['base']:>10} -> {its['tuned']:>10}   {its['change']:<32} {its['of']}" for its in map(figures.shown, measures(report))]
+
+
+def in_short(report: dict) -> str:
+    """What came out, in one line."""
+    return f"Held-out loss {report['base']['loss']:.4f} -> {report['tuned']['loss']:.4f} ({report['change']:+.0%})"
+
+
+def tiles_of(measured: dict) -> list[tuple[str, str, str]]:
+    """What the newest evaluation's event says besides the loss, as figures for a running run; nothing here."""
+    return []
+
+
+def tiles(report: dict) -> list[tuple[str, str, str]]:
+    """Before and after as a strip of figures: (value, name, what it is)."""
+    return [
+        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", f"held-out loss, all {report['held_out_rows']:,} rows", "Lower is better, on rows it never saw"),
+        (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
+        (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
+        (f"{report['best_step']:,}", "best step", "The version that is kept"),
+    ]
+
+
+PIPELINE = "text-generation"
+TAGS = ("conversational",)
+# Files of the adapter's folder that are published besides those of every adapter.
+PUBLISHED: tuple[str, ...] = ()
+LONGER = "longer conversations are"
+
+
+def keep_files(base_dir, folder, plan: dict) -> None:
+    """Put what this task publishes besides into an adapter's folder: nothing, since the base's tokenizer is the adapter's."""
+
+
+def record(plan: dict) -> dict:
+    """What the repository keeps for machines besides what every adapter's does."""
+    return {}
+
+
+def read_record(known: dict) -> dict:
+    """What of such a record belongs to the plan: nothing."""
+    return {}
+
+
+def learned_part(recipe) -> str:
+    """What the loss is taken on, for the card."""
+    return "every token" if recipe.learn == "everything" else "the assistant's turns and their end token"
+
+
+def before_and_after(run, report: dict) -> str:
+    """The card's section on what came out, as Markdown."""
+    from tuner.tasks import chat_card
+
+    return chat_card.before_and_after(run, report, measures(report))
+
+
+def load_it(repo_id: str, base_id: str, plan: dict) -> str:
+    """The card's lines that load it."""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{base_id}")'
+    )
+
+
+def verify_inputs(tokenizer, text: str, model) -> dict:
+    """A text as the plain model's forward takes it, for the comparison of a published adapter with the run's own."""
+    import torch
+
+    return {"input_ids": torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])}
+
+
+# Cost and trying --------------------------------------------------------------------------------------------------
+
+# Whether evaluations and the report answer prompts, token by token.
+ANSWERS = True
+# What the arithmetic is called where our own parts do not run.
+PLAIN = "plain"
+# The settings of this task's starter: those of a recipe as it is.
+STARTER: dict = {}
+# Whether our own parts may run at all.
+OWN_PARTS = True
+
+
+def worker():
+    """Who answers at the command line; see `tuner.chat.Worker`."""
+    from tuner import chat
+
+    return chat.Worker()
+
+
+def ask(worker, subject, history: list[dict], tuned: bool, on_piece, **sampling) -> str:
+    """One answer, whole; its pieces go through `on_piece` as they come."""
+    pieces = []
+    for piece in worker.answer(subject, history, tuned=tuned, **sampling):
+        pieces.append(piece)
+        on_piece(piece)
+    return "".join(pieces).strip()

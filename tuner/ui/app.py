@@ -15,7 +15,7 @@ import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 from gradio.data_classes import _StaticFiles
 
-from tuner import chat, child, clearing, data, eyes, hub, identity, limits, reading, redaction, starter
+from tuner import chat, child, clearing, data, eyes, hub, identity, labelling, limits, reading, redaction, starter
 from tuner import run as runs
 from tuner.errors import Hint, UserError
 from tuner.gate import Gate
@@ -34,10 +34,11 @@ MOST_SESSIONS = 500
 
 @dataclass
 class Page:
-    """What the tabs share: the chat's worker, and how visitors are told apart."""
+    """What the tabs share: who answers, who labels, and how visitors are told apart."""
 
     worker: chat.Workers
     shared: bool = False
+    labeller: labelling.Labeller = field(default_factory=labelling.Labeller)
     accounts: identity.Accounts = field(default_factory=identity.Accounts)
 
     def visitor(self, browser_id: str | None, token: gr.OAuthToken | None) -> Visitor:
@@ -172,8 +173,8 @@ def build(page: Page) -> gr.Blocks:
                 shared = sharing_view.draw(page, browser, shared_key)
                 train = train_tab.draw(page, browser, dataset_id, run_id)
                 sharing_view.draw_buttons(shared)
-            with gr.Tab("Chat", id="chat", elem_id="chat-tab"):
-                talk = chat_tab.draw(page, browser, run_id, shared_key)
+            with gr.Tab("Chat", id="chat", elem_id="chat-tab") as third:
+                talk = chat_tab.draw(page, browser, run_id, shared_key, third)
         steward = queue_view.draw_panel(page, browser)
         look_after = queue_view.wire_panel(steward, [train.start, dataset.start])
         train_tab.wire(train, dataset, talk, tabs)
@@ -274,6 +275,7 @@ def serve(share: bool = False) -> None:
         uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
     finally:
         page.worker.close()
+        page.labeller.close()
         child.put_down()
 
 

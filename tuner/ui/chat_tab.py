@@ -1,14 +1,14 @@
-"""The Chat tab: base and tuned side by side, and publishing what came out."""
+"""The third tab: base and tuned side by side, or something to label; and publishing what came out."""
 
 import time
 from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import blind, card, chat, figures, hub, publish, sharing
+from tuner import blind, card, chat, figures, hub, publish, sharing, tasks
 from tuner import run as runs
 from tuner.errors import Hint, UserError, shorten
-from tuner.ui import drawing, publish_view
+from tuner.ui import drawing, publish_view, try_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
 BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
@@ -18,41 +18,43 @@ _ALWAYS = [("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write
 UPDATE_S = 0.08
 
 
-def draw(page, browser, run_id, shared_key) -> SimpleNamespace:
+def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
-    its = SimpleNamespace(page=page, browser=browser, run_id=run_id, shared_key=shared_key)
+    its = SimpleNamespace(page=page, browser=browser, run_id=run_id, shared_key=shared_key, tab=tab)
     with gr.Row(elem_id="chat-who"):
         its.subject = gr.Dropdown(_ALWAYS, value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
         its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=6, min_width=380)
     its.about = gr.HTML("", elem_id="chat-about")
-    boxes = dict(height=420, buttons=["copy"], render_markdown=False, feedback_options=None, allow_tags=False)
-    with gr.Row():
-        its.base = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="What the base model says", min_width=300, **boxes)
-        its.tuned = gr.Chatbot(label="Tuned", elem_id="chat-tuned", placeholder="What the tuned model says", min_width=300, **boxes)
-    with gr.Column(visible=False, elem_id="blind") as its.blind_panel:
-        its.blind = gr.HTML(_no_answers(), elem_id="blind-answers")
-        with gr.Row(elem_id="votes"):
-            its.votes = {
-                better: gr.Button(words, interactive=False, elem_id=f"vote-{better}", min_width=90)
-                for better, words in (("left", "A is better"), ("same", "The same"), ("right", "B is better"))
-            }
-        its.tally = gr.HTML("", elem_id="tally")
-    its.blind_id, its.blind_said = gr.State(""), gr.State({})
-    with gr.Row(elem_id="chat-line"):
-        its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
-        its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
-        its.stop = gr.Button("Stop", elem_id="stop-chat", interactive=False, scale=0, min_width=90)
-    with gr.Row(elem_id="redo") as its.redo:
-        its.retry = gr.Button("Answer again", size="sm", elem_id="retry", min_width=90)
-        its.edit = gr.Button("Edit my last message", size="sm", elem_id="edit", min_width=90)
-        its.clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=90)
-    with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
-        its.system = gr.Textbox(label="System prompt", info="Put before the conversation. Empty takes the run's own.", lines=2, max_length=20_000, elem_id="system")
+    with gr.Column(elem_id="talk") as its.panel:
+        boxes = dict(height=420, buttons=["copy"], render_markdown=False, feedback_options=None, allow_tags=False)
         with gr.Row():
-            its.temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest word; higher is more varied.", elem_id="temperature")
-            its.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Lower leaves unlikely words out.", elem_id="top-p")
-            its.longest = gr.Slider(8, 1024, value=200, step=8, label="Longest answer (tokens)", info="Where an answer is cut if it does not stop by itself.", elem_id="longest")
+            its.base = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="What the base model says", min_width=300, **boxes)
+            its.tuned = gr.Chatbot(label="Tuned", elem_id="chat-tuned", placeholder="What the tuned model says", min_width=300, **boxes)
+        with gr.Column(visible=False, elem_id="blind") as its.blind_panel:
+            its.blind = gr.HTML(_no_answers(), elem_id="blind-answers")
+            with gr.Row(elem_id="votes"):
+                its.votes = {
+                    better: gr.Button(words, interactive=False, elem_id=f"vote-{better}", min_width=90)
+                    for better, words in (("left", "A is better"), ("same", "The same"), ("right", "B is better"))
+                }
+            its.tally = gr.HTML("", elem_id="tally")
+        its.blind_id, its.blind_said = gr.State(""), gr.State({})
+        with gr.Row(elem_id="chat-line"):
+            its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
+            its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
+            its.stop = gr.Button("Stop", elem_id="stop-chat", interactive=False, scale=0, min_width=90)
+        with gr.Row(elem_id="redo") as its.redo:
+            its.retry = gr.Button("Answer again", size="sm", elem_id="retry", min_width=90)
+            its.edit = gr.Button("Edit my last message", size="sm", elem_id="edit", min_width=90)
+            its.clear = gr.Button("Clear", size="sm", elem_id="clear", min_width=90)
+        with gr.Accordion("Settings", open=False, elem_id="chat-settings"):
+            its.system = gr.Textbox(label="System prompt", info="Put before the conversation. Empty takes the run's own.", lines=2, max_length=20_000, elem_id="system")
+            with gr.Row():
+                its.temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest word; higher is more varied.", elem_id="temperature")
+                its.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Lower leaves unlikely words out.", elem_id="top-p")
+                its.longest = gr.Slider(8, 1024, value=200, step=8, label="Longest answer (tokens)", info="Where an answer is cut if it does not stop by itself.", elem_id="longest")
+    its.trying = try_view.draw(page)
     with gr.Accordion("Publish to the Hugging Face Hub", open=False, elem_id="publish") as its.publish_panel:
         its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab; the quote there says about how long it takes."), elem_id="publish-about")
         with gr.Row():
@@ -75,7 +77,7 @@ def _wire_lists(its) -> None:
     """The handlers that other tabs chain to; made with the tab, so that they exist whichever is wired first."""
     from tuner.ui.app import in_words
 
-    page = its.page
+    page, panels = its.page, _panels(its)
     quiet = dict(show_progress="hidden", api_visibility="private")
 
     def choices(owner: str, key: str) -> list[tuple[str, str]]:
@@ -103,27 +105,29 @@ def _wire_lists(its) -> None:
     @in_words
     def arrive(adapter_id, browser_id, token: gr.OAuthToken | None):
         if not adapter_id:
-            return gr.skip(), gr.skip()
+            return [gr.skip()] * (2 + len(panels))
         visitor = page.visitor(browser_id, token)
         try:
-            _, config = hub.fetch_adapter(adapter_id, "", visitor.token)
+            folder, config = hub.fetch_adapter(adapter_id, "", visitor.token)
+            task, plan = chat.task_of_adapter(folder, config)
         except UserError as error:
-            return gr.update(value=HUB_CHOICE), drawing.notice(str(error), "error")
+            return [gr.update(value=HUB_CHOICE), drawing.notice(str(error), "error"), *[gr.skip()] * len(panels)]
         base = drawing.text(config["base_model_name_or_path"])
-        return gr.update(value=HUB_CHOICE), f'<p class="quiet">{drawing.text(adapter_id)}, tuned from {base}. Write to it below.</p>'
+        about = f'<p class="quiet">{drawing.text(adapter_id)}, tuned from {base}. {_what_it_gives(task, plan)}</p>'
+        return [gr.update(value=HUB_CHOICE), about, *_switch(task, plan, True)]
 
     its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.shared_key, its.view, its.browser], outputs=[its.subject, its.view], **quiet)
     its.take_shared |= dict(fn=take_shared, inputs=[its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
     its.take_run |= dict(fn=take_run, inputs=[its.run_id, its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
     its.open_publish |= dict(fn=lambda: gr.update(open=True), inputs=None, outputs=[its.publish_panel], **quiet)
-    its.arrive |= dict(fn=arrive, inputs=[its.adapter_id, its.browser], outputs=[its.subject, its.about], **quiet)
+    its.arrive |= dict(fn=arrive, inputs=[its.adapter_id, its.browser], outputs=[its.subject, its.about, *panels], **quiet)
 
 
 def wire(its, train, tabs) -> None:
     """Connect the tab's controls."""
     from tuner.ui.app import in_words
 
-    page = its.page
+    page, panels = its.page, _panels(its)
     quiet = dict(show_progress="hidden", api_visibility="private")
     settings = [its.subject, its.adapter_id, its.view, its.system, its.temperature, its.top_p, its.longest]
     who = [its.browser]
@@ -232,15 +236,53 @@ def wire(its, train, tabs) -> None:
         return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
-    def meet(choice, adapter_id, view, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+    def label_it(text, second, each_line, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
+        """Labels for what was written; words first, since a model may have to be loaded."""
+        visitor = page.visitor(browser_id, token)
+        if choice == BASE_CHOICE:
+            raise UserError("The base model alone gives no labels. Choose one of your runs above first.")
+        yield drawing.notice("Getting the model ready …")
+        try:
+            subject = subject_of(choice, adapter_id, base_model, visitor)
+            pair = (subject.plan.get("labels") or {}).get("pair") is True
+            yield try_view.label(page, subject, try_view.values_of(text, second, each_line is True, pair), explain is True)
+        except UserError:
+            yield try_view.nothing()
+            raise
+
+    def task_of(choice, adapter_id, form_task, visitor) -> tuple[str, dict, bool]:
+        """The task of what is chosen, what its plan keeps for that, and whether there is a model to ask."""
+        if choice == BASE_CHOICE:
+            return str(form_task), {}, tasks.get(str(form_task)).ANSWERS
+        if choice == HUB_CHOICE:
+            try:
+                return *chat.task_of_adapter(*hub.fetch_adapter(adapter_id, "", visitor.token)), True
+            except UserError:  # nothing was written yet, or it cannot be had, which asking it will say
+                return tasks.DEFAULT, {}, True
+        run = sharing.find(str(choice).removeprefix(SHARED)).look() if str(choice).startswith(SHARED) else runs.find(visitor.owner, str(choice))
+        return run.recipe.task, run.read("plan", {}), True
+
+    @in_words
+    def follow_form(choice, adapter_id, form_task, browser_id, token: gr.OAuthToken | None):
+        """The settings went over to another task: the base model alone is one of that now."""
+        if choice != BASE_CHOICE:
+            return [gr.skip()] * (1 + len(panels))
+        task, plan, ready = task_of(choice, adapter_id, form_task, page.visitor(browser_id, token))
+        return [_of_the_base(task), *_switch(task, plan, ready)]
+
+    @in_words
+    def meet(choice, adapter_id, form_task, view, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
         visitor = page.visitor(browser_id, token)
+        task, plan, ready = task_of(choice, adapter_id, form_task, visitor)
         ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
         shown = ["", gr.update(interactive=False, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
         if _is_mine(choice):
             run = runs.find(visitor.owner, str(choice))
-            if report := figures.of(run):
+            if (report := figures.of(run)) and report.get("examples"):
                 ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["examples"][0]["prompt"], 90))}”</p>'
+            if tasks.get(task).LABELLED:
+                ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. {_what_it_gives(task, plan)}</p>'
             counted, in_card = blind.words(blind.tally(run)), blind.is_in_card(run)
             offer = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
             if not visitor.token:
@@ -250,13 +292,15 @@ def wire(its, train, tabs) -> None:
             if not visitor.token:
                 shown[1] = gr.update(interactive=False, value="Push")
         elif str(choice).startswith(SHARED):
-            ask = f'<p class="quiet">Tuned from {drawing.text(sharing.find(str(choice).removeprefix(SHARED)).base_model)}, and shared with you.</p>'
+            ask = f'<p class="quiet">Tuned from {drawing.text(sharing.find(str(choice).removeprefix(SHARED)).base_model)}, and shared with you. {_what_it_gives(task, plan)}</p>'
         elif choice == HUB_CHOICE:
             ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
         else:
-            ask = '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
+            ask = _of_the_base(task)
         voting_shown = [_no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
-        return [], [], ask, offer or drawing.empty("Choose one of your runs above to publish it."), name, gr.update(value="", visible=False), *shown, *voting_shown, *_views(view, _is_mine(choice))
+        (views, carded), (panel, viewed, *rest) = _views(view, _is_mine(choice)), _switch(task, plan, ready)
+        offer = offer or drawing.empty("Choose one of your runs above to publish it.")
+        return [], [], ask, offer, name, gr.update(value="", visible=False), *shown, *voting_shown, carded, panel, {**views, **viewed}, *rest
 
     def publish_shown(run: runs.Run, its_state: dict, request: gr.Request | None) -> list:
         """What the publishing part shows of a run: the words, the buttons, whether to look again, and what was seen."""
@@ -328,9 +372,16 @@ def wire(its, train, tabs) -> None:
     its.blind_in_card.input(tell_in_card, [its.subject, its.blind_in_card, *who], None, **quiet)
     published = [its.pushed, its.push, its.open_up, its.publish_timer, its.publish_seen]
     voted = [its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card]
+    chosen = [its.subject, its.adapter_id, train.knobs["task"], *who]
     its.subject.change(
-        meet, [its.subject, its.adapter_id, its.view, *who],
-        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.view, its.show_card], **quiet,
+        meet, [its.subject, its.adapter_id, train.knobs["task"], its.view, *who],
+        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.show_card, *panels], **quiet,
+    )
+    train.knobs["task"].change(follow_form, chosen, [its.about, *panels], **quiet)
+    trying = its.trying
+    its.trying.go.click(
+        label_it, [trying.text, trying.second, trying.each_line, trying.explain, its.subject, its.adapter_id, train.knobs["base_model"], *who], [trying.out],
+        concurrency_limit=4, **quiet,
     )
     its.adapter_id.submit(**its.arrive)
     spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
@@ -338,6 +389,33 @@ def wire(its, train, tabs) -> None:
     its.push.click(push, [its.subject, its.name, its.private, *who], published, **spin)
     its.publish_timer.tick(poll, [its.subject, its.publish_seen, *who], published, concurrency_limit=None, trigger_mode="once", **quiet)
     its.open_up.click(open_up, [its.subject, *who], published, **spin)
+
+
+def _panels(its) -> list:
+    """What changes when another task's model is chosen; `_switch` says to what."""
+    return [its.panel, its.view, its.tab, *try_view.frame(its.trying)]
+
+
+def _switch(task: str, plan: dict, ready: bool) -> list:
+    """The panels for a model of this task."""
+    module = tasks.get(task)
+    pair = (plan.get("labels") or {}).get("pair") is True
+    return [gr.update(visible=not module.LABELLED), gr.update(visible=not module.LABELLED), gr.update(label=module.TAB), *try_view.shown(task, pair, ready)]
+
+
+def _what_it_gives(task: str, plan: dict) -> str:
+    """What can be had from a tuned model, in a sentence."""
+    if not tasks.get(task).LABELLED:
+        return "Write to it below."
+    names = (plan.get("labels") or {}).get("names") or []
+    return f"It knows {len(names):,} labels: {drawing.text(shorten(', '.join(names), 160))}."
+
+
+def _of_the_base(task: str) -> str:
+    """What can be had from the base model alone."""
+    if tasks.get(task).LABELLED:
+        return drawing.empty(try_view.NOTHING)
+    return '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
 
 
 def _is_mine(choice) -> bool:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -16,7 +17,13 @@ from tuner.ui import drawing, row_view
 
 SOURCES = ["Demo", "File", "Hub", "Paste"]
 _SHARE_HELP = "More rows held out measure more surely; fewer are left to learn from."
-VIEWS = [("Exact text", "tokens"), ("Conversation", "turns"), ("Table", "table")]
+
+
+def views_of(task: str) -> list[tuple[str, str]]:
+    """How a row of this task can be looked at."""
+    return [("Exact text", "tokens"), (tasks.get(task).VIEW, "turns"), ("Table", "table")]
+
+
 
 _LISTEN = drawing.LISTEN
 
@@ -24,13 +31,16 @@ _LISTEN = drawing.LISTEN
 def draw(page, browser, dataset_id) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
     its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id)
-    formats = tasks.get("chat").FORMATS
+    formats = tasks.formats()
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             its.source = gr.Radio(SOURCES, value="Demo", label="Where from", elem_id="source")
+            its.demo_buttons = {}
             with gr.Group(visible=True) as its.demo_group:
-                gr.HTML('<p class="demo-note">480 plain subjects, each with one irresistible headline. Written for Tuner.</p>')
-                its.demo_button = gr.Button("Use the demo", elem_id="use-demo")
+                for name in tasks.TASKS:
+                    task = tasks.get(name)
+                    gr.HTML(f'<p class="demo-note"><b>{drawing.text(task.TITLE)}</b>: {drawing.text(task.DEMO[2])}</p>')
+                    its.demo_buttons[name] = gr.Button(f"Use {task.DEMO[1]}", size="sm", elem_id=f"use-demo-{name}")
             with gr.Group(visible=False) as its.file_group:
                 its.file = gr.File(
                     label="Files: JSONL, CSV, Parquet …, zipped or not", file_types=reading.endings(),
@@ -51,6 +61,10 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 )
                 its.paste_button = gr.Button("Read it", elem_id="read-pasted")
             its.about = gr.HTML(drawing.empty("Reading the demo …"), elem_id="dataset-about")
+            its.task = gr.Radio(
+                [(tasks.get(name).TITLE, name) for name in tasks.TASKS], value=tasks.DEFAULT, label="What is learned from it", elem_id="task",
+                info="Chosen by the columns; choose otherwise if they were misread.",
+            )
             its.share = gr.Slider(
                 0.005, 0.5, value=Recipe().held_out_share, step=0.005, label="Held out, share of the rows", elem_id="held-out-share",
                 info=_SHARE_HELP,
@@ -60,7 +74,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.roles = {}
                 for role, label in (
                     ("messages", "Conversation"), ("prompt", "Prompt"), ("context", "Added to the prompt"),
-                    ("completion", "Answer"), ("text", "Text"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
+                    ("completion", "Answer"), ("text", "Text"), ("text_b", "Second text"), ("label", "Label"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
                     ("group", "Which conversation it is of"),
                 ):
                     its.roles[role] = gr.Dropdown([], label=label, visible=False, elem_id=f"role-{role}", allow_custom_value=False)
@@ -72,7 +86,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.map_button = gr.Button("Use these columns", elem_id="remap")
         with gr.Column(scale=5, min_width=340):
             with gr.Row(elem_id="row-choice"):
-                its.view = gr.Radio(VIEWS, value="tokens", show_label=False, container=False, label="View", elem_id="row-view", min_width=300, scale=2)
+                its.view = gr.Radio(views_of(tasks.DEFAULT), value="tokens", show_label=False, container=False, label="View", elem_id="row-view", min_width=300, scale=2)
                 its.show = gr.Dropdown([("All rows", "all")], value="all", label="Show", container=False, show_label=False, filterable=False, elem_id="show-rows", min_width=170)
                 its.search = gr.Textbox(placeholder="Search the rows", label="Search", container=False, show_label=False, max_length=200, elem_id="search-rows", min_width=150)
             with gr.Row(elem_id="row-buttons"):
@@ -113,7 +127,7 @@ def wire(its, train, tabs) -> None:
     role_boxes = [its.roles[role] for role in roles]
     one = [its.row, its.at, its.number]
     found = [*one, its.progress, its.findings, its.survey, its.receipt, its.show, its.share, its.timer, its.known]
-    mapped = [its.about, its.format, *role_boxes, its.template]
+    mapped = [its.about, its.task, its.view, its.format, *role_boxes, its.template]
     whole = [its.dataset_id, its.search, *mapped, *found]
     quiet = dict(show_progress="hidden", api_visibility="private")
     busy = dict(show_progress="minimal", show_progress_on=[its.row], api_visibility="private")
@@ -148,22 +162,45 @@ def wire(its, train, tabs) -> None:
             return gr.update(interactive=False, info="This dataset says by itself which rows are held out.")
         return gr.update(interactive=True, info=_SHARE_HELP)
 
-    def everything(visitor, dataset, recipe: Recipe) -> list:
+    def recipe_for(dataset, form) -> Recipe:
+        """The form's settings for these rows; where the form is for another task still, those of the rows' own starter."""
+        recipe = train.lenient(form)
+        if recipe.task == dataset.task:
+            return recipe
+        return replace(Recipe(task=dataset.task, **tasks.get(dataset.task).STARTER), held_out_share=recipe.held_out_share, seed=recipe.seed)
+
+    def everything(visitor, dataset, form) -> list:
         return [
-            dataset.id, "", _about(dataset), dataset.mapping.format, *_role_updates(dataset, roles), *_template_update(dataset),
-            *paint(dataset, recipe, visitor.token),
+            dataset.id, "", _about(dataset), dataset.task, gr.update(choices=views_of(dataset.task)), dataset.mapping.format,
+            *_role_updates(dataset, roles), *_template_update(dataset), *paint(dataset, recipe_for(dataset, form), visitor.token),
         ]
 
+    def demo(task: str):
+        @in_words
+        def use_demo(browser_id, token: gr.OAuthToken | None, *form):
+            visitor = page.visitor(browser_id, token)
+            return everything(visitor, data.load_demo(visitor.owner, task), form)
+
+        return use_demo
+
     @in_words
-    def use_demo(browser_id, token: gr.OAuthToken | None, *form):
+    def use_task(task, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
+        """Another task for the same rows; where they hold nothing for it, all stays as it was."""
         visitor = page.visitor(browser_id, token)
-        return everything(visitor, data.load_demo(visitor.owner), train.lenient(form))
+        dataset = data.find(visitor.owner, dataset_id)
+        if dataset.ready:
+            check.stop(dataset)
+        try:
+            data.choose_task(dataset, str(task))
+        except (UserError, KeyError) as error:
+            gr.Warning(drawing.text(error))
+        return everything(visitor, data.find(visitor.owner, dataset_id), form)
 
     @in_words
     def look_first(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         """What a page opens with: what was brought before signing in, else the demo."""
         visitor = page.visitor(browser_id, token)
-        return everything(visitor, data.find(visitor.owner, dataset_id) if dataset_id else data.load_demo(visitor.owner), train.lenient(form))
+        return everything(visitor, data.find(visitor.owner, dataset_id) if dataset_id else data.load_demo(visitor.owner), form)
 
     @in_words
     def read_upload(paths, browser_id, token: gr.OAuthToken | None, *form):
@@ -192,7 +229,7 @@ def wire(its, train, tabs) -> None:
     def arrive(visitor, dataset, form) -> list:
         """Show the first rows as soon as they are read; a child goes on with the rest."""
         check.wait_for_head(dataset)
-        return everything(visitor, settled(dataset), train.lenient(form))
+        return everything(visitor, settled(dataset), form)
 
     def settled(dataset):
         try:
@@ -210,13 +247,13 @@ def wire(its, train, tabs) -> None:
         source = {"kind": "hub", "hub_id": hub.require_id(hub_id, "a dataset"), "config": config, "split": split, "revision": revision}
         dataset = data.create(visitor.owner, hub_id.strip(), source)
         check.stream(dataset, records, notes)
-        return everything(visitor, settled(dataset), train.lenient(form))
+        return everything(visitor, settled(dataset), form)
 
     @in_words
     def use_columns(dataset_id, browser_id, format, template, token: gr.OAuthToken | None, *rest):
         visitor = page.visitor(browser_id, token)
         chosen = dict(zip(roles, rest[: len(roles)]))
-        _, needed, optional = tasks.get("chat").FORMATS.get(format, ("", (), ()))
+        _, needed, optional = tasks.formats().get(format, ("", (), ()))
         dataset = data.find(visitor.owner, dataset_id)
         columns = {role: chosen[role] for role in (*needed, *optional) if chosen.get(role)}
         if "prompt" in needed and (template or "").strip():
@@ -224,7 +261,7 @@ def wire(its, train, tabs) -> None:
         if dataset.ready:
             check.stop(dataset)
         data.remap(dataset, format, columns)
-        return everything(visitor, dataset, train.lenient(rest[len(roles) :]))
+        return everything(visitor, dataset, rest[len(roles) :])
 
     @in_words
     def show_template(template, dataset_id, browser_id, token: gr.OAuthToken | None):
@@ -239,14 +276,15 @@ def wire(its, train, tabs) -> None:
 
     @in_words
     def show_roles(format):
-        _, needed, optional = tasks.get("chat").FORMATS.get(format, ("", (), ()))
+        _, needed, optional = tasks.formats().get(format, ("", (), ()))
         return [*[gr.update(visible=role in needed or role in optional) for role in roles], gr.update(visible="prompt" in needed)]
 
     def row_only(dataset_id, browser_id, token, form, view, show, search, at) -> list:
         visitor = page.visitor(browser_id, token)
-        recipe = train.lenient(form)
+        dataset = data.find(visitor.owner, dataset_id)
+        recipe = recipe_for(dataset, form)
         look, _ = eyes(recipe, visitor.token)
-        rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
+        rows, _ = check.look_at(dataset, look)
         return row_view.draw_row(rows, recipe, look, view, show, search, at)
 
     def turn(by: int):
@@ -261,9 +299,10 @@ def wire(its, train, tabs) -> None:
     def jump(number, view, show, search, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         wanted = int(number) if isinstance(number, (int, float)) and number == number else 1
         visitor = page.visitor(browser_id, token)
-        recipe = train.lenient(form)
+        dataset = data.find(visitor.owner, dataset_id)
+        recipe = recipe_for(dataset, form)
         look, _ = eyes(recipe, visitor.token)
-        rows, _ = check.look_at(data.find(visitor.owner, dataset_id), look)
+        rows, _ = check.look_at(dataset, look)
         chosen = findings.choose(rows, show, search or "", recipe)
         at = int(np.searchsorted(row_view.numbers_of(rows, chosen), wanted))
         return row_view.draw_row(rows, recipe, look, view, show, search, min(at, max(0, len(chosen) - 1)))
@@ -277,7 +316,8 @@ def wire(its, train, tabs) -> None:
         visitor = page.visitor(browser_id, token)
         if not dataset_id:
             return [gr.skip()] * len(found)
-        return paint(data.find(visitor.owner, dataset_id), train.lenient(form), visitor.token, view, show, search or "", at or 0)
+        dataset = data.find(visitor.owner, dataset_id)
+        return paint(dataset, recipe_for(dataset, form), visitor.token, view, show, search or "", at or 0)
 
     @in_words
     def tick(view, show, search, at, known, dataset_id, browser_id, token: gr.OAuthToken | None, *form):
@@ -298,15 +338,15 @@ def wire(its, train, tabs) -> None:
         if going is not None:
             bar = drawing.checking(going.phase, going.share, going.left_s)
             return [bar if box is its.progress else gr.skip() for box in found]
-        return paint(dataset, train.lenient(form), visitor.token, view, show, search or "", at or 0)
+        return paint(dataset, recipe_for(dataset, form), visitor.token, view, show, search or "", at or 0)
 
     @in_words
     def act(view, show, search, at, dataset_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData, *form):
         """A button inside the findings, the receipt or the table."""
         verb, _, what = str((event._data or {}).get("do", "")).partition(":")
         visitor = page.visitor(browser_id, token)
-        recipe = train.lenient(form)
         dataset = data.find(visitor.owner, dataset_id)
+        recipe = recipe_for(dataset, form)
         if verb == "show":
             view = "tokens" if view != "table" else view
             return [gr.skip(), *paint(dataset, recipe, visitor.token, view, what, "", 0), ""]
@@ -331,7 +371,9 @@ def wire(its, train, tabs) -> None:
     who, form = [its.browser], train.form
     its.source.change(choose_source, [its.source], [its.demo_group, its.file_group, its.hub_group, its.paste_group], queue=False, **quiet)
     its.first_look = dict(fn=look_first, inputs=[its.dataset_id, *who, *form], outputs=whole, **busy)
-    its.demo_button.click(use_demo, [*who, *form], whole, **busy)
+    for name, button in its.demo_buttons.items():
+        button.click(demo(name), [*who, *form], whole, **busy)
+    its.task.input(use_task, [its.task, its.dataset_id, *who, *form], whole, **busy)
     its.file.upload(read_upload, [its.file, *who, *form], whole, **busy)
     its.hub_button.click(
         read_hub, [its.hub_id, its.hub_config, its.hub_split, its.hub_revision, its.hub_most, *who, *form], whole, **busy

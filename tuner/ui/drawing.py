@@ -115,7 +115,7 @@ def row(sequences: list, control, head: str) -> str:
     return f'<div class="row-view">{head}{_LEGEND}{"".join(blocks)}{how}</div>'
 
 
-_ROLE_WORDS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
+_ROLE_WORDS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result", "text": "Text", "label": "Label"}
 
 
 def conversation(turns: list[dict], counts: list, tools: list | None, head: str) -> str:
@@ -437,16 +437,6 @@ def changed_words(before: str, after: str) -> str:
         for what, _, _, start, end in matcher.get_opcodes() if end > start
     )
     return shown or "(nothing)"
-
-
-def result(report: dict) -> str:
-    """Before and after, in one strip."""
-    return stats([
-        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", f"held-out loss, {rows_measured(report['held_out_rows'], report['held_out_rows'])}", "Lower is better, on rows it never saw"),
-        (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
-        (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
-        (f"{report['best_step']:,}", "best step", "The version that is kept"),
-    ])
 
 
 def runs_table(summaries: list[dict], shown: str = "", how: str = "Press Start; the quote beside it says about how long that takes.") -> str:

@@ -5,7 +5,7 @@ import numpy as np
 from tuner import eyes, findings, tasks
 from tuner.errors import UserError, shorten
 from tuner.recipe import Recipe
-from tuner.ui import drawing
+from tuner.ui import drawing, label_view
 
 # Rows on a page of the table.
 PAGE = 12
@@ -53,30 +53,28 @@ def draw_row(rows: findings.Rows, recipe: Recipe, look, view: str, show: str, se
     where = "held out" if held[index] else "training"
     if look is None:
         head = drawing.row_head(f"Row {number:,}", where, many)
-        return [drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
+        return [drawing.conversation(task.turns_of(row), [None] * 999, row.get("tools"), head), at, number]
     try:
         sequences, control, counts = eyes.show(row, recipe, look.tokenizer_dir, turns=view == "turns")
     except UserError as error:
         head = drawing.row_head(f"Row {number:,}", where, many)
-        return [drawing.notice(str(error), "error") + drawing.conversation(_turns_of(row), [None] * 999, row.get("tools"), head), at, number]
+        return [drawing.notice(str(error), "error") + drawing.conversation(task.turns_of(row), [None] * 999, row.get("tools"), head), at, number]
     head = drawing.row_head(f"Row {number:,}", where, f"{many} · {drawing.token_counts(sequences)}")
     if view == "turns":
-        return [drawing.conversation(_turns_of(row), counts, row.get("tools"), head), at, number]
+        return [drawing.conversation(task.turns_of(row), counts, row.get("tools"), head), at, number]
     return [drawing.row(sequences, control, head), at, number]
-
-
-def _turns_of(row: dict) -> list[dict]:
-    return row["messages"] if "messages" in row else [{"role": "text", "content": row["text"]}]
 
 
 def draw_figures(rows: findings.Rows, recipe: Recipe, partial: bool) -> str:
     """The figures of all rows, and how long they are."""
     its = rows.figures(recipe)
+    classes = rows.class_counts(recipe) if tasks.get(rows.task).LABELLED else []
     tiles = drawing.stats([
         (f"{its.train_rows:,}", "rows to learn from", "Training rows"),
         (f"{its.held_out_rows:,}", "held out", its.split),
         (f"{its.tokens:,}", "tokens", "In the training rows, after any cut"),
-        (f"{its.learned / max(1, its.tokens):.0%}", "learned", "Share of the tokens on which the loss is taken"),
+        (f"{len(classes):,}", "classes", "Different labels") if classes
+        else (f"{its.learned / max(1, its.tokens):.0%}", "learned", "Share of the tokens on which the loss is taken"),
         (f"{int(its.uncut.max(initial=0)):,}", "longest row", "Tokens, before any cut"),
     ])
     said = [f"The figures are of the first {len(rows):,} rows; the rest is being checked."] if partial else []
@@ -84,4 +82,4 @@ def draw_figures(rows: findings.Rows, recipe: Recipe, partial: bool) -> str:
         whole = int(np.count_nonzero(rows.tokens.flags & 4))
         said.append(f"{whole:,} rows are learned whole, prompts too: this model's chat template does not show where an answer begins.")
     notes = "".join(drawing.notice(words, "note") for words in said)
-    return f"{tiles}{notes}{drawing.histogram(its.uncut, recipe.max_tokens)}"
+    return f"{tiles}{notes}{label_view.classes(classes)}{drawing.histogram(its.uncut, recipe.max_tokens)}"

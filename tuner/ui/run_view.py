@@ -2,13 +2,13 @@
 
 import gradio as gr
 
-from tuner import figures, identity, limits
+from tuner import figures, identity, limits, tasks
 from tuner import run as runs
 from tuner.events import latest
-from tuner.ui import drawing, queue_view, quote_view, report_view
+from tuner.ui import drawing, label_view, queue_view, quote_view, report_view
 
 # In the order of what `of` gives.
-PARTS = ("status", "curve", "numbers", "samples", "report", "start", "stop", "resume", "longer_row", "to_chat", "timer", "seen")
+PARTS = ("status", "curve", "numbers", "samples", "report", "cell_rows", "start", "stop", "resume", "longer_row", "to_chat", "timer", "seen")
 
 SIGN_IN, PAUSED = "Sign in to start", "New runs are paused"
 # The button then leads where the sign-in button does. The click itself is refused by the engine.
@@ -31,13 +31,14 @@ def draw_course(its) -> None:
     with gr.Row(visible=False, elem_id="longer-row") as its.longer_row:
         its.more = gr.Number(1, label="Epochs more", minimum=0.1, maximum=100, elem_id="more-epochs", min_width=100)
         its.longer = gr.Button("Train longer", elem_id="longer", min_width=130)
-    its.to_chat = gr.Button("Talk to it →", variant="primary", visible=False, elem_id="to-chat")
+    its.to_chat = gr.Button(tasks.get(tasks.DEFAULT).LEAD, variant="primary", visible=False, elem_id="to-chat")
     gr.HTML("<h3>Watch it learn</h3>")
     its.samples = gr.HTML(drawing.samples([]), elem_id="samples")
 
 
 def draw_report(its) -> None:
-    its.report = gr.HTML("", elem_id="report")
+    its.report = gr.HTML("", elem_id="report", js_on_load=drawing.LISTEN)
+    its.cell_rows = gr.HTML("", elem_id="cell-rows")
     its.timer = gr.Timer(1.0, active=False)
     its.seen = gr.State("")  # what was drawn
 
@@ -72,7 +73,7 @@ def of(run: runs.Run | None, owner: str = "") -> list:
     owner = run.owner if run else owner
     if run is None:
         return [
-            "", drawing.curve([], [], 0), "", drawing.samples([]), "", start_button(owner), gr.update(visible=False), gr.update(visible=False),
+            "", drawing.curve([], [], 0), "", drawing.samples([]), "", "", start_button(owner), gr.update(visible=False), gr.update(visible=False),
             gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), "",
         ]
     events, size = run.events()
@@ -81,12 +82,13 @@ def of(run: runs.Run | None, owner: str = "") -> list:
     steps, evals, told = latest(events, "step"), latest(events, "eval"), latest(events, "sample")
     total = steps[-1].get("steps", 0) if steps else 0
     report = run.read("report") if state in ("done", "stopped") else None
-    made = report and figures.of(run)
+    made, task = report and figures.of(run), tasks.get(run.recipe.task)
+    drawn = drawing.curve(steps, evals, total, run.read("data/receipt", {}).get("held_out_rows")) + label_view.curve(evals, total)
     return [
-        _status(run, state, events, steps), drawing.curve(steps, evals, total, run.read("data/receipt", {}).get("held_out_rows")), _numbers(steps, report),
-        drawing.samples(told), report_view.whole(made) if made else "", start_button(owner, live), gr.update(visible=live, value=stop_label(state)),
+        _status(run, state, events, steps), drawn, _numbers(task, steps, evals, report),
+        drawing.samples(told), report_view.whole(made, task) if made else "", "", start_button(owner, live), gr.update(visible=live, value=stop_label(state)),
         gr.update(visible=state in ("new", "interrupted", "failed", "stopped")),
-        gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped")),
+        gr.update(visible=state in ("done", "stopped", "interrupted") and run.read("plan") is not None), gr.update(visible=state in ("done", "stopped"), value=task.LEAD),
         gr.Timer(active=live), f"{seen_as(run, size)}/{len(told)}",
     ]
 
@@ -127,13 +129,14 @@ def _status(run: runs.Run, state: str, events: list[dict], steps: list[dict]) ->
     return top + "".join(drawing.notice(note) for note in notes[-3:]) + drawing.watched(seen) + queue_view.around(run)
 
 
-def _numbers(steps: list[dict], report: dict | None) -> str:
+def _numbers(task, steps: list[dict], evals: list[dict], report: dict | None) -> str:
     if report:
-        return drawing.result(report)
+        return drawing.stats(task.tiles(report))
     if not steps:
         return ""
     last = steps[-1]
     return drawing.stats([
+        *task.tiles_of(evals[-1] if evals else {}),
         (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
         (f"{last['memory_gib']:.2f} GiB", "memory", "What the training process holds now"),
         (f"{last['loss']:.3f}", "training loss", "Of the last step"),

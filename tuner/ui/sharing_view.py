@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import figures, sharing
+from tuner import figures, sharing, tasks
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.events import latest
-from tuner.ui import drawing, report_view
+from tuner.ui import drawing, label_view, report_view
 from tuner.ui.my_runs import require_chosen
 
 _WHAT = (
@@ -93,7 +93,7 @@ def _arrive(key: str) -> list:
     events, size = run.events()
     live, ended = its.state in runs.LIVE, its.state in ("done", "stopped")
     return [
-        gr.update(value=_draw_head(its, events), visible=True), gr.update(visible=ended), gr.update(value=_draw_course(its, run, events), visible=True),
+        gr.update(value=_draw_head(its, events), visible=True), gr.update(visible=ended, value=tasks.get(run.recipe.task).LEAD), gr.update(value=_draw_course(its, run, events), visible=True),
         gr.Timer(active=live), f"{key}/{size}/{its.state}",
     ]
 
@@ -115,10 +115,10 @@ def _draw_course(its: sharing.Shared, run: runs.Run, events: list[dict]) -> str:
     """Its curve, answers and report, and nothing to press."""
     steps, evals, told = latest(events, "step"), latest(events, "eval"), latest(events, "sample")
     report = run.read("report") if its.state in ("done", "stopped") else None
-    made = report and figures.of(run)
+    made, task = report and figures.of(run), tasks.get(run.recipe.task)
     return "".join([
         '<section class="shared-run" aria-label="How the shared run went">',
         drawing.curve(steps, evals, steps[-1].get("steps", 0) if steps else 0, run.read("data/receipt", {}).get("held_out_rows")),
-        drawing.result(report) if report else "",
-        "<h3>What it answered</h3>", drawing.samples(told), report_view.whole(made) if made else "", "</section>",
+        label_view.curve(evals, steps[-1].get("steps", 0) if steps else 0), drawing.stats(task.tiles(report)) if report else "",
+        "<h3>What it answered</h3>", drawing.samples(told), report_view.whole(made, task, pressable=False) if made else "", "</section>",
     ])

@@ -5,17 +5,18 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import check, cost, data, hub, keeping, limits, machine, proposals, publish, quote, trials
+from tuner import check, cost, data, figures, hub, keeping, limits, machine, proposals, publish, quote, tasks, trials
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, my_runs, queue_view, quote_view, run_view, trial_view
+from tuner.ui import drawing, label_view, my_runs, queue_view, quote_view, run_view, trial_view
 
-FORM = (*OPEN_KNOBS, *MORE_KNOBS)
+# The task comes with the preset and has no control of its own.
+FORM = ("task", *OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
-_SHAPES_ROWS = ("base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
+_SHAPES_ROWS = ("task", "base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
 
 
 def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
@@ -23,14 +24,12 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
     presets = recipes.presets()
     first = next(iter(presets))
     its = SimpleNamespace(page=page, browser=browser, dataset_id=dataset_id, run_id=run_id, presets=presets)
-    bases = list(dict.fromkeys(preset.base_model for preset in presets.values()))
     run_view.draw_state(its)
     with gr.Row(equal_height=False, elem_id="train-columns"):
         with gr.Column(scale=2, min_width=300):
             its.dataset_line = gr.HTML("", elem_id="dataset-line")
             its.preset = gr.Dropdown(
-                [(preset.title, name) for name, preset in presets.items()], value=first, label="Preset", elem_id="preset",
-                info=presets[first].about, filterable=False,
+                _offered(presets, presets[first].task), value=first, label="Preset", elem_id="preset", info=presets[first].about, filterable=False,
             )
             its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
             its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
@@ -42,12 +41,12 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
             its.start = gr.Button("Start", variant="primary", size="lg", elem_id="start")
             its.limits = gr.HTML(queue_view.said_before, elem_id="limits")
             gr.HTML("<h3>Settings</h3>")
-            its.knobs = {}
+            its.knobs, bases = {"task": gr.State(presets[first].task)}, _bases(presets, presets[first].task)
             for pair in _in_pairs(OPEN_KNOBS):
                 with gr.Row():
-                    its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in pair}
+                    its.knobs |= {name: _component(name, presets[first], bases) for name in pair}
             with gr.Accordion("More settings", open=False, elem_id="more"):
-                its.knobs |= {name: _component(name, getattr(presets[first], name), bases) for name in MORE_KNOBS}
+                its.knobs |= {name: _component(name, presets[first], bases) for name in MORE_KNOBS}
             gr.HTML("<h3>What it takes</h3>")
             its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
             trial_view.draw_controls(its)
@@ -95,10 +94,22 @@ def _in_pairs(names) -> list[tuple[str, ...]]:
     return wide + [tuple(numbers[index : index + 2]) for index in range(0, len(numbers), 2)]
 
 
-def _component(name: str, value, bases: list[str]):
-    """The form's control for one setting, with its label, help and unit from the Recipe."""
+def _offered(presets: dict[str, Recipe], task: str) -> list[tuple[str, str]]:
+    """The presets for rows of this task."""
+    return [(its.title, name) for name, its in presets.items() if its.task == task]
+
+
+def _bases(presets: dict[str, Recipe], task: str) -> list[str]:
+    """The base models that these presets name, each once."""
+    return list(dict.fromkeys(its.base_model for its in presets.values() if its.task == task))
+
+
+def _component(name: str, preset: Recipe, bases: list[str]):
+    """The form's control for one setting, with its label, help and unit from the Recipe; not shown where the task has no use for it."""
     known = KNOBS[name]
-    common = dict(value=value, label=known.label, info=known.help, elem_id=f"knob-{name}", min_width=120)
+    common = dict(
+        value=getattr(preset, name), label=known.label, info=known.help, elem_id=f"knob-{name}", min_width=120, visible=name not in tasks.get(preset.task).UNUSED,
+    )
     if name == "base_model":
         return gr.Dropdown(bases, allow_custom_value=True, **common)
     if known.choices:
@@ -110,18 +121,27 @@ def _component(name: str, value, bases: list[str]):
     return gr.Textbox(lines=2 if name in ("system_prompt", "sample_prompt") else 1, max_length=20_000, **common)
 
 
-def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
-    """The base's sizes, and the rows that a run of these settings works on.
+def rows_of(dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
+    """The dataset's rows as these settings see them, as far as they are checked, and whether the check is going on.
 
     Raises:
-        UserError: the base is not known, or no row has anything to learn.
+        UserError: the base is not known.
     """
     from tuner.ui import dataset_tab
 
     look, blind = dataset_tab.eyes(recipe, visitor.token)
     if look is None:
         raise UserError(blind)
-    rows, going = check.look_at(dataset, look)
+    return check.look_at(dataset, look)
+
+
+def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
+    """The base's sizes, and the rows that a run of these settings works on.
+
+    Raises:
+        UserError: the base is not known, or no row has anything to learn.
+    """
+    rows, going = rows_of(dataset, recipe, visitor)
     seen = rows.figures(recipe)
     if not len(seen.lengths):
         raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
@@ -148,6 +168,34 @@ def wire(its, dataset, talk, tabs) -> None:
         return [gr.update(info=preset.about), *[getattr(preset, knob) for knob in FORM]]
 
     @in_words
+    def follow_dataset(dataset_id, preset, task, browser_id, token: gr.OAuthToken | None):
+        """Other rows may want another task: then its presets are offered, its starter is chosen, and what it has no use for goes."""
+        if not dataset_id:
+            return [gr.skip()] * (1 + len(FORM))
+        wanted = data.find(page.visitor(browser_id, token).owner, dataset_id).task
+        if wanted == task:
+            return [gr.skip()] * (1 + len(FORM))
+        offered = _offered(its.presets, wanted)
+        chosen, unused = its.presets[offered[0][1]], tasks.get(wanted).UNUSED
+        form = {name: gr.update(value=getattr(chosen, name), visible=name not in unused) for name in FORM if name != "task"}
+        form["base_model"] = gr.update(choices=_bases(its.presets, wanted), value=chosen.base_model)
+        return [gr.update(choices=offered, value=offered[0][1], info=chosen.about), *[wanted if name == "task" else form[name] for name in FORM]]
+
+    @in_words
+    def show_cell(run_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData):
+        """A number of the confusion matrix was pressed: the rows behind it."""
+        verb, *cell = str((event._data or {}).get("do", "")).split(":")
+        run = runs.find(page.visitor(browser_id, token).owner, run_id)
+        made = figures.of(run)
+        behind = (made or {}).get("confusion", {}).get("rows")
+        if verb != "cell" or len(cell) != 2 or not behind or not all(its_.isdigit() and int(its_) < len(behind) for its_ in cell):
+            raise UserError("There are no rows behind that. Reload the page.")
+        given, guessed = map(int, cell)
+        wanted = set(behind[given][guessed])
+        rows = [row for row in run.rows("held_out") if row["n"] in wanted]
+        return label_view.cell_rows(made, given, guessed, [(row["n"], tasks.get(run.recipe.task).thing(row)) for row in rows])
+
+    @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
             return [gr.skip()] * 6
@@ -165,6 +213,9 @@ def wire(its, dataset, talk, tabs) -> None:
         measuring = machine.begin_measuring()
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
+        task = tasks.get(recipe.task)
+        if task.LABELLED and rows_of(its_data, recipe, visitor)[0].is_unbalanced():
+            drawn = label_view.offer_weights(recipe) + drawn
         return drawn, line, quote_view.line(made), quote_view.line(made), gr.Timer(active=measuring), tried
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
@@ -190,7 +241,7 @@ def wire(its, dataset, talk, tabs) -> None:
         return shown, drawing.notice(said)
 
     def smaller_bases(recipe, token):
-        for base_id in proposals.smaller_of(recipe.base_model, [preset.base_model for preset in its.presets.values()]):
+        for base_id in proposals.smaller_of(recipe.base_model, _bases(its.presets, recipe.task)):
             try:
                 yield base_id, hub.sizes_of(base_id, "", token)
             except UserError:  # gated, or out of reach: not one to offer
@@ -317,7 +368,9 @@ def wire(its, dataset, talk, tabs) -> None:
     asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
-    dataset.known.change(**asks)
+    dataset.known.change(
+        follow_dataset, [its.dataset_id, its.preset, its.knobs["task"], *who], [its.preset, *its.form], trigger_mode="always_last", concurrency_limit=None, **quiet,
+    ).then(**asks)
     its.measuring.tick(**asks)
     means = dict(
         fn=mean, inputs=[its.mean_to_publish, its.dataset_id, *who, its.publish_name, *its.form], outputs=[its.publish_name, its.publish_check],
@@ -328,6 +381,7 @@ def wire(its, dataset, talk, tabs) -> None:
     its.publish_name.submit(**means)
     its.quote.click(take, its.form, its.form, **quiet)
     its.trial.click(take, its.form, its.form, **quiet)
+    its.report.click(show_cell, [its.run_id, *who], [its.cell_rows], **quiet)
     its.status.click(retry, [its.run_id, *who], [its.run_id, *view, *lists, *its.form], **quiet)
     its.start_run = dict(
         fn=start, inputs=[its.dataset_id, *who, its.preset, its.mean_to_publish, its.publish_name, its.keep, *its.form], outputs=[its.run_id, *view, *lists],

@@ -1,0 +1,352 @@
+"""Tests of classifiers on tiny random bases of each kind: what is trained, what is kept, what comes back; runs from start to report."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small import base_entry, small_base, small_encoder
+from tests.small_run import adapter_hash, events, losses, notes
+from tuner import card, chat, checkpoints, data, homecoming, labelling, models, outgoing, report, sizes, tasks, train, verify
+from tuner import run as runs
+from tuner.errors import UserError
+from tuner.home import read_json, write_json
+from tuner.recipe import Recipe
+
+ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
+FAMILIES = (*ENCODERS, "llama", "qwen2")
+TASK = tasks.get("text_labels")
+ANIMALS = "cat dog ball mat bird fish goat hen".split()
+ROWS = [{"text": f"The {ANIMALS[n % 8]} sat on the {ANIMALS[n * 3 % 8]} and mat {n}", "label": ANIMALS[n % 8 // 2 * 2], "n": n + 1} for n in range(32)]
+
+
+def base_of(folder: Path, family: str) -> Path:
+    return small_encoder(folder, family) if family in ENCODERS else small_base(folder, family)
+
+
+@pytest.fixture(scope="module")
+def bases_of(tmp_path_factory, one_thread):
+    made = {}
+
+    def of(family: str) -> Path:
+        if family not in made:
+            made[family] = base_of(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return of
+
+
+def loaded(folder: Path, rows=ROWS, precision="float32", **settings):
+    """(path, encoded rows, plan, recipe) of a fresh classifier."""
+    recipe = Recipe(task="text_labels", lora_rank=4, max_tokens=48, **settings)
+    its = models.load_base(folder, recipe, {"precision": precision, **TASK.decide(rows, [], recipe)})
+    model = models.attach_lora(its.model, recipe, "test/small", "", its.plan["heads"])
+    encoded = [TASK.encode_row(row, its.tokenizer, recipe)[0].bare() for row in rows]
+    return TASK.path(model, its.tokenizer, recipe, its.plan, rows), encoded, its.plan, recipe
+
+
+def step(path, encoded) -> float:
+    """A gradient over these rows; the loss."""
+    path.model.train()
+    losses, _ = path.losses(path.collate(encoded))
+    losses.mean().backward()
+    return float(losses.mean())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_and_lora_learn_and_nothing_else_does(bases_of, home, family):
+    """The head is fresh, whole and not in 4 bits; each LoRA weight and each head weight gets a gradient."""
+    path, encoded, plan, _ = loaded(bases_of(family))
+    step(path, encoded[:8])
+    learned = {name for name, its in path.model.named_parameters() if its.requires_grad}
+    assert learned and all("lora_" in name or "modules_to_save" in name for name in learned)
+    silent = [name for name in learned if "lora_A" not in name and not path.model.get_parameter(name).grad.abs().sum() > 0]
+    assert not silent  # lora_A has none while lora_B is zero
+    assert any("modules_to_save" in name for name in learned) and any("lora_B" in name for name in learned)
+    assert not [name for name in learned if "lora_" in name and any(f".{its.rsplit('.', 1)[-1]}." in name for its in plan["heads"])]
+    assert all(its.dtype == torch.float32 for name, its in path.model.named_parameters() if name in learned)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_saved_is_what_plain_peft_computes(bases_of, home, tmp_path, family):
+    """Head, LoRA and labels come back from the folder alone; the last token that is no padding is the one that a decoder's head reads."""
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    path, encoded, plan, recipe = loaded(bases_of(family), quantisation="none")
+    optimizer = torch.optim.AdamW([its for its in path.model.parameters() if its.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        step(path, encoded)
+        optimizer.step()
+    path.model.eval()
+    models.save_adapter(path.model, tmp_path / "adapter")
+    TASK.keep_files(bases_of(family), tmp_path / "adapter", plan)
+    with torch.no_grad():
+        ours = path.logits(path.collate(encoded[:6]))
+    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    assert list(config.id2label.values()) == ["ball", "bird", "cat", "goat"]
+    base = AutoModelForSequenceClassification.from_pretrained(bases_of(family), config=config, ignore_mismatched_sizes=True, dtype=torch.float32, attn_implementation=plan["attention"])
+    plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        alone = torch.cat([plain(input_ids=torch.tensor([its.ids])).logits for its in encoded[:6]])
+    assert torch.allclose(ours, alone, atol=2e-4), float((ours - alone).abs().max())
+    fresh, _, _, _ = loaded(bases_of(family), quantisation="none")
+    fresh.model.eval()
+    with torch.no_grad():
+        assert not torch.allclose(fresh.logits(fresh.collate(encoded[:6])), ours, atol=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_and_the_batch_change_no_logit(bases_of, home, family):
+    path, encoded, _, _ = loaded(bases_of(family), quantisation="none")
+    long = TASK.encode_row({"text": "the dog and the cat " * 6, "label": "cat"}, TASK.load_tokenizer(str(bases_of(family))), Recipe(max_tokens=48))
+    path.model.eval()
+    alone = path.over(encoded[:4], path.logits, tokens_at_once=1)
+    beside = path.over([*encoded[:4], *long], path.logits)[:4]
+    assert np.allclose(np.concatenate(alone), np.concatenate(beside), atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_gradients_after_an_evaluation_are_those_before(bases_of, home, family):
+    """In 4 bits, packed: bitsandbytes repacks weights at an evaluation, and would pass no gradient afterwards."""
+    path, encoded, _, _ = loaded(bases_of(family), precision="bfloat16")
+    path.model.eval()
+    grads = []
+    for _ in range(2):
+        path.model.zero_grad()
+        losses, _ = path.losses(path.collate(encoded[:8]))
+        losses.mean().backward()
+        grads.append([its.grad.clone() for its in path.model.parameters() if its.grad is not None])
+        path.judge(encoded)
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+def test_the_parts_of_a_batch_add_up_to_it(bases_of, home):
+    path, encoded, _, _ = loaded(bases_of("bert"), quantisation="none")
+    path.model.eval()
+    whole = path.collate(encoded[:12])
+    parts = path.parts(whole, 40)
+    assert len(parts) > 2 and torch.equal(torch.cat([its["labels"] for its in parts]), whole["labels"])
+    assert torch.allclose(torch.cat([path.losses(its)[0] for its in parts]), path.losses(whole)[0], atol=1e-5)
+
+
+def test_balanced_classes_weigh_alike_in_training_only(bases_of, home):
+    rows = [{**row, "label": "rare" if row["n"] == 1 else "usual"} for row in ROWS]
+    path, encoded, _, _ = loaded(bases_of("bert"), rows, class_weights="balanced", quantisation="none")
+    path.model.eval()
+    weighed = path.losses(path.collate(encoded))[0]
+    with torch.no_grad():
+        plain = path.losses(path.collate(encoded))[0]
+    ratio = (weighed / plain).detach()
+    assert float(ratio[0]) == pytest.approx(16) and float(ratio[1]) == pytest.approx(32 / 62) and float(ratio.mean()) == pytest.approx(1, abs=0.01)
+
+
+def test_several_labels_a_row(bases_of, home):
+    """Each label stands for itself; a row may have none."""
+    rows = [{"text": f"the cat and mat {n}", "labels": [["a"], ["a", "b"], []][n % 3], "n": n} for n in range(12)]
+    path, encoded, _, _ = loaded(bases_of("bert"), rows, quantisation="none")
+    assert path.several and path.targets(encoded)[:3].tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert np.isfinite(step(path, encoded))
+    path.model.eval()
+    with torch.no_grad():
+        its = path.losses(path.collate(encoded))[0]
+        logits, targets = path.logits(path.collate(encoded)), path.targets(encoded)
+    assert torch.allclose(its, torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1))
+
+
+def test_the_second_text_is_told_apart(bases_of, home):
+    path, _, _, recipe = loaded(bases_of("bert"), quantisation="none")
+    tokenizer = TASK.load_tokenizer(str(bases_of("bert")))
+    its = TASK.encode_row({"text": "the cat", "text_b": "the dog", "label": "cat"}, tokenizer, recipe)[0]
+    padded = path.padded(path.collate([its]))
+    assert padded["token_type_ids"][0].tolist()[: len(its.ids)] == [0] * its.second + [1] * (len(its.ids) - its.second) and 0 < its.second < len(its.ids)
+
+
+# Runs -------------------------------------------------------------------------------------------------------------
+
+RECORDS = [{"text": f"The {ANIMALS[n % 4]} sat on the {ANIMALS[n * 3 % 8]} and ran after {n}", "label": ANIMALS[n % 4 // 2]} for n in range(40)]
+
+
+def label_run(base: Path, records=RECORDS, **settings) -> runs.Run:
+    recipe = Recipe(**{
+        "task": "text_labels", "base_model": "test/small", "learning_rate": 5e-3, "lora_rank": 4, "epochs": 3.0, "batch_size": 8,
+        "held_out_share": 0.25, "evaluations": 4, "max_tokens": 48, "patience": 0, **settings,
+    })
+    dataset = data.keep("local", "Animals", records, {"kind": "paste"})
+    run = runs.create("local", recipe, dataset)
+    write_json(run.folder / "base.json", base_entry(base))
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, one_thread):
+    """A TUNER_HOME with a finished run of a classifier; to be read only, or copied."""
+    from tests.conftest import make_quick
+
+    folder = tmp_path_factory.mktemp("labelled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNER_HOME", str(folder / "home"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        make_quick(patch)
+        going = label_run(small_encoder(folder / "base"))
+        runs.claim(going)
+        assert train.main(going) == 0, going.error()
+    return folder / "home"
+
+
+@pytest.fixture
+def run(done, monkeypatch):
+    monkeypatch.setenv("TUNER_HOME", str(done))
+    return runs.mine("local")[0]
+
+
+def test_a_run_tells_loss_accuracy_and_macro_f1(run):
+    evals = events(run, "eval")
+    assert evals[0]["step"] == 0 and all({"loss", "accuracy", "macro_f1"} <= its.keys() for its in evals)
+    best = max(evals, key=lambda its: (round(its["macro_f1"], 9), -its["loss"]))
+    assert [its["step"] for its in evals if its["best"]][-1] == best["step"] == run.read("report")["best_step"]
+    assert run.state() == "done" and events(run, "sample")[-1]["text"].count("%") == 2
+
+
+def test_the_report_is_the_same_when_it_is_made_again(run, quick):
+    before = (run.folder / "report.json").read_bytes()
+    report.remake(run)
+    assert (run.folder / "report.json").read_bytes() == before
+    its = json.loads(before)
+    assert {"majority", "base", "tuned", "difference", "over_majority", "confusion", "rows", "probe", "says"} <= its.keys()
+    held = len(run.rows("held_out"))
+    assert sum(map(sum, its["confusion"]["tuned"])) == held == sum(len(cell) for line in its["confusion"]["rows"] for cell in line)
+    assert {n for line in its["confusion"]["rows"] for cell in line for n in cell} == {row["n"] for row in run.rows("held_out")}
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypatch):
+    """Dropout of the base included: its random state is kept with each checkpoint."""
+    monkeypatch.setenv("TUNER_HOME", str(shutil.copytree(done, tmp_path / "home")))
+    whole = runs.mine("local")[0]
+    other = label_run(Path(whole.read("base")["dir"]))
+    saved = checkpoints.write
+
+    def die(folder, step, *rest):
+        saved(folder, step, *rest)
+        if step >= 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(other)
+    train.train(other)
+    assert losses(other) == losses(whole) and adapter_hash(other.adapter_dir) == adapter_hash(whole.adapter_dir)
+    assert other.read("report") == whole.read("report")
+
+
+def test_patience_counts_evaluations_without_a_better_macro_f1(bases_of, home, quick):
+    run = label_run(bases_of("bert"), patience=1, learning_rate=1e-6, evaluations=8)
+    train.train(run)
+    assert len(losses(run)) < 12 and "The macro-F1 on held-out rows has not improved in 1 evaluations" in notes(run)
+
+
+def test_rows_of_another_task_are_refused_in_words(bases_of, home):
+    with pytest.raises(Exception, match="The rows are read as texts with labels, and the recipe wants conversations"):
+        label_run(bases_of("bert"), task="chat")
+
+
+def test_the_card_and_the_files_say_which_labels(run):
+    text = card.build(run, "alice/animals", "https://example.org")
+    outgoing.require_card(text)
+    assert "pipeline_tag: text-classification" in text and "| **cat** |" in text and "type: f1" in text
+    assert "AutoModelForSequenceClassification.from_pretrained(\"test/small\", config=config" in text
+    assert "class_weights" in text and "system_prompt" not in text.split("```toml")[1]
+    files = outgoing.collect(run, text, {"run": run.id, **card.record(run)})
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= files.keys()
+    assert json.loads(Path(files["config.json"]).read_text())["id2label"] == {"0": "cat", "1": "dog"}
+    assert json.loads(files["tuner.json"])["labels"] == {"names": ["cat", "dog"], "several": False, "pair": False}
+    assert run.folder.parent.name not in Path(files["config.json"]).read_text()
+
+
+def test_plain_peft_finds_the_published_classifier_equal(run, tmp_path):
+    plan = run.read("plan")
+    shutil.copytree(run.adapter_dir, tmp_path / "published")
+    asked = {
+        "base_dir": run.read("base")["dir"], "own_dir": str(run.adapter_dir), "published_dir": str(tmp_path / "published"), "task": "text_labels",
+        "quantisation": "nf4", "precision": plan["precision"], "attention": plan["attention"], "kept_16bit": plan["kept_16bit"], **TASK.record(plan),
+    }
+    assert verify.compare(asked)["moved"] > 0.001
+
+
+def test_the_command_line_gives_labels_with_probabilities(run, capsys):
+    from tuner import cli
+
+    assert cli.main(["chat", run.id, "--prompt", "The cat sat on the mat", "--base", "--json"]) == 0
+    its = json.loads(capsys.readouterr().out)
+    assert its["tuned"].keys() == its["base"].keys() == {"cat", "dog"} and sum(its["tuned"].values()) == pytest.approx(1, abs=1e-5)
+    assert cli.main(["chat", run.id, "--prompt", "The cat sat on the mat"]) == 0
+    assert "%  cat" in capsys.readouterr().out
+
+
+def test_a_worker_labels_what_is_tried_and_tells_what_mattered(run):
+    """Through a process of its own: the same probabilities, beside the frozen features; each word left out once; refusals in words."""
+    subject, asked = chat.of_run(run), ["The cat sat on the mat", "The dog ran"]
+    labeller = labelling.Labeller(idle_s=30)
+    try:
+        found = labeller.look(subject, asked)
+        with TASK.worker() as alone:
+            wanted, frozen = alone.probabilities(subject, asked), alone.probabilities(subject, asked, tuned=False)
+            without = alone.probabilities(subject, ["cat sat on the mat"])[0]
+        for its, tuned, base in zip(found, wanted, frozen):
+            assert its["tuned"] == pytest.approx(tuned, abs=1e-6) and its["base"] == pytest.approx(base, abs=1e-6) and list(its["tuned"]) == list(tuned)
+        assert [(one["start"], one["end"]) for one in found[0]["parts"]] == [(0, 3), (4, 7), (8, 11), (12, 14), (15, 18), (19, 22)]
+        top = next(iter(wanted[0]))
+        assert found[0]["parts"][0]["drop"] == pytest.approx(wanted[0][top] - without[top], abs=1e-6)
+        assert labeller.look(subject, asked[:1], explain=False)[0]["parts"] is None
+        for values, words in (([], "nothing to label"), (["a"] * 33, "33 at once"), (["x" * 60_000], "the most is"), ([" "], "no text to label"), ([{}], "no text to label")):
+            with pytest.raises(UserError, match=words):
+                labeller.look(subject, values)
+        labeller._process.kill()  # a crash is told, and the next question has another process
+        labeller._process.wait()
+        assert labeller.look(subject, asked[:1])[0]["tuned"] == pytest.approx(wanted[0], abs=1e-6)
+    finally:
+        labeller.close()
+
+
+def test_a_chat_with_a_classifier_is_refused_in_words(run):
+    with chat.Worker() as worker, pytest.raises(UserError, match="gives labels, not answers"):
+        list(worker.answer(chat.of_run(run), [{"role": "user", "content": "hello"}]))
+
+
+def test_what_a_kept_run_holds_is_judged_by_its_task(run):
+    """Its own plan, rows and evaluations pass; what another task's would have does not."""
+    plan, row = run.read("plan"), run.rows("train")[0]
+    known = {**homecoming._PLAN, **TASK.PLANNED}
+    assert not [name for name, its in plan.items() if not known[name](its)] and set(known) - {"longer_from"} == set(plan)
+    assert TASK.is_row(row) and not tasks.get("chat").is_row({**row, "messages": []}) and not TASK.is_row({"text": "a"})
+    for bad in ({"names": ["a"]}, {"names": [1], "several": False, "pair": False}, {"names": ["a"] * 20_000, "several": False, "pair": False}):
+        assert not TASK.PLANNED["labels"](bad)
+    measured = events(run, "eval")[-1]
+    kept = homecoming._clean({**measured, "secret": 1}, TASK.EVAL_FIGURES)
+    assert kept["macro_f1"] == measured["macro_f1"] and "secret" not in kept
+
+
+def test_several_labels_and_two_texts_go_through_a_whole_run(bases_of, home, quick):
+    records = [{"text": f"The {ANIMALS[n % 4]} and {n}", "text_b": f"on the {ANIMALS[n % 3]}", "labels": [ANIMALS[n % 4]] + ([ANIMALS[n % 3]] if n % 2 else [])} for n in range(40)]
+    run = label_run(bases_of("bert"), records, epochs=1.0, class_weights="balanced")
+    train.train(run)
+    made = run.read("report")
+    assert made["several"] and "confusion" not in made and len(made["tuned"]["by_class"]) == 4
+    assert read_json(run.adapter_dir / "config.json")["problem_type"] == "multi_label_classification"
+    card.build(run, "alice/animals", "https://example.org")
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_s_sizes_are_its_own(bases_of, home, family):
+    """By headers exactly, by the config nearly: what the quote rests on."""
+    folder = bases_of(family)
+    model = models.load_base(folder, Recipe(task="text_labels", quantisation="none"), TASK.decide(ROWS, [], Recipe())).model
+    linear = sum(its.weight.numel() for name, its in model.named_modules() if isinstance(its, torch.nn.Linear) and ".layer" in name)
+    exact, about = sizes.in_folder(folder), sizes.of_config(read_json(folder / "config.json"))
+    assert exact.exact and exact.linear + exact.odd == linear == about.linear + about.odd
+    assert exact.lora_attention < exact.lora and abs(about.weights / exact.weights - 1) < 0.35
