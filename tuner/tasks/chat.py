@@ -341,6 +341,33 @@ PLANNED: dict = {}
 EVAL_FIGURES = ("perplexity",)
 
 
+# What finds rows that are nearly the same, and what of a dataset's folder rows point into.
+ALIKE = near
+FILES: tuple[str, ...] = ()
+
+
+def placed(row: dict, folder) -> dict:
+    """The row as it is: all of it is in itself."""
+    return row
+
+
+def control_tokens(tokenizer):
+    """See `encode.control_tokens`."""
+    from tuner import encode
+
+    return encode.control_tokens(tokenizer)
+
+
+def adapted(model, recipe, heads: list[str]) -> list[str] | None:
+    """The layers that get LoRA, by name; None for those that the recipe's words mean."""
+    return None
+
+
+def weights_in_words(model, plan: dict, recipe) -> list[str]:
+    """What is to be said of the base's weights besides what is said of any."""
+    return []
+
+
 def is_row(row: dict) -> bool:
     """Whether a row, which may be somebody else's JSON, is one of this task's."""
     if isinstance(row.get("text"), str):
