@@ -173,6 +173,12 @@ class Recipe:
         "balanced lets each class weigh alike however many rows it has, which lifts rare ones; none counts rows alike.",
         choices=("none", "balanced"), place="",
     )
+    augmentation: str = knob(
+        "careful", "Augmentation",
+        "careful turns, cuts and lights each training picture a little otherwise every time, which resists memorising; mirrored also "
+        "mirrors half of them, which is right where left and right do not matter (flowers, not letters); none shows them as they are.",
+        choices=("careful", "mirrored", "none"), place="",
+    )
     gradient_checkpointing: str = knob(
         "auto", "Gradient checkpointing", "on saves memory and costs a third more time; off is faster; auto decides by memory.",
         choices=("auto", "on", "off"),

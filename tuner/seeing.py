@@ -1,20 +1,18 @@
 """How a base model sees a picture: its preprocessor_config.json, read and followed with Pillow and numpy alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tuner import pictures
+from tuner import image_sizes, pictures
 from tuner.errors import UserError, shorten
 from tuner.home import read_json
 
 FILE = "preprocessor_config.json"
-# What a picture costs is counted in squares of so many pixels a side, whatever the model cuts it into.
-UNIT = 16
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -35,6 +33,7 @@ class Sight:
         resample: Pillow's number of the filter.
         factor, mean, spread: pixels times factor, less mean, by spread, channel by channel.
         folder: the base's, for those who pass a tokenizer on by its folder.
+        unit: pixels a side of the squares that a picture's cost is counted in: a transformer's patch, or UNIT.
     """
 
     resize: tuple[int, int] | None
@@ -46,6 +45,7 @@ class Sight:
     spread: tuple[float, ...]
     channels: int = 3
     folder: str = ""
+    unit: int = image_sizes.UNIT
     # What a check asks of a tokenizer; a picture has no tokens.
     context: int = 0
 
@@ -56,9 +56,9 @@ class Sight:
 
     @property
     def units(self) -> int:
-        """What a picture costs, in squares of UNIT pixels; it stands where texts have tokens."""
+        """What a picture costs, in squares; it stands where texts have tokens."""
         height, width = self.size
-        return max(1, math.ceil(height / UNIT) * math.ceil(width / UNIT))
+        return max(1, math.ceil(height / self.unit) * math.ceil(width / self.unit))
 
     def framed(self, picture: Image.Image) -> Image.Image:
         """The picture resized and cut as the model sees it; (height, width) of `size`, with black where the crop reaches beyond it."""
@@ -114,7 +114,9 @@ def load(base_dir: str) -> Sight:
     if not kind:
         raise UserError(f"The base model's pictures are prepared by {shorten(name or 'nothing named', 40)!r}, which is not known here. Known are {', '.join(_KINDS)}.")
     try:
-        return _sight(known, kind, int(config.get("num_channels", 3)), str(base_dir))
+        patch = config.get("patch_size") if config.get("model_type") in image_sizes.TRANSFORMERS else image_sizes.UNIT
+        patch = patch if type(patch) is int and 4 <= patch <= 64 else image_sizes.UNIT
+        return replace(_sight(known, kind, int(config.get("num_channels", 3)), str(base_dir)), unit=patch)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(f"The base model's {FILE} cannot be followed: {shorten(str(error), 80)}. Choose another base model.") from None
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+from tuner import near
 from tuner.encode import Encoded  # noqa: F401
 from tuner.errors import UserError, shorten
 from tuner.tasks import NoRow

@@ -314,8 +314,8 @@ class Encoded:
 
     def pieces(self, control=None) -> list[tuple[str, str, bool]]:
         """The row in runs for the page: its file's name, and the label that is learned."""
-        label = shown_label({"label": self.label} if self.labels is None else {"labels": self.labels})
-        return [(self.file, "seen", False), (f"\n→ {label}", "learned", False)]
+        shown = shown_label({"label": self.label} if self.labels is None else {"labels": self.labels})
+        return [(self.file, "seen", False), (f"\n→ {shown}", "learned", False)]
 
 
 def load_tokenizer(base_dir) -> seeing.Sight:

@@ -40,7 +40,7 @@ class Worker:
         A text of two parts has a tab between them.
         """
         self.bring(subject)
-        encoded = self._encoded([self.task.item(text.split("\t", 1)) for text in texts])
+        encoded = self._encoded([self.task.asked(text) for text in texts])
         found = self.path.judge(encoded) if tuned else self._frozen(encoded)
         return None if found is None else [self._by_label(its) for its in found]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import child, encode
+from tuner import child, encode, near
 from tuner.errors import UserError, shorten
 from tuner.home import read_json
 from tuner.tasks import Fault, NoRow
@@ -249,8 +249,6 @@ def placed(row: dict, folder) -> dict:
 
 def control_tokens(tokenizer):
     """See `encode.control_tokens`."""
-    from tuner import encode
-
     return encode.control_tokens(tokenizer)
 
 
@@ -314,6 +312,11 @@ def item(value) -> dict:
     if not 1 <= len(given) <= 2 or not all(isinstance(text, str) and text.strip() for text in given):
         raise UserError("There is no text to label. Write one first.")
     return dict(zip(("text", "text_b"), given))
+
+
+def asked(text: str) -> dict:
+    """What somebody asks about at a terminal, as `item` gives it; two texts have a tab between them."""
+    return item(text.split("\t", 1))
 
 
 # Words of one text that are left out in turn, at most, to see which of them matter.
@@ -552,6 +555,24 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
     from tuner.tasks import label_model
 
     return label_model.TextPath(model, tokenizer.pad_token_id, label_model.weights(recipe, model, train_rows))
+
+
+def shown_row(row: dict) -> dict:
+    """What of a row a report shows."""
+    return {"text": row["text"]}
+
+
+# What the probe reads from features, and of what.
+PROBE_WORDS = ("the subject", "general texts")
+
+
+def probe_rows(tokenizer, recipe) -> tuple[list[Encoded], list[str]]:
+    """The general questions of `probe`, each with its right end, and their subjects; written for this project, and no run learns from them."""
+    from tuner import probe
+
+    items = [its for its in probe.items() if its["kind"] == "question"]
+    rows = [encode_row({"text": f"{its['text']} {its['right']}", "label": ""}, tokenizer, recipe)[0].bare() for its in items]
+    return rows, [its["subject"] for its in items]
 
 
 def learning(run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):
