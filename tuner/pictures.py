@@ -133,6 +133,8 @@ def take(content: bytes, name: str = "") -> Taken:
         warnings.simplefilter("ignore")  # Pillow warns of what is told here as a finding
         try:
             return _taken(content, kind, name)
+        except NoPicture:
+            raise
         except Image.DecompressionBombError:
             raise NoPicture("bomb", f"unpacks to more than {MOST_PIXELS / 1e6:.0f} million pixels, the most.") from None
         except _DAMAGE as error:

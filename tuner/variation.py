@@ -14,7 +14,7 @@ MOST_TURN, MOST_LIGHT = 8.0, 0.15
 def varied(picture: Image.Image, sight, how: str, seed: int, epoch: int, row: int) -> Image.Image:
     """One variation of a picture, framed for a model: turned, cut and stretched a little, its light changed, perhaps mirrored.
 
-    The middle of the frame moves by what is cut off, so small things that fill a picture stay whole enough to be told apart.
+    What is seen stays within the frame that the model sees at other times, so small things that fill it stay whole enough to be told apart.
 
     Args:
         sight: see `seeing.Sight`.
@@ -32,7 +32,9 @@ def varied(picture: Image.Image, sight, how: str, seed: int, epoch: int, row: in
         picture = picture.resize((max(width, round(picture.width * times)), max(height, round(picture.height * times))), sight.resample)
     edge = _edge(picture)
     picture = picture.rotate((2 * turn - 1) * MOST_TURN, Image.Resampling.BILINEAR, fillcolor=edge)
-    box = _box(picture.size, width / height, LEAST_AREA + area * (1 - LEAST_AREA), MOST_STRETCH ** (2 * stretch - 1), across, down)
+    # A model that squeezes whole pictures into its frame is shown parts of the pictures' own shape.
+    shape = picture.width / picture.height if sight.resize and not sight.crop else width / height
+    box = _box(picture.size, shape, LEAST_AREA + area * (1 - LEAST_AREA), MOST_STRETCH ** (2 * stretch - 1), across, down)
     picture = picture.resize((width, height), sight.resample, box=box)
     if how == MIRRORED and mirror < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -42,12 +44,11 @@ def varied(picture: Image.Image, sight, how: str, seed: int, epoch: int, row: in
 
 
 def _box(size: tuple[int, int], shape: float, area: float, stretch: float, across: float, down: float) -> tuple[float, float, float, float]:
-    """The part that is seen: `area` of the largest part of that shape, stretched, placed by `across` and `down` in what is left."""
+    """The part that is seen: `area` of the largest middle part of that shape, stretched, and placed within it by `across` and `down`."""
     wide, tall = size
-    width, height = min(wide, tall * shape), min(tall, wide / shape)
-    scale = area**0.5
-    width, height = min(wide, width * scale * stretch**0.5), min(tall, height * scale / stretch**0.5)
-    left, top = across * (wide - width), down * (tall - height)
+    frame = min(wide, tall * shape), min(tall, wide / shape)
+    width, height = (min(most, side * area**0.5 * times) for most, side, times in zip(frame, frame, (stretch**0.5, stretch**-0.5)))
+    left, top = (wide - frame[0]) / 2 + across * (frame[0] - width), (tall - frame[1]) / 2 + down * (frame[1] - height)
     return left, top, left + width, top + height
 
 
