@@ -177,7 +177,7 @@ class Recipe:
         "careful", "Augmentation",
         "careful turns, cuts and lights each training picture a little otherwise every time, which resists memorising; mirrored also "
         "mirrors half of them, which is right where left and right do not matter (flowers, not letters); none shows them as they are.",
-        choices=("careful", "mirrored", "none"), place="",
+        choices=("careful", "mirrored", "none"),
     )
     gradient_checkpointing: str = knob(
         "auto", "Gradient checkpointing", "on saves memory and costs a third more time; off is faster; auto decides by memory.",

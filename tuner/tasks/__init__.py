@@ -14,8 +14,8 @@ telling     tiles, tiles_of, measures, printed, advice, before_and_after, learne
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
 keeping     is_row, PLANNED, EVAL_FIGURES
 cost        ANSWERS, OWN_PARTS, PLAIN
-trying      STARTER, worker, ask; where labels are given also TRIED, item, thing, occluded, names_in, asked
-page        TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
+trying      STARTER, worker, ask; where labels are given also TRIED, MOST_TRIED, item, thing, occluded, names_in, asked
+page        SHOWS, COUNTED, TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
 """
 
 from dataclasses import dataclass

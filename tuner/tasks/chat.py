@@ -315,6 +315,10 @@ def _tools(value: object) -> list | None:
 
 WHAT = "conversations"
 # How the page calls it, the plain view of a row, its third tab, and the button that leads there; the dataset that ships with it.
+# It is talked to, on a tab of its own.
+TRIED, MOST_TRIED = "", 0
+# What its rows show, and what they are counted in.
+SHOWS, COUNTED = "words", "tokens"
 TITLE, VIEW, TAB, LEAD = "Answers (chat)", "Conversation", "Chat", "Talk to it →"
 DEMO = ("headlines.jsonl", "Clickbait headlines (demo)", "480 plain subjects, each with one irresistible headline. Written for Tuner.")
 
@@ -326,7 +330,7 @@ def turns_of(row: dict) -> list[dict]:
 
 # General faults that this task words otherwise, and settings that mean nothing to it.
 OTHERWISE: dict = {}
-UNUSED = ("class_weights",)
+UNUSED = ("class_weights", "augmentation")
 # Whether every row has a label; a chat's answers may happen to be labels, see `findings.Rows.labels`.
 LABELLED = False
 

@@ -1,5 +1,6 @@
 """The image label task: pictures with a label, or with several; recognised, encoded, and learned by a classifier."""
 
+import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from tuner.tasks.labels import (  # noqa: F401
     ANSWERS,
     EVAL_FIGURES,
     LABELLED,
+    LEAD,
     OWN_PARTS,
     PLANNED,
     SEPARATOR,
+    TAB,
     advice,
     ask,
     before_and_after,
@@ -23,11 +26,13 @@ from tuner.tasks.labels import (  # noqa: F401
     label,
     label_of,
     measures,
+    names_in,
     names_of,
     printed,
     read_record,
     shown_label,
     tiles,
+    tiles_of,
     wont_do,
     worker,
 )
@@ -35,6 +40,13 @@ from tuner.tasks.labels import decide as decide_labels
 from tuner.tasks.labels import learned_part as learned_part_of_labels
 
 WHAT = "pictures with labels"
+# What its rows show, and what they are counted in.
+SHOWS, COUNTED = "pictures", "squares"
+TITLE, VIEW = "Labels for pictures", "Picture and label"
+DEMO = ("digits/digits-5-to-9.zip", "Digits 5 to 9 (demo)", "200 handwritten digits, 5 to 9, from scikit-learn, for a small network that has only ever seen 0 to 4.")
+# What the third tab takes in, and how many bytes of it at once, as text between processes.
+TRIED = "picture"
+MOST_TRIED = 64 * 2**20
 _STAYS_OUT = "It is left out by itself; every other row is kept."
 FAULTS = {
     "bomb": Fault("Decompression bombs", f"They claim more pixels than any picture here needs, and were not decoded. {_STAYS_OUT}", "harm", left_out=True),
@@ -230,6 +242,103 @@ def opening(row: dict) -> str:
 def answer(row: dict) -> tuple[str, bool, bool]:
     """The label, or labels as one text; it refuses nothing and is the only one."""
     return shown_label(row), False, True
+
+
+def turns_of(row: dict) -> list[dict]:
+    """What the row is, and its label, for the page."""
+    return [{"role": "picture", "content": describe(row)}, {"role": "label", "content": shown_label(row)}]
+
+
+def thing(row: dict) -> dict:
+    """What the label is of, for the page: {"text": its file's name, "picture": a small copy as a data address, "part": what `occluded` covers}."""
+    try:
+        return {"text": describe(row), "picture": address(_kept(row), 240), "part": "region"}
+    except OSError:  # the dataset is still being read, or gone
+        return {"text": describe(row), "picture": "", "part": "region"}
+
+
+def address(kept: bytes, side: int = 160) -> str:
+    """A kept picture, made small, as a data address."""
+    small = pictures.thumbnail(kept, side)
+    kind = "jpeg" if small.startswith(b"\xff\xd8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(small).decode()}"
+
+
+def _kept(row: dict) -> bytes:
+    its = row["picture"]
+    return its["content"] if "content" in its else pictures.content(row["folder"], its)
+
+
+def item(value) -> dict:
+    """What somebody gave to be labelled, {"picture": base64 of a file, "file": its name}, as a row without a label.
+
+    It is decoded here: call it where that may be done, never in the page's process.
+
+    Raises:
+        UserError: it is no picture.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("picture"), str) or not isinstance(value.get("file", ""), str):
+        raise UserError("There is no picture to label. Bring one first.")
+    try:
+        content = base64.b64decode(value["picture"], validate=True)
+    except ValueError:
+        raise UserError("That is no picture. Bring another.") from None
+    return picture_row(content, value.get("file", ""))
+
+
+def asked(text: str) -> dict:
+    """What somebody asks about at a terminal, a picture's path, as `item` gives it.
+
+    Raises:
+        UserError: there is no such file, or it is no picture.
+    """
+    file = Path(text.strip().strip("'\""))
+    try:
+        content = file.read_bytes()
+    except OSError:
+        raise UserError(f"There is no picture {shorten(file)}. Give the path of one.") from None
+    return picture_row(content, file.name)
+
+
+def picture_row(content: bytes, file: str, name: str | None = None) -> dict:
+    """The row of a picture's bytes, with a label where one is given.
+
+    Raises:
+        UserError: it is no picture.
+    """
+    try:
+        taken = pictures.take(content, file)
+    except pictures.NoPicture as problem:
+        raise UserError(f"{shorten(file or 'The picture', 60)} {problem}") from None
+    return {"picture": {"content": taken.content}, "file": file, **({"label": name} if name is not None else {})}
+
+
+# Regions of a picture that are covered in turn, a side, to see which of them matter.
+REGIONS = 6
+
+
+def occluded(row: dict) -> list[tuple[dict, dict]]:
+    """Each region with the picture in which it is covered by the mean colour: ({"x", "y", "width", "height"}: shares of the picture, row)."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    its = pictures.pixels(_kept(row))
+    height, width = its.shape[:2]
+    columns, rows = min(REGIONS, width), min(REGIONS, height)
+    grey = its.reshape(-1, 3).mean(0).round().astype(np.uint8)
+    found = []
+    for y in range(rows):
+        for x in range(columns):
+            top, bottom, left, right = y * height // rows, (y + 1) * height // rows, x * width // columns, (x + 1) * width // columns
+            covered = its.copy()
+            covered[top:bottom, left:right] = grey
+            out = io.BytesIO()
+            Image.fromarray(covered).save(out, "PNG", compress_level=1)
+            place = {"x": left / width, "y": top / height, "width": (right - left) / width, "height": (bottom - top) / height}
+            found.append((place, {**row, "picture": {"content": out.getvalue()}}))
+    return found
 
 
 def map_texts(row: dict, change, named: bool = False) -> dict:
@@ -444,11 +553,12 @@ def report(run, plan: dict, model, sight, held: tuple, best_step: int, **more) -
 
 
 def shown_row(row: dict) -> dict:
-    """What of a row a report shows: its file's name, and where its picture lies in the run's data."""
-    return {"text": row.get("file", ""), "picture": {name: row["picture"][name] for name in ("at", "bytes", "width", "height") if name in row["picture"]}}
+    """What of a row a report shows: its file's name, and its picture made small."""
+    return {"text": describe(row), "picture": thing(row)["picture"]}
 
 
-PROBE_WORDS = ("the class", "pictures of Tuner's own probe")
+# What the probe reads from features, and of what.
+PROBE_WORDS = ("the digit", "handwritten digits (0 to 4)")
 
 
 def probe_rows(sight, recipe) -> tuple[list[Encoded], list[str]]:
@@ -520,34 +630,3 @@ def verify_inputs(sight, text: str, model) -> dict:
     random = np.random.default_rng(list(text.encode()))
     coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
     return {"pixel_values": torch.from_numpy(sight.values(sight.framed(coarse)))[None].to(next(model.parameters()).dtype)}
-
-
-def asked_row(text: str, name: str) -> dict:
-    """The row of a picture that somebody asks about at a terminal.
-
-    Args:
-        text: the picture's path.
-        name: any label, which stands where the right one would.
-
-    Raises:
-        UserError: there is no such file, or it is no picture.
-    """
-    file = Path(text.strip().strip("'\""))
-    try:
-        content = file.read_bytes()
-    except OSError:
-        raise UserError(f"There is no picture {shorten(file)}. Give the path of one.") from None
-    return picture_row(content, file.name, name)
-
-
-def picture_row(content: bytes, file: str, name: str) -> dict:
-    """The row of a picture's bytes; see `asked_row`.
-
-    Raises:
-        UserError: it is no picture.
-    """
-    try:
-        taken = pictures.take(content, file)
-    except pictures.NoPicture as problem:
-        raise UserError(f"{shorten(file or 'The picture', 60)} {problem}") from None
-    return {"picture": {"content": taken.content}, "file": file, "label": name}

@@ -43,10 +43,14 @@ from tuner.tasks.labels import (  # noqa: F401
 )
 
 WHAT = "texts with labels"
+# What its rows show, and what they are counted in.
+SHOWS, COUNTED = "words", "tokens"
 TITLE, VIEW = "Labels for texts", "Text and label"
 DEMO = ("library_desk.jsonl", "Library desk (demo)", "1,665 messages to a city library, each with the desk that it belongs to. Written for Tuner.")
 # What the third tab takes in.
 TRIED = "text"
+# How many characters of it at once, as JSON between processes.
+MOST_TRIED = 50_000
 _STAYS_OUT = "It is left out by itself; every other row is kept."
 FAULTS = {
     "no_text": Fault("No text", f"There is nothing to read. {_STAYS_OUT}", "mind", left_out=True),
@@ -63,7 +67,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a classifier.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "augmentation")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"labelled": ("Text and label", ("text", "label"), ("text_b", "split", "group"))}

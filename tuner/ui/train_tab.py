@@ -13,7 +13,7 @@ from tuner.errors import UserError, shorten
 from tuner.events import latest
 from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, label_view, queue_view, quote_view, report_view, trial_view
+from tuner.ui import drawing, label_view, picture_view, queue_view, quote_view, report_view, trial_view
 
 # The task comes with the preset and has no control of its own.
 FORM = ("task", *OPEN_KNOBS, *MORE_KNOBS)
@@ -43,6 +43,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
                 with gr.Row():
                     its.knobs |= {name: _component(name, presets[first], bases) for name in pair}
             its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
+            its.shown = gr.HTML("", elem_id="what-training-shows")
             its.mean_to_publish = gr.Checkbox(False, label="I mean to publish this", info="Checks now that your account may. Nothing is sent.", elem_id="mean-to-publish")
             its.publish_name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, visible=False, elem_id="publish-name")
             its.publish_check = gr.HTML("", elem_id="publish-check")
@@ -223,7 +224,7 @@ def wire(its, dataset, talk, tabs) -> None:
         elif last:
             numbers = drawing.stats([
                 *task.tiles_of(evals[-1] if evals else {}),
-                (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
+                (f"{last['tokens_per_s']:,.0f}", f"{task.COUNTED} / s", "Over the last 20 steps"),
                 (f"{last['memory_gib']:.2f} GiB", "memory", "What the training process holds now"),
                 (f"{last['loss']:.3f}", "loss", "Of the last step"),
                 (f"{last['learning_rate']:.1e}", "learning rate", "At the last step"),
@@ -303,7 +304,7 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
-            return [gr.skip()] * 5
+            return [gr.skip()] * 6
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
@@ -314,14 +315,17 @@ def wire(its, dataset, talk, tabs) -> None:
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
-            return drawing.notice(str(error), "error"), line, "", still, drawing.empty("Nothing to try yet.")
+            return drawing.notice(str(error), "error"), line, "", still, drawing.empty("Nothing to try yet."), ""
         measuring = machine.begin_measuring()
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         task = tasks.get(recipe.task)
-        if task.LABELLED and check.look_at(its_data, dataset_tab.eyes(recipe, visitor.token)[0])[0].is_unbalanced():
+        look, _ = dataset_tab.eyes(recipe, visitor.token)
+        rows, _ = check.look_at(its_data, look)
+        if task.LABELLED and rows.is_unbalanced():
             drawn = label_view.offer_weights(recipe) + drawn
-        return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried
+        shown = picture_view.preview(rows, recipe, look) if task.SHOWS == "pictures" else ""
+        return drawn, line, quote_view.line(made), gr.Timer(active=measuring), tried, shown
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
         """See `publish.check_before`, for a run of these settings on this dataset; `token` is the sign-in, where there is one."""
@@ -564,7 +568,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     who = [its.browser]
     its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
-    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.measuring, its.trial_quote, its.shown], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
     dataset.known.change(
