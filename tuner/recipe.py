@@ -175,8 +175,7 @@ class Recipe:
     )
     augmentation: str = knob(
         "careful", "Augmentation",
-        "careful turns, cuts and lights each training picture a little otherwise every time, which resists memorising; mirrored also "
-        "mirrors half of them, which is right where left and right do not matter (flowers, not letters); none shows them as they are.",
+        "careful turns, cuts and lights training pictures anew each time; mirrored also flips half of them, wrong for letters; none leaves them.",
         choices=("careful", "mirrored", "none"),
     )
     gradient_checkpointing: str = knob(
