@@ -598,7 +598,6 @@ PIPELINE = "text-generation"
 TAGS = ("conversational",)
 # Files of the adapter's folder that are published besides those of every adapter.
 PUBLISHED: tuple[str, ...] = ()
-LONGER = "longer conversations are"
 
 
 def keep_files(base_dir, folder, plan: dict) -> None:
@@ -613,6 +612,11 @@ def record(plan: dict) -> dict:
 def read_record(known: dict) -> dict:
     """What of such a record belongs to the plan: nothing."""
     return {}
+
+
+def practised(recipe) -> str:
+    """How far its practice goes, for the card."""
+    return f"It saw rows of at most {recipe.max_tokens:,} tokens; longer conversations are beyond what it practised."
 
 
 def learned_part(recipe) -> str:

@@ -466,7 +466,6 @@ STARTER = {"base_model": "tuner-presets/digits-resnet"}
 PIPELINE = "image-classification"
 TAGS = ("vision",)
 PUBLISHED = ("config.json", seeing.FILE)
-LONGER = "what lies outside of the middle square of a picture may be"
 _NAME = "image_labels"
 
 
@@ -588,6 +587,11 @@ def keep_files(base_dir, folder, plan: dict) -> None:
     config = loading(base_dir, plan)["config"]
     config._name_or_path = ""
     (Path(folder) / "config.json").write_text(config.to_json_string(), "utf-8")
+
+
+def practised(recipe) -> str:
+    """How far its practice goes, for the card."""
+    return "It sees a picture in its base's own frame and size: small things in large pictures, and what lies outside of the frame, it does not see."
 
 
 def learned_part(recipe) -> str:

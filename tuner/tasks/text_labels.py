@@ -508,7 +508,6 @@ STARTER = {"base_model": "sentence-transformers/all-MiniLM-L6-v2", "max_tokens":
 PIPELINE = "text-classification"
 TAGS: tuple[str, ...] = ()
 PUBLISHED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-LONGER = "what stands behind that in a longer text is"
 
 
 _NAME = "text_labels"
@@ -604,6 +603,11 @@ def keep_files(base_dir, folder, plan: dict) -> None:
     config = loading(base_dir, plan)["config"]
     config._name_or_path = ""
     (folder / "config.json").write_text(config.to_json_string(), "utf-8")
+
+
+def practised(recipe) -> str:
+    """How far its practice goes, for the card."""
+    return f"It saw rows of at most {recipe.max_tokens:,} tokens; what stands behind that in a longer text is beyond what it practised."
 
 
 def load_it(repo_id: str, base_id: str, plan: dict) -> str:
