@@ -470,6 +470,8 @@ def licence_of(base_id: str, revision: str, token: str | None) -> dict:
     """A base's licence as its own card names it: {"license", "license_name", "license_link"}, those that are there."""
     from huggingface_hub import HfApi
 
+    if (stands_in := starter.of(base_id)) and stands_in.ours:
+        return _standing_in(stands_in)["licence"]
     with in_words(base_id, bool(token)):
         info = HfApi().model_info(base_id, revision=require_revision(revision), token=token or False, timeout=TIMEOUT_S)
     return _licence(info)
