@@ -391,3 +391,20 @@ def test_variations_stay_close_to_the_picture():
     plain = np.asarray(SIGHT.framed(noise(30)), float)
     apart = [np.corrcoef(varied("careful", row=row).ravel(), plain.ravel())[0, 1] for row in range(20)]
     assert min(apart) > 0.4 and np.mean(apart) > 0.65 and max(apart) < 0.999
+
+
+def test_a_picture_that_never_ends_is_told_as_one(home, tmp_path, monkeypatch):
+    """The child that reads is ended by the system; its exit code and what it was at say why."""
+    import shutil
+    from types import SimpleNamespace
+
+    from tuner import child
+    from tuner.home import write_json
+
+    shapes_zip(tmp_path / "a.zip", 2)
+    shutil.copyfile(tmp_path / "a.zip", tmp_path / "b.zip")
+    dataset = data.create("local", "a.zip", {"kind": "file"}, [(tmp_path / "b.zip", "a.zip")])
+    write_json(dataset.folder / "process.json", {"pid": 2**22 + 1, "started": 0.0})
+    monkeypatch.setitem(check._children, 2**22 + 1, SimpleNamespace(poll=lambda: child.OUT_OF_TIME))
+    with pytest.raises(UserError, match="A picture takes longer to decode"):
+        check.progress(dataset)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import child, data, encode, eyes, fixes, lease, redaction, scan, tasks
+from tuner import child, data, encode, eyes, fixes, lease, pictures, redaction, scan, tasks
 from tuner.errors import UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json, write_whole
@@ -362,7 +362,7 @@ def progress(dataset: data.Dataset) -> Progress | None:
             (dataset.folder / "ended").unlink()
             return None
         if codes.get(process["pid"]) == child.OUT_OF_TIME:
-            raise UserError(encode.ENDLESS)
+            raise UserError(encode.ENDLESS if dataset.ready else pictures.ENDLESS)
         raise UserError("The check ended early, perhaps for want of memory. Try again, or bring fewer rows.")
     its = read_json(dataset.folder / "progress.json")
     if not its:

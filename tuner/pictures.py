@@ -25,6 +25,7 @@ PNG_PIXELS, JPEG_QUALITY = 256 * 256, 92
 TINY, HUGE, STRETCHED = 32, 24_000_000, 4
 # Seconds that decoding one may take, where it can be killed; the largest that is taken needs about one.
 MOST_S = 20.0
+ENDLESS = "A picture takes longer to decode than any honest one does, so reading was ended. Bring the pictures in parts to find it."
 # The only decoders that are ever asked. Pillow has forty, of which some run other programs.
 FORMATS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff")}
 ENDINGS = tuple(sorted(ending for endings in FORMATS.values() for ending in endings))

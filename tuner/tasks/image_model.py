@@ -172,7 +172,7 @@ class ImagePath(label_model.Path):
 
     def logits(self, part: dict) -> torch.Tensor:
         """(B, C) fp32."""
-        values = part["pixel_values"].to(self.model.dtype if hasattr(self.model, "dtype") else plain_model(self.model).dtype)
+        values = part["pixel_values"].to(plain_model(self.model).dtype)
         with torch.autocast(values.device.type, enabled=False):
             return self.model(pixel_values=values.contiguous(memory_format=torch.channels_last)).logits.float()
 

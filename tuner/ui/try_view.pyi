@@ -1,0 +1,145 @@
+"""The third tab for models that give labels: something in, labels with probabilities out, and what mattered."""
+
+import base64
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+
+from tuner import pictures, tasks
+from tuner.errors import UserError, shorten
+from tuner.ui import drawing, label_view
+
+NOTHING = "No tuned model yet: start one on the Fine-tune tab. Then bring here what it has never seen."
+_LABELS_COME = ("The labels appear here.", "Beside them what a simple classifier on the untouched base says.")
+
+
+MOST_CHARACTERS = next(its.MOST_TRIED for its in map(tasks.get, tasks.TASKS) if its.TRIED == "text")
+# Of one picture that is tried; a phone's has a quarter of it.
+MOST_BYTES = 20 * 2**20
+
+from gradio.events import Dependency
+
+class Camera(gr.Image):
+    """Gradio's own picture box, but for one thing: it opens no file here. What visitors send is decoded in a process that can be killed."""
+
+    is_template = True
+
+    def preprocess(self, payload) -> str | None:
+        """The path of what was sent, as it came."""
+        return payload.path if payload else None
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def draw(page) -> SimpleNamespace:
+    """Lay the frame out; what goes in is shown by what the model's task takes."""
+    its = SimpleNamespace(page=page)
+    with gr.Column(visible=False, elem_id="try") as its.panel:
+        with gr.Row() as its.text_row:
+            its.text = gr.Textbox(
+                label="Text", placeholder="Write or paste something, then press Label it", lines=4, max_lines=14, elem_id="try-text", scale=1, min_width=260,
+                max_length=MOST_CHARACTERS,
+            )
+            its.second = gr.Textbox(
+                label="Second text", lines=4, max_lines=14, visible=False, elem_id="try-second", scale=1, min_width=260, max_length=MOST_CHARACTERS,
+            )
+        with gr.Row(visible=False, elem_id="try-pictures-row") as its.picture_row:
+            its.files = gr.File(
+                label="Pictures: choose, or drop several here", file_types=list(pictures.ENDINGS), file_count="multiple", height=190, elem_id="try-pictures", scale=1, min_width=260,
+            )
+            its.camera = Camera(
+                label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], type="filepath", image_mode=None, height=190, elem_id="try-camera", scale=1,
+                min_width=260, buttons=[],
+            )
+        with gr.Row(elem_id="try-line"):
+            its.each_line = gr.Checkbox(False, label="Each line is one text", elem_id="each-line", scale=1, min_width=170)
+            its.explain = gr.Checkbox(True, label="Show what mattered", elem_id="explain", scale=1, min_width=170)
+            its.go = gr.Button("Label it", variant="primary", elem_id="label-it", scale=0, min_width=120)
+        its.out = gr.HTML(nothing(), elem_id="tried")
+    return its
+
+
+def frame(its) -> list:
+    """The components that `shown` is for."""
+    return [its.panel, its.text_row, its.second, its.picture_row, its.each_line, its.go, its.out]
+
+
+def shown(task: str, pair: bool, ready: bool) -> list:
+    """What another model makes of the frame: the panel, what goes in, the button, and nothing labelled yet.
+
+    Args:
+        pair: each row has two texts.
+        ready: there is a model to ask.
+    """
+    module = tasks.get(task)
+    return [
+        gr.update(visible=module.LABELLED), gr.update(visible=module.LABELLED and module.TRIED == "text"), gr.update(visible=pair),
+        gr.update(visible=module.LABELLED and module.TRIED == "picture"), gr.update(visible=module.LABELLED and module.TRIED == "text"),
+        gr.update(interactive=ready), nothing(),
+    ]
+
+
+def values_of(text: str, second: str, each_line: bool, pair: bool) -> list:
+    """What was brought, one value for each thing to label, as the task's `item` takes it.
+
+    Raises:
+        UserError: nothing was, or the two boxes have not equally many lines.
+    """
+    boxes = [text or "", second or ""] if pair else [text or ""]
+    if not all(box.strip() for box in boxes):
+        raise UserError("There is nothing to label. Write a text first." if not pair else "Each row has two texts here. Write both.")
+    if not each_line:
+        return [boxes if pair else boxes[0]]
+    lines = [[line for line in box.splitlines() if line.strip()] for box in boxes]
+    if pair and len(lines[0]) != len(lines[1]):
+        raise UserError(f"The first box has {len(lines[0])} lines and the second {len(lines[1])}. Write as many in both.")
+    return [list(its) for its in zip(*lines)] if pair else lines[0]
+
+
+def brought(subject, text: str, second: str, each_line: bool, files: list[str] | None, shot: str | None) -> list:
+    """What was brought for a model of this kind; see `values_of` and `pictures_of`."""
+    if tasks.get(subject.task).TRIED == "picture":
+        return pictures_of(files, shot)
+    return values_of(text, second, each_line, (subject.plan.get("labels") or {}).get("pair") is True)
+
+
+def pictures_of(files: list[str] | None, shot: str | None) -> list[dict]:
+    """What was brought as pictures, one value for each, as the task's `item` takes it; read here, decoded elsewhere.
+
+    Raises:
+        UserError: none was, or one is too large.
+    """
+    found = []
+    for path in map(Path, [*(files or []), *([shot] if shot else [])]):
+        try:
+            size = path.stat().st_size
+            if size > MOST_BYTES:
+                raise UserError(f"{shorten(path.name, 60)} has {size / 2**20:,.0f} MiB; the most of one picture here is {MOST_BYTES / 2**20:.0f} MiB. Bring a smaller copy.")
+            found.append({"picture": base64.b64encode(path.read_bytes()).decode(), "file": path.name})
+        except OSError:
+            raise UserError("A picture is not here any more. Choose it again.") from None
+    if not found:
+        raise UserError("There is no picture to label. Choose or drop one, paste it, or take one with the camera.")
+    return found
+
+
+def nothing() -> str:
+    """What stands where nothing is labelled yet."""
+    return drawing.empty(*_LABELS_COME)
+
+
+def label(page, subject, values: list, explain: bool) -> str:
+    """The labels of these values, drawn.
+
+    Raises:
+        UserError: see `labelling.Labeller.look`.
+    """
+    task = tasks.get(subject.task)
+    if not task.LABELLED:
+        raise UserError("This model answers, it gives no labels. Choose it again, so that the tab shows what it takes in.")
+    found = page.labeller.look(subject, values, explain)
+    return label_view.tried([one["thing"] for one in found], found)
