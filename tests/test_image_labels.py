@@ -335,7 +335,7 @@ def test_the_report_is_the_same_when_it_is_made_again(run, quick):
     its = json.loads(before)
     held = len(run.rows("held_out"))
     assert sum(map(sum, its["confusion"]["tuned"])) == held and {"majority", "base", "tuned", "difference", "probe", "says"} <= its.keys()
-    assert its["probe"]["items"] == 200 and "Tuner's own probe" in its["says"][-1]
+    assert its["probe"]["items"] == 200 and "200 handwritten digits" in its["says"][-1]
     shown = its["rows"]["surest"][0]
     assert shown["text"].endswith(".png") and pictures.content(run.folder / "data", shown["picture"])
 

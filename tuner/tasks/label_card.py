@@ -26,7 +26,7 @@ def measures(report: dict) -> list[dict]:
     ]
     if its := report["probe"]["subjects"]:
         found.append({
-            "name": f"Probe read from features ({its['about'].split(' ', 1)[1]})", "of": f"{its['items']} {its['of']}", "unit": "share", "per": "row", "better": "higher", "metric": "accuracy",
+            "name": f"Probe read from features ({its.get('about', 'the subject').split(' ', 1)[1]})", "of": f"{its['items']} {its.get('of', 'general texts')}", "unit": "share", "per": "row", "better": "higher", "metric": "accuracy",
             "base": its["base"], "tuned": its["tuned"], "low": its["difference"]["low"], "high": its["difference"]["high"], "general": True, "majority": None,
         })
     return found
