@@ -18,7 +18,6 @@ MOST_CHARACTERS = next(its.MOST_TRIED for its in map(tasks.get, tasks.TASKS) if 
 # Of one picture that is tried; a phone's has a quarter of it.
 MOST_BYTES = 20 * 2**20
 
-from gradio.events import Dependency
 
 class Camera(gr.Image):
     """Gradio's own picture box, but for one thing: it opens no file here. What visitors send is decoded in a process that can be killed."""
@@ -28,7 +27,9 @@ class Camera(gr.Image):
     def preprocess(self, payload) -> str | None:
         """The path of what was sent, as it came."""
         return payload.path if payload else None
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
     if TYPE_CHECKING:
         from gradio.components import Timer
