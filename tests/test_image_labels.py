@@ -144,9 +144,9 @@ def test_attention_is_torch_s_where_the_class_has_it(bases_of, home, family, att
 ])
 def test_the_run_says_what_is_in_4_bits(bases_of, home, family, said):
     path, _, plan, recipe = loaded(bases_of(family), precision="bfloat16")
-    [words] = TASK.weights_in_words(path.model, plan, recipe)
+    [words] = TASK.weights_in_words(path.model.get_base_model(), plan, recipe)
     assert said in words and "frozen in 16 bits" in words
-    assert TASK.weights_in_words(path.model, plan, Recipe(task="image_labels", quantisation="none")) == []
+    assert TASK.weights_in_words(path.model.get_base_model(), plan, Recipe(task="image_labels", quantisation="none")) == []
 
 
 @pytest.mark.parametrize("family", ["convnextv2", "vit"])
@@ -337,7 +337,7 @@ def test_the_report_is_the_same_when_it_is_made_again(run, quick):
     assert sum(map(sum, its["confusion"]["tuned"])) == held and {"majority", "base", "tuned", "difference", "probe", "says"} <= its.keys()
     assert its["probe"]["items"] == 200 and "200 handwritten digits" in its["says"][-1]
     shown = its["rows"]["surest"][0]
-    assert shown["text"].endswith(".png") and pictures.content(run.folder / "data", shown["picture"])
+    assert shown["text"].endswith(".png") and shown["picture"].startswith("data:image/png;base64,")
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypatch):

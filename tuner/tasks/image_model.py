@@ -86,7 +86,8 @@ def weights_in_words(model: nn.Module, plan: dict, recipe) -> list[str]:
     heads, kept = plan.get("heads", []), set(plan["kept_16bit"])
     linear = odd = convolved = 0
     for name, module in model.named_modules():
-        if _is_within(name, heads):
+        name = name.removesuffix(".base_layer")  # LoRA may be there already
+        if _is_within(name, heads) or ".lora_" in name:
             continue
         if _is_linear(module):
             size = module.in_features * module.out_features

@@ -19,14 +19,14 @@ MOST_CHARACTERS = next(its.MOST_TRIED for its in map(tasks.get, tasks.TASKS) if 
 MOST_BYTES = 20 * 2**20
 
 
-class Camera(gr.Image):
-    """Gradio's own picture box, but for one thing: it opens no file here. What visitors send is decoded in a process that can be killed."""
+def camera(**more) -> gr.Image:
+    """Gradio's picture box, but it opens no file here: what visitors send is decoded in a process that can be killed.
 
-    is_template = True
-
-    def preprocess(self, payload) -> str | None:
-        """The path of what was sent, as it came."""
-        return payload.path if payload else None
+    Set on the box itself: for a class of its own Gradio would write a file beside this one.
+    """
+    its = gr.Image(type="filepath", image_mode=None, buttons=[], **more)
+    its.preprocess = lambda payload: payload.path if payload else None
+    return its
 
 
 def draw(page) -> SimpleNamespace:
@@ -45,9 +45,8 @@ def draw(page) -> SimpleNamespace:
             its.files = gr.File(
                 label="Pictures: choose, or drop several here", file_types=list(pictures.ENDINGS), file_count="multiple", height=190, elem_id="try-pictures", scale=1, min_width=260,
             )
-            its.camera = Camera(
-                label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], type="filepath", image_mode=None, height=190, elem_id="try-camera", scale=1,
-                min_width=260, buttons=[],
+            its.camera = camera(
+                label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], height=190, elem_id="try-camera", scale=1, min_width=260,
             )
         with gr.Row(elem_id="try-line"):
             its.each_line = gr.Checkbox(False, label="Each line is one text", elem_id="each-line", scale=1, min_width=170)
