@@ -408,3 +408,14 @@ def test_a_picture_that_never_ends_is_told_as_one(home, tmp_path, monkeypatch):
     monkeypatch.setitem(check._children, 2**22 + 1, SimpleNamespace(poll=lambda: child.OUT_OF_TIME))
     with pytest.raises(UserError, match="A picture takes longer to decode"):
         check.progress(dataset)
+
+
+def test_what_was_put_right_can_be_written_and_read_again(home, tmp_path):
+    """As a zip with a table, since fixes change labels and sides, not folders."""
+    path = shapes_zip(tmp_path / "a.zip", 3)
+    rows = check.work(kept(home, [(path, "a.zip")]), None)
+    tasks.get("image_labels").write_out(rows, tmp_path / "out.zip")
+    again = kept(home, [(tmp_path / "out.zip", "out.zip")])
+    assert sorted(labels_of(again).values()) == sorted(labels_of(kept(home, [(path, "a.zip")])).values()) and len(check.work(again, None)) == 9
+    with pytest.raises(UserError, match="does not end in .zip"):
+        tasks.get("image_labels").write_out(rows, tmp_path / "out.jsonl")

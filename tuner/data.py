@@ -247,6 +247,14 @@ def no_rows(left_out: list[dict], count: int) -> UserError:
     )
 
 
+def write_rows(rows, path: Path) -> None:
+    """Write rows (`findings.Rows`) as JSON, one a line, in the task's own shape."""
+    with open(path, "w", encoding="utf-8") as file:
+        for index in range(len(rows)):
+            row = {name: value for name, value in rows.row(index).items() if name != "n" and value != ""}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 # Bringing ---------------------------------------------------------------------------------------------------------
 
 

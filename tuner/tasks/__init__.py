@@ -2,7 +2,7 @@
 
 A task's module has, besides its own formats and texts of faults:
 
-rows        FORMATS, ROLES, UNUSED (settings that mean nothing to it), claim, recognise, fallback, check_mapping, columns_of, to_row;
+rows        FORMATS, ROLES, UNUSED (settings that mean nothing to it), claim, recognise, fallback, check_mapping, columns_of, to_row, write_out;
             FILES (what rows point into in the folder that they lie in), placed
 findings    FAULTS, OTHERWISE (general faults that it words otherwise), LABELLED, faults, texts, said, opening, answer, label,
             ALIKE (what finds rows that are nearly the same: near or looks), wont_do, and what fixes need: map_texts, trim, join,

@@ -482,6 +482,13 @@ def prompt_ids(question: dict, tokenizer, recipe) -> list[int]:
     )[-recipe.max_tokens :]
 
 
+def write_out(rows, path) -> None:
+    """Write rows as they stand, one a line; see `data.write_rows`."""
+    from tuner import data
+
+    data.write_rows(rows, path)
+
+
 def describe(row: dict) -> str:
     """The row in one short line, for lists."""
     return shorten(row.get("text") or next((m["content"] for m in row["messages"] if m["role"] == "user"), ""), 80)

@@ -371,6 +371,29 @@ def with_answer(row: dict, text: str) -> dict:
     return {**row, "labels": names_of(text)} if "labels" in row else {**row, "label": text}
 
 
+def write_out(rows, path) -> None:
+    """Write rows as they stand: a zip with the kept pictures, and a table of their names and labels.
+
+    Raises:
+        UserError: the file is not called a zip.
+    """
+    import json
+    import zipfile
+
+    path = Path(path)
+    if path.suffix.lower() != ".zip":
+        raise UserError(f"{shorten(path.name, 60)} does not end in .zip, and pictures go into one. Name it so.")
+    folder, lines = rows.parts[0].path.parent, []
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(len(rows)):
+            row = rows.row(index)
+            kept = pictures.content(folder, row["picture"])
+            name = f"pictures/{row['n']:06d}.{'jpg' if kept.startswith(bytes((0xff, 0xd8))) else 'png'}"
+            archive.writestr(name, kept)
+            lines.append({"file_name": name, **{its: row[its] for its in ("label", "labels", "split") if row.get(its)}})
+        archive.writestr("metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
 def describe(row: dict) -> str:
     """The row in one short line, for lists."""
     return shorten(row.get("file") or f"picture {row['picture']['sha'][:8]}", 80)

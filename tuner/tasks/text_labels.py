@@ -370,6 +370,13 @@ def with_answer(row: dict, text: str) -> dict:
     return {**row, "labels": names_of(text)} if "labels" in row else {**row, "label": text}
 
 
+def write_out(rows, path) -> None:
+    """Write rows as they stand, one a line; see `data.write_rows`."""
+    from tuner import data
+
+    data.write_rows(rows, path)
+
+
 def describe(row: dict) -> str:
     """The row in one short line, for lists."""
     return shorten(row["text"], 80)
