@@ -329,7 +329,7 @@ def _members(archive: zipfile.ZipFile, shown: str, notes: list[str]) -> tuple[li
             raise UserError(f"{shown} packs {title} in a way that is not read here. Pack it as a usual zip (Deflate).")
         (pictures if ending in PICTURES else taken).append(member)
     if len(taken) > MAX_MEMBERS:
-        raise UserError(f"{shown} holds {len(taken):,} files of rows; the most is {MAX_MEMBERS:,}. Bring only those with rows in them.")
+        raise UserError(f"{shown} holds {len(taken):,} files; the most is {MAX_MEMBERS:,}. Bring only those with rows in them.")
     if aside:
         more = f" and {len(aside) - 3:,} more" if len(aside) > 3 else ""
         add_note(notes, f"Left aside in {shown}: {', '.join(aside[:3])}{more}.")

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from tuner import pictures
-from tuner.errors import shorten
+from tuner.errors import UserError, shorten
 from tuner.reading_files import DAMAGE, SPLITS, Budget, Meter, Source, add_note, clean
 
 # Of one dataset; those beyond it are left out and said.
@@ -24,6 +24,9 @@ def read_pictures(source: Source, tables: Callable[[Source], Iterator], notes: l
 
     Yields:
         Records whose picture is a `pictures.Taken`, or `pictures.NoPicture` where there is none.
+
+    Raises:
+        UserError: nothing says what the pictures show.
     """
     members = {_path(member): member for member in source.pictures}
     named = False
@@ -57,7 +60,12 @@ def read_pictures(source: Source, tables: Callable[[Source], Iterator], notes: l
     if len(classes) > MAX_PICTURES:
         add_note(notes, f"Only {MAX_PICTURES:,} of the {len(classes):,} pictures are used, evenly of all classes.")
     labels = {label for _, label, _ in classes if label}
-    add_note(notes, f"Each picture's label is the name of its folder: {len(labels):,} classes." if labels else "The pictures lie in no folders, so none has a label.")
+    if not labels:
+        raise UserError(
+            f"{source.shown} holds pictures in no folders and no table that names them, so nothing says what they show. Put them into a folder for each "
+            "class, or add a CSV with their names and labels."
+        )
+    add_note(notes, f"Each picture's label is the name of its folder: {len(labels):,} classes.")
     for path, label, split in classes[:MAX_PICTURES]:
         yield {
             IMAGE: _taken(source, members[path], meter, budget), **({LABEL: label} if label else {}), **({SPLIT: split} if split else {}), FILE: clean(path)[:200],
@@ -65,16 +73,17 @@ def read_pictures(source: Source, tables: Callable[[Source], Iterator], notes: l
 
 
 def is_album(source: Source, tables: Callable[[Source], Iterator], notes: list[str]) -> bool:
-    """Whether a zip with pictures and tables is about the pictures: a table names them, or there are fewer rows than pictures."""
+    """Whether a zip with pictures and tables is about the pictures: a table names them, or they lie in class folders and are more than the rows."""
     members, rows = {_path(member): member for member in source.pictures}, 0
     for table in source.tables:
         head = _head(tables(table))
         rows += len(head)
         if _naming(head, members, _folder_of(table))[0]:
             return True
-    if rows > len(members):
-        add_note(notes, f"Left aside in {source.shown}: {len(members):,} pictures, which no row names.")
-    return rows <= len(members)
+    if rows <= len(members) and len({label for _, label, _ in by_folder(list(members))} - {""}) > 1:
+        return True
+    add_note(notes, f"Left aside in {source.shown}: {len(members):,} pictures, which no row names.")
+    return False
 
 
 def _head(records: Iterator) -> list[dict]:
