@@ -19,6 +19,7 @@ from tuner.errors import UserError
 from tuner.home import write_json
 from tuner.recipe import Recipe
 
+ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("resnet", "resnet-bottleneck", "convnextv2", "vit", "dinov2")
 TASK = tasks.get("image_labels")
 ROWS = [{**TASK.picture_row(coded(shape(kind, seed)), f"{kind}{seed}.png", kind), "n": 3 * seed + at + 1} for seed in range(8) for at, kind in enumerate(SHAPES)]
@@ -337,7 +338,7 @@ def test_the_report_is_the_same_when_it_is_made_again(run, quick):
     assert sum(map(sum, its["confusion"]["tuned"])) == held and {"majority", "base", "tuned", "difference", "probe", "says"} <= its.keys()
     assert its["probe"]["items"] == 200 and "200 handwritten digits" in its["says"][-1]
     shown = its["rows"]["surest"][0]
-    assert shown["text"].endswith(".png") and shown["picture"].startswith("data:image/png;base64,")
+    assert shown["text"].endswith(".png") and shown["picture"].startswith("data:image/")
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypatch):
@@ -371,7 +372,7 @@ def test_augmentation_changes_what_is_learned_and_none_does_not(bases_of, home):
     assert torch.equal(at(path, 0), plain)
 
 
-def test_the_card_loads_it_and_what_is_published_is_checked(run, home):
+def test_the_card_loads_it_and_what_is_published_is_checked(run):
     its = card.build(run, "alice/shapes", "https://example.org/?adapter=alice/shapes")
     assert "pipeline_tag: image-classification" in its and "num_labels=3" in its and "ignore_mismatched_sizes=True" in its and "id2label={0: 'bar'" in its
     assert "AutoImageProcessor" in its and "Held-out rows by their own class" in its
@@ -391,13 +392,13 @@ def test_the_command_line_checks_quotes_trains_reports_and_asks(home, tmp_path):
     shapes_zip(tmp_path / "shapes.zip", 10)
 
     def tuner(*words: str) -> str:
-        its = subprocess.run([sys.executable, "-m", "tuner", *words], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+        its = subprocess.run([sys.executable, "-m", "tuner", *words], capture_output=True, text=True, timeout=200, cwd=ROOT)
         assert its.returncode == 0, its.stdout + its.stderr
         return its.stdout
 
-    told = json.loads(tuner("check", "shapes.zip", "--json"))
+    told = json.loads(tuner("check", str(tmp_path / "shapes.zip"), "--json"))
     assert told["task"] == "image_labels" and told["receipt"]["rows_in"] == 30
-    settings = ("task=image_labels", "base_model=tuner-presets/digits-resnet", "dataset=shapes.zip", "epochs=1", "evaluations=1")
+    settings = ("task=image_labels", "base_model=tuner-presets/digits-resnet", f"dataset={tmp_path / 'shapes.zip'}", "epochs=1", "evaluations=1")
     quoted = json.loads(tuner("quote", "digits", *settings, "--json"))
     assert quoted["memory_gib"] > 0
     tuner("train", "digits", *settings)
