@@ -204,3 +204,49 @@ def base_entry(folder: Path, id: str = "test/small") -> dict:
         "id": id, "revision": "", "dir": str(Path(folder)), "what": "a random model of two layers",
         "licence": {"license": "apache-2.0"},
     }
+
+
+# family -> its config besides the channels; how it sees pictures
+_IMAGES = {
+    "resnet": (dict(embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], layer_type="basic"), "ConvNextImageProcessor"),
+    "resnet-bottleneck": (dict(embedding_size=32, hidden_sizes=[64, 128], depths=[2, 1], layer_type="bottleneck"), "ConvNextImageProcessor"),
+    "convnextv2": (dict(hidden_sizes=[64, 128], depths=[1, 1], num_stages=2, image_size=32), "ConvNextImageProcessor"),
+    "vit": (dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8), "ViTImageProcessor"),
+    "dinov2": (dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=42, patch_size=8), "BitImageProcessor"),
+}
+
+
+def small_seer(folder: Path, family: str = "resnet", classes: int = 7) -> Path:
+    """Write a model of pictures into the folder: random weights (always the same), moved batch-norm statistics, and how it sees.
+
+    Args:
+        family: "resnet", "resnet-bottleneck", "convnextv2", "vit" or "dinov2".
+        classes: of the head that it comes with; 0 for a base without one, as DINOv2 is published.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    its, seen = _IMAGES[family]
+    names = {number: f"class {number}" for number in range(classes)}
+    config = AutoConfig.for_model(family.split("-")[0], **its, initializer_range=0.1, **({"id2label": names, "label2id": {name: number for number, name in names.items()}} if classes else {}))
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = (AutoModelForImageClassification if classes else AutoModel).from_config(config, dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as a trained one has them
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.set_rng_state(state)
+    model.save_pretrained(folder)
+    size = {"ConvNextImageProcessor": {"size": {"shortest_edge": 32}, "crop_pct": 0.875}, "ViTImageProcessor": {"size": {"height": 32, "width": 32}},
+            "BitImageProcessor": {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}}[seen]
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": seen, "do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], **size,
+    }))
+    from tuner import seeing
+
+    seeing.load.cache_clear()  # the same folder may hold another model by now
+    return folder

@@ -122,3 +122,29 @@ def test_the_process_that_decodes_has_no_token_and_ends_with_the_stream(server, 
     assert "hf_" not in json.dumps([command, environment]).replace("hf_home", "") and environment["HF_ENDPOINT"].startswith("http://127.0.0.1:")
     assert os.stat(folder).st_mode & 0o777 == 0o700 and not list(Path(folder).iterdir())
     assert not psutil.pid_exists(pid)
+
+
+def test_pictures_are_decoded_there_and_come_as_ours(server, client):
+    """As most datasets of pictures on the Hub have them: Parquet with bytes, and named classes. `datasets` decodes nothing."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.drawn import coded, noise
+
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    table = pa.table({"image": [{"bytes": coded(noise(n)), "path": None} for n in range(4)] + [{"bytes": b"nothing", "path": "x.png"}], "label": [0, 1, 0, 1, 0]})
+    out = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), out)
+    server.add_repo("bob/pictures", repo_type="dataset", files={"data/train-00000-of-00001.parquet": out.getvalue()})
+    found = client("""
+        from tuner import check, data, pictures
+        records, notes = data.read_hub("bob/pictures")
+        dataset = data.create("local", "bob/pictures", {"kind": "hub", "hub_id": "bob/pictures"})
+        data.take(dataset, records, notes)
+        data.settle(dataset)
+        rows, left_out = data.to_rows(dataset.head(), dataset.mapping, dataset.task)
+        result = [dataset.task, [row["label"] for row in rows], [its["kind"] for its in left_out], len(pictures.content(dataset.folder, rows[0]["picture"]))]
+    """)
+    assert found[:3] == ["image_labels", ["cat", "dog", "cat", "dog"], ["missing_picture"]] and found[3] > 100

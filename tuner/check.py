@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import child, data, encode, eyes, fixes, lease, limits, near, redaction, scan, tasks
+from tuner import child, data, encode, eyes, fixes, lease, limits, pictures, redaction, scan, tasks
 from tuner.errors import Hint, UserError, shorten
 from tuner.findings import Rows
 from tuner.home import private_dir, read_json, write_json, write_whole
@@ -185,7 +185,8 @@ def _gather(dataset: data.Dataset, steps: int, state: fixes.State, look: scan.Lo
 
 def _find_like_rows(rows: Rows, part_of, within, whole: bool, folder: Path, report: Report) -> None:
     """Keep, for each row, the first that says the same and the first that nearly does."""
-    count = len(rows)
+    count, module = len(rows), tasks.get(rows.task)
+    alike = module.ALIKE
     report("Looking for near duplicates", 0.0)
     pairs = np.ascontiguousarray(rows.seen["same"])
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
@@ -199,13 +200,12 @@ def _find_like_rows(rows: Rows, part_of, within, whole: bool, folder: Path, repo
         if whole:
             keys = scan.keys_of(rows.parts[0])
         else:
-            keys = np.lib.format.open_memmap(hidden, "w+", np.uint64, (near.BANDS, count))
-            for band in range(near.BANDS):
+            keys = np.lib.format.open_memmap(hidden, "w+", np.uint64, (alike.BANDS, count))
+            for band in range(alike.BANDS):
                 for number, part in enumerate(rows.parts):
                     chosen = np.flatnonzero(part_of == number)
                     keys[band, chosen] = scan.keys_of(part)[band][within[chosen]]
-        module = tasks.get(rows.task)
-        found = near.groups(
+        found = alike.groups(
             keys, lambda index: module.said(rows.row(index)), scan.without_of(rows.parts[0]), same,
             lambda share: report("Looking for near duplicates", share),
         )
@@ -428,7 +428,7 @@ def progress(dataset: data.Dataset) -> Progress | None:
             (dataset.folder / "ended").unlink()
             return None
         if codes.get(process["pid"]) == child.OUT_OF_TIME:
-            raise UserError(encode.ENDLESS)
+            raise UserError(encode.ENDLESS if dataset.ready else pictures.ENDLESS)
         raise UserError("The check ended early, perhaps for want of memory. Try again, or bring fewer rows.")
     its = read_json(dataset.folder / "progress.json")
     if not its:

@@ -367,25 +367,27 @@ def _numbers(rows, finding, recipe, most: int = 20) -> list[int]:
 
 
 def _write_out(path: Path, rows) -> None:
-    """The rows as they stand, one a line, in the task's own shape."""
+    """The rows as they stand, in the task's own shape."""
+    from tuner import tasks
+
     if path.exists():
         raise UserError(f"{path.name} is there already. Name another file; nothing is written over.")
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {shorten(path.parent)}. Make it first, or name another file.")
-    with open(path, "w", encoding="utf-8") as file:
-        for index in range(len(rows)):
-            row = {name: value for name, value in rows.row(index).items() if name != "n" and value != ""}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    tasks.get(rows.task).write_out(rows, path)
     _say(f"{len(rows):,} rows written to {path}")
 
 
 def _print_check(told: dict) -> None:
+    from tuner import tasks
+
     print(f"{told['dataset']}: {told['records']:,} records, read as {told['format']} ({told['why']})")
     for note in told["notes"]:
         print(f"  {note}")
     if "train_rows" in told:
         print(f"  {told['train_rows']:,} rows to train on, {told['held_out_rows']:,} held out ({told['split']})")
-        print(f"  {told['tokens']:,} tokens, {told['learned_tokens']:,} of them learned; the longest row has {told['longest']:,}")
+        if tasks.get(told["task"]).COUNTED == "tokens":
+            print(f"  {told['tokens']:,} tokens, {told['learned_tokens']:,} of them learned; the longest row has {told['longest']:,}")
     if not told["findings"]:
         print("  Nothing found that could go wrong.")
     for its in told["findings"]:
@@ -399,7 +401,7 @@ def _print_check(told: dict) -> None:
 
 
 def _quote(asked) -> int:
-    from tuner import hub, machine, proposals, quote
+    from tuner import hub, machine, proposals, quote, tasks
 
     recipe, beside = _recipe(asked.what, asked.settings)
     _, rows, _ = _checked(recipe, beside)
@@ -429,7 +431,7 @@ def _quote(asked) -> int:
             ],
         }))
         return 0
-    print(f"{made.steps:,} steps, {made.tokens:,} tokens")
+    print(f"{made.steps:,} steps, {made.tokens:,} {tasks.get(recipe.task).COUNTED}")
     print(
         f"about {made.memory_gib:.1f} GiB here ({', '.join(f'{name} {size:.2f}' for name, size in made.memory.items())}), "
         f"about {made.seconds / 60:.1f} minutes" + ("" if made.measured else " (this machine has not been measured yet)")

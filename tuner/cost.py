@@ -50,7 +50,7 @@ class Work:
 
 
 def kind(recipe, its: Sizes) -> str:
-    """Which arithmetic a run takes: "fast" (ours), "plain" (transformers' and PEFT's) or "classifier" (that, without a vocabulary)."""
+    """Which arithmetic a run takes: "fast" (ours), "plain" (transformers' and PEFT's) or "classifier" (that, without a vocabulary), "pictures" (that, of pictures)."""
     task = tasks.get(recipe.task)
     return "fast" if task.OWN_PARTS and its.family in FAST_FAMILIES and recipe.lora_dropout == 0 else task.PLAIN
 
@@ -88,6 +88,9 @@ def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bo
         kept = tokens * (2 * its.hidden + its.qkv_width + its.attention_width + 2 * its.middle + 7 * rank + 4)
         kept += its.heads * float((lengths[lengths <= KEPT_PROBABILITIES] ** 2).sum())
         layer = tokens * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
+    elif its.macs:
+        kept, layer = tokens * its.kept, 0.25 * tokens * its.kept
+        return item * (kept + layer)
     else:
         # Both norms in fp32 too, q, k, v twice, the product of gate and up, and what PEFT casts for LoRA.
         kept = tokens * (14 * its.hidden + 5 * its.middle) + 3 * its.heads * float((lengths**2).sum())
@@ -125,7 +128,7 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
 
 def loss_bytes(its: Sizes, way: str, device: str) -> float:
     """The logits of one slice of tokens."""
-    if way == "classifier":
+    if way in ("classifier", "pictures"):
         return 0.0
     return 2 * SLICE_BYTES[device] if way == "fast" else 256 * its.vocab * 10
 
@@ -136,6 +139,7 @@ def loss_bytes(its: Sizes, way: str, device: str) -> float:
 TRAIN = {
     "fast": {"linear": 1.15, "lora": 2.28, "head": 1.2, "attention": 2.8, "passes": 0.0, "layer": 1270.0, "row": 139.0, "unpack": 7.0, "adapter": 20.0},
     "plain": {"linear": 1.5, "lora": 4.0, "head": 2.5, "attention": 8.0, "passes": 8.0, "layer": 120.0, "row": 8.0, "unpack": 2.0, "adapter": 20.0},
+    "pictures": {"linear": 2.0, "lora": 4.0, "head": 0.0, "attention": 4.0, "passes": 4.0, "layer": 400.0, "row": 20.0, "unpack": 2.0, "adapter": 20.0},
     "classifier": {"linear": 1.0, "lora": 2.5, "head": 0.0, "attention": 4.0, "passes": 4.0, "layer": 11500.0, "row": 0.0, "unpack": 2.0, "adapter": 20.0},
 }
 # The fast way where a processor has no bf16 to speak of, so that all is computed in fp32.
@@ -151,16 +155,16 @@ def _price(way: str, reach) -> dict[str, float]:
     return TRAIN_FP32 if way == "fast" and reach.precision == "float32" else TRAIN[way]
 
 
-def _features(its: Sizes, work: Work, rank: int, adapter: int, packed: bool, reach) -> dict[str, float]:
+def _features(its: Sizes, work: Work, lora_work: float, adapter: int, packed: bool, reach) -> dict[str, float]:
     """Seconds that each part of training would take if it reached what the machine reaches at best."""
     gemm, bandwidth, op = reach.gemm_gflops * 1e9, reach.gb_per_s * 1e9, reach.op_us * 1e-6
     wide = its.linear + its.odd
     return {
-        "linear": 4 * wide * work.tokens / gemm,
-        "lora": 6 * adapter * work.tokens / gemm,
+        "linear": 4 * (its.macs or wide) * work.tokens / gemm,
+        "lora": 6 * lora_work * work.tokens / gemm,
         "head": 4 * its.vocab * its.hidden * work.learned / gemm,
         "attention": 6 * its.attention_width * its.layers * work.squares / gemm,
-        "passes": 2 * work.tokens * its.layers * (2 * its.hidden + 3 * its.middle + its.qkv_width) / bandwidth,
+        "passes": 2 * work.tokens * (its.kept or its.layers * (2 * its.hidden + 3 * its.middle + its.qkv_width)) / bandwidth,
         "layer": work.batches * its.layers * op,
         "row": work.rows * its.layers * op,
         "unpack": 2 * 2 * its.linear * work.batches / bandwidth if packed else 0.0,
@@ -171,7 +175,7 @@ def _features(its: Sizes, work: Work, rank: int, adapter: int, packed: bool, rea
 def training_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
     """Seconds of training over that work, by formula; without what finished runs taught."""
     way = kind(recipe, its)
-    found = _features(its, work, recipe.lora_rank, its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
+    found = _features(its, work, its.lora_work(recipe), its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
     price = _price(way, reach)
     seconds = sum(price[name] * value for name, value in found.items())
     # Checkpointing goes forward once more through the layers, not through the head.
@@ -182,7 +186,7 @@ def training_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
 def forward_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
     """Seconds of a pass forward over that work."""
     way = kind(recipe, its)
-    found = _features(its, work, recipe.lora_rank, its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
+    found = _features(its, work, its.lora_work(recipe), its.adapter(recipe), recipe.quantisation == "nf4" and not plan.dequantised, reach)
     price = _price(way, reach)
     return FORWARD_SHARE * sum(price[name] * value for name, value in found.items() if name != "adapter")
 

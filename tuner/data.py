@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import limits, reading, tasks
+from tuner import limits, pictures, reading, tasks
 from tuner.errors import Hint, UserError, shorten
 from tuner.home import DEMO_ROOT, private_dir, read_json, require_free, safe_name, tuner_home, write_json
 from tuner.reading import Broken
@@ -29,7 +29,7 @@ _HEAD_SIZE = 8 * 2**20
 # Hub datasets are streamed; this many rows are taken unless more are asked for.
 HUB_ROWS = 10_000
 # Part of what tells whether files were read before: raise it whenever reading would give other records.
-VERSION = 1
+VERSION = 2
 # Datasets of commands that are kept, so that `check` and then `train` read a file once.
 PASSING_KEPT = 3
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "validation": "test", "valid": "test",
@@ -247,6 +247,14 @@ def no_rows(left_out: list[dict], count: int) -> UserError:
     )
 
 
+def write_rows(rows, path: Path) -> None:
+    """Write rows (`findings.Rows`) as JSON, one a line, in the task's own shape."""
+    with open(path, "w", encoding="utf-8") as file:
+        for index in range(len(rows)):
+            row = {name: value for name, value in rows.row(index).items() if name != "n" and value != ""}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 # Bringing ---------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +356,7 @@ def take(
         UserError: as the records' reader raises it.
     """
     folder, counts = dataset.folder, {"count": 0, "broken": 0}
+    album = pictures.Album(folder / pictures.STORE)
     first: list[str] | None = []
     size = 0
 
@@ -366,6 +375,8 @@ def take(
                 require_free(0, "The dataset")
             if isinstance(record, Broken):
                 counts["broken"] += 1
+            else:
+                record = album.keep(record)
             # A lone surrogate cannot be kept; what cannot be kept is made visible.
             text = to_text(record).encode("utf-8", "replace").decode()
             if first is not None:

@@ -69,7 +69,7 @@ def fits(row: dict, recipe, tokenizer_dir: str) -> bool:
 def control_tokens(tokenizer_dir: str, task: str) -> re.Pattern:
     """See `encode.control_tokens`; of the tokenizer as that task loads it."""
     if child.is_child():
-        return encode.control_tokens(tasks.get(task).load_tokenizer(tokenizer_dir))
+        return tasks.get(task).control_tokens(tasks.get(task).load_tokenizer(tokenizer_dir))
     return re.compile(_ask({"do": "control", "dir": tokenizer_dir, "task": task})["control"])
 
 
@@ -191,7 +191,7 @@ def _answer(asked: dict) -> dict:
     if asked["do"] == "rows":
         return scan.tokenise(asked["rows"], scan.Look(**asked["look"])).to_lists()
     if asked["do"] == "control":
-        return {"control": _control(tasks.get(asked["task"]).load_tokenizer(asked["dir"]))}
+        return {"control": _control(tasks.get(asked["task"]).load_tokenizer(asked["dir"]), asked["task"])}
     if asked["do"] == "prompt":
         tokenizer = encode.load_tokenizer(asked["dir"])
         encode.prompt_ids(asked["messages"], tokenizer, keep_control_tokens=asked["keep"], date=asked["date"])
@@ -206,7 +206,7 @@ def _answer(asked: dict) -> dict:
     task, row = tasks.get(recipe.task), asked["row"]
     sequences = task.encode_row(row, tokenizer, recipe)
     counts = task.turn_tokens(row, tokenizer, recipe) if asked["turns"] else [len(sequences[0].offsets)]
-    return {"sequences": [asdict(its) for its in sequences], "control": _control(tokenizer), "counts": counts}
+    return {"sequences": [asdict(its) for its in sequences], "control": _control(tokenizer, recipe.task), "counts": counts}
 
 
 def _fits(row: dict, recipe, tokenizer) -> bool:
@@ -216,8 +216,8 @@ def _fits(row: dict, recipe, tokenizer) -> bool:
         return False
 
 
-def _control(tokenizer) -> str:
-    pattern = encode.control_tokens(tokenizer).pattern
+def _control(tokenizer, task: str = tasks.DEFAULT) -> str:
+    pattern = tasks.get(task).control_tokens(tokenizer).pattern
     if len(pattern) > _MOST_PATTERN:
         raise UserError(f"The model's tokenizer has {len(pattern):,} characters of control tokens, which no model needs. Choose another base model.")
     return pattern

@@ -80,6 +80,10 @@ class Path:
     collate = staticmethod(batching.collate)
     parts = staticmethod(batching.micro_batches)
 
+    def varied(self, rows: list, indices: list[int], epoch: int) -> list:
+        """Training rows as they are met in an epoch: as they are."""
+        return rows
+
     def losses(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of each learned token, with gradients.
 

@@ -161,20 +161,24 @@ def fetch_base(
             for any other.
     """
     base_id = require_id(base_id, "a base model's Hub id")
+    stands_in = starter.of(base_id)
+    if stands_in and stands_in.ours:
+        return _standing_in(stands_in)
     try:
         return _fetch_from_hub(base_id, revision, token, on_progress)
     except Unreachable as error:
         if cached := _cached_base(base_id, revision):
             return cached
-        if stands_in := starter.of(base_id):
-            folder = stands_in.prepare()
-            return {
-                "id": base_id, "revision": "", "dir": str(folder), "what": stands_in.what, "licence": {"license": "apache-2.0"},
-            }
+        if stands_in:
+            return _standing_in(stands_in)
         raise UserError(
             f"The Hub cannot be reached and {base_id} is not on this machine yet. Check the connection, or choose "
             f"{STARTER_MODEL}, which works without."
         ) from error
+
+
+def _standing_in(its: starter.Starter) -> dict:
+    return {"id": its.base_id, "revision": "", "dir": str(its.prepare()), "what": its.what, "licence": {"license": "apache-2.0"}}
 
 
 def _fetch_from_hub(base_id: str, revision: str, token: str | None, on_progress) -> dict:
@@ -312,13 +316,15 @@ _tokenizer_dirs: dict[tuple, str] = {}
 
 def _tokenizer_dir(base_id: str, revision: str, token: str | None) -> str:
     base_id = require_id(base_id, "a base model's Hub id")
+    if (stands_in := starter.of(base_id)) and stands_in.ours:
+        return str(stands_in.prepare())
     try:
         with in_words(base_id, bool(token)):
             return str(_look_over(base_id, revision, token, 5.0)[2])
     except Unreachable:
         if cached := _cached_base(base_id, revision):
             return cached["dir"]
-        if stands_in := starter.of(base_id):
+        if stands_in:
             return str(stands_in.prepare())
         raise
 
@@ -464,6 +470,8 @@ def licence_of(base_id: str, revision: str, token: str | None) -> dict:
     """A base's licence as its own card names it: {"license", "license_name", "license_link"}, those that are there."""
     from huggingface_hub import HfApi
 
+    if (stands_in := starter.of(base_id)) and stands_in.ours:
+        return _standing_in(stands_in)["licence"]
     with in_words(base_id, bool(token)):
         info = HfApi().model_info(base_id, revision=require_revision(revision), token=token or False, timeout=TIMEOUT_S)
     return _licence(info)

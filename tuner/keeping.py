@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from tuner import hub, lease, redaction, transfer
+from tuner import hub, lease, redaction, tasks, transfer
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
@@ -100,6 +100,8 @@ def prepare(run: runs.Run, token: str | None) -> "_Keeper":
     """
     from huggingface_hub import HfApi
 
+    if tasks.get(run.recipe.task).FILES:
+        raise UserError("A run on pictures is not kept in an account yet: its pictures would have to go there too. It goes on here.")
     user = hub.whoami(token)
     if state(run)["state"] in ("keeping", "waiting"):
         raise UserError(f"This run is kept already, in {state(run)['repo_id']}.")

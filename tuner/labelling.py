@@ -6,13 +6,13 @@ import subprocess
 import threading
 from dataclasses import asdict
 
-from tuner import child, eyes, room
+from tuner import child, eyes, room, tasks
 from tuner.chat import IDLE_S, Subject
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, tuner_home
 
 # What is taken at once, and of how much of it is shown what mattered, which takes a pass for every part.
-MOST_ITEMS, MOST_CHARACTERS, MOST_EXPLAINED = 32, 50_000, 8
+MOST_ITEMS, MOST_EXPLAINED = 32, 8
 # How long one question may take, a model's loading included.
 MOST_S = 180.0
 
@@ -37,9 +37,9 @@ class Labeller:
         """
         if not values:
             raise UserError("There is nothing to label. Write or bring something first.")
-        size = len(json.dumps(values))
-        if len(values) > MOST_ITEMS or size > MOST_CHARACTERS:
-            raise UserError(f"That is {len(values):,} at once with {size:,} characters; the most is {MOST_ITEMS} and {MOST_CHARACTERS:,}. Bring fewer.")
+        size, most = len(json.dumps(values)), tasks.get(subject.task).MOST_TRIED
+        if len(values) > MOST_ITEMS or size > most:
+            raise UserError(f"That is {len(values):,} at once with {size:,} characters; the most is {MOST_ITEMS} and {most:,}. Bring fewer.")
         room.require_for_chat(subject.base, subject.quantisation)
         question = json.dumps({"subject": asdict(subject), "values": values, "explained": MOST_EXPLAINED if explain else 0})
         with self._lock:

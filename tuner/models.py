@@ -96,7 +96,12 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
     plan.setdefault("attention", "sdpa")
     plan.setdefault("kept_16bit", kept)
     wanted = {}
-    lies = packed.folder_of(base_dir, _named(model_class, config, heads), plan["kept_16bit"], plan["precision"]) if recipe.quantisation == "nf4" else None
+    # A base of convolutions alone has nothing for 4-bit to hold.
+    packs = recipe.quantisation == "nf4" and any(
+        isinstance(module, nn.Linear) and name not in plan["kept_16bit"] and not (heads and name.startswith(tuple(heads)))
+        for name, module in skeleton.named_modules()
+    )
+    lies = packed.folder_of(base_dir, _named(model_class, config, heads), plan["kept_16bit"], plan["precision"]) if packs else None
     source = lies if lies and packed.is_ready(lies) else base_dir
     if lies and source is base_dir:
         wanted["quantization_config"] = BitsAndBytesConfig(
@@ -136,7 +141,7 @@ def load_base(base_dir: Path, recipe, plan: dict | None = None) -> Loaded:
     task.finish_loading(model, base_dir, plan, recipe)
     model.requires_grad_(False)
     guard_4bit(model)
-    if recipe.quantisation == "nf4":
+    if packs:
         plan.setdefault("dequantised", room_to_dequantise(model, device))
         if plan["dequantised"]:
             dequantise(model)
@@ -243,10 +248,11 @@ def attach_lora(model: nn.Module, recipe, base_id: str, revision: str = "", head
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(recipe.seed)
-    targets = "all-linear" if recipe.target_modules == "all-linear" else attention_layers(model)
+    task = tasks.get(recipe.task)
+    targets = task.adapted(model, recipe, list(heads)) or ("all-linear" if recipe.target_modules == "all-linear" else attention_layers(model))
     config = LoraConfig(
         r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout,
-        use_rslora=recipe.rslora, target_modules=targets, task_type=tasks.get(recipe.task).PEFT_TASK, bias="none",
+        use_rslora=recipe.rslora, target_modules=targets, task_type=task.PEFT_TASK, bias="none",
         **({"modules_to_save": list(heads)} if heads else {}),
     )
     tuned = get_peft_model(model, config)

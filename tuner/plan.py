@@ -199,7 +199,7 @@ def decide(recipe, its: Sizes, lengths: Lengths, device: str, precision: str, fr
     unpacked = recipe.quantisation == "nf4" and cost.is_ample(cost.itemsize(precision) * its.linear, free_gib * cost.GIB)
     dense = (unpacked or recipe.quantisation == "none") and (device, precision) == ("cpu", "bfloat16") and cost.kind(recipe, its) == "fast"
     now = Plan(
-        TOKENS_AT_ONCE[device], min(recipe.micro_batch, recipe.batch_size), recipe.gradient_checkpointing == "on", unpacked,
+        TOKENS_AT_ONCE[device], min(recipe.micro_batch, recipe.batch_size), recipe.gradient_checkpointing == "on" and its.checkpoints, unpacked,
         dense and cost.is_ample(cost.prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden), free_gib * cost.GIB),
     )
 
@@ -207,7 +207,7 @@ def decide(recipe, its: Sizes, lengths: Lengths, device: str, precision: str, fr
         need = cost.memory(recipe, its, plan, lengths.heaviest(recipe, plan), device, precision, import_gib)
         return sum(need.values()) - need.get("files being read", 0.0) <= ROOM * free_gib
 
-    may_checkpoint = recipe.gradient_checkpointing == "auto"
+    may_checkpoint = recipe.gradient_checkpointing == "auto" and its.checkpoints
     while not fits(now):
         may_halve = not recipe.micro_batch and now.tokens_at_once > FEWEST_TOKENS
         if may_halve and (now.tokens_at_once > FEW_TOKENS[device] or now.checkpointing or not may_checkpoint):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tuner import cost, hardware, machine, quote, room
+from tuner import cost, hardware, machine, quote, room, tasks
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -231,6 +231,8 @@ def _four_bits(recipe: Recipe, now: Quote, rows: Rows) -> Iterator[list[dict]]:
 
 
 def _shorter_rows(recipe: Recipe, now: Quote, rows: Rows) -> Iterator[list[dict]]:
+    if "max_tokens" in tasks.get(recipe.task).UNUSED:  # pictures are not cut so
+        return
     # With everything that harms nothing, so that as little as possible is cut.
     yield [{"max_tokens": most, **ALL_HELP} for most in _lengths_below(rows.lengths.longest)]
 

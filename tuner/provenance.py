@@ -105,7 +105,7 @@ def limits(run) -> list[str]:
     said = [
         "It has the base model's knowledge and faults, and its dataset's; what is right in style may be wrong in fact.",
         f"It was measured on {receipt['held_out_rows']} held-out rows of the same dataset and on the probe only: nothing is known of other subjects, languages or formats.",
-        f"It saw rows of at most {recipe.max_tokens:,} tokens; {tasks.get(recipe.task).LONGER} beyond what it practised.",
+        tasks.get(recipe.task).practised(recipe),
     ]
     if recipe.quantisation == "nf4":
         said.append("It was trained on the base in 4 bits (NF4); on the base in 16 bits its answers can differ a little.")

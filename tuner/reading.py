@@ -32,6 +32,7 @@ from tuner.reading_files import (
     splits_of,
     spooled,
 )
+from tuner.reading_pictures import is_album, read_pictures
 from tuner.reading_text import Broken, head_of, read_json, read_jsonl, read_prose, read_table, sniff_delimiter
 
 __all__ = [
@@ -62,6 +63,10 @@ def read(
         meter = Meter(check_sizes(files), on_progress)
         budget = Budget()
         sources = [source for path, name in files for source in list_sources(Path(path), name, notes, stack, meter)]
+        unread = lambda table: _records(table, [], spool, Meter([], None), Budget(), True)  # noqa: E731
+        sources = [
+            its for source in sources for its in (source.tables if source.tables and not is_album(source, unread, notes) else (source,))
+        ]
         splits = splits_of(sources)
         shown = sources[0].shown if len(sources) == 1 else "What you brought"
         several, count = len(sources) > 1, 0
@@ -132,6 +137,9 @@ def _records(
     """The records of one source."""
     try:
         with ExitStack() as stack:
+            if source.kind == "Pictures":
+                yield from read_pictures(source, lambda table: _records(table, notes, spool, meter, budget, True), notes, meter, budget)
+                return
             if source.kind in ("Parquet", "Arrow"):
                 path = source.path if not source.packing else spooled(open_source(source, stack, meter, budget), source, spool, stack)
                 yield from read_columns(path, source, meter, budget)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from tuner import pictures, reading_pictures
 from tuner.errors import UserError, shorten
 from tuner.reading_files import BLOCK, MAX_COLUMNS, MAX_EXPANDED_BYTES, Budget, Meter, Source, clean, too_large
 
@@ -62,6 +63,7 @@ def read_columns(path: Path, source: Source, meter: Meter, budget: Budget) -> It
                 file.seek(0)
                 opened = pa.ipc.open_file(file) if whole else pa.ipc.open_stream(file)
                 names = opened.schema.names
+            classes = reading_pictures.class_names((opened.schema_arrow if kind == "Parquet" else opened.schema).metadata)
             if len(names) > MAX_COLUMNS:
                 raise UserError(f"{shown} has {len(names):,} columns; the most is {MAX_COLUMNS:,}. Keep those that matter.")
             if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -71,7 +73,7 @@ def read_columns(path: Path, source: Source, meter: Meter, budget: Budget) -> It
                     meter.add(share * source.size)
                 for record in batch.to_pylist():
                     budget.spend(_weight(record), source, packed=False)
-                    yield plain(record)
+                    yield plain(reading_pictures.named(reading_pictures.in_columns(record), classes))
     except RecursionError:
         raise UserError(f"{shown} is nested too deep. Flatten it.") from None
     except MemoryError:
@@ -89,7 +91,7 @@ def plain(value):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if value is None or isinstance(value, (str, int, float, bool, pictures.Taken, pictures.NoPicture)):
         return value
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"

@@ -26,19 +26,22 @@ MAX_LINE_BYTES = 16 * 2**20  # of one line, one row of a table or one element of
 MAX_EXPANDED_BYTES = 4 * 2**30
 MAX_COLUMNS = 1_000
 MAX_MEMBERS = 1_000
+MAX_FILES = 100_000  # with pictures among them; each costs half a kilobyte before anything is read
 MAX_OBJECT_BYTES = 128 * 2**20  # of a JSON file that is one object, which only makes sense once its end was seen
 MAX_PASTED = 20 * 2**20
 MAX_DEPTH = 100  # of lists and objects in each other: well below what Python's own recursion allows to those who follow
 
 # Text seldom packs better than 20 to 1; what unpacks 200-fold to more than this is made to fill a machine.
 _BOMB_BYTES, _BOMB_RATIO = 256 * 2**20, 200
-_LISTING_BYTES = 2 * 2**20  # of a zip's table of contents, which zipfile turns into objects of half a kilobyte
+_LISTING_BYTES = 16 * 2**20  # of a zip's table of contents, which zipfile turns into objects of half a kilobyte
 BLOCK = 2**20
 
 EXTENSIONS = {
     ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV",
     ".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".txt": "TXT",
 }
+# Pictures in a zip; what a name says is looked into before anything is decoded, see `pictures`.
+PICTURES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".svg"))
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _ARCHIVES = (".zip", ".gz", ".zst", ".tgz", ".tar", ".bz2", ".xz", ".7z", ".rar", ".lz4")
 _AS_CSV = "Export it as CSV or JSONL and bring that."
@@ -62,7 +65,7 @@ _STAND_INS = (
 SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
           "val": "validation", "dev": "validation", "eval": "validation"}
 _SPLIT_STEM = re.compile(rf"(?:^|[-_. ])({'|'.join(SPLITS)})(?:[-_.]\d+([-_]of[-_]\d+)?(-[0-9a-f]{{16}})?)?$", re.I)
-_DAMAGE = (
+DAMAGE = (
     EOFError, zlib.error, zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, LookupError,
     struct.error, ArithmeticError,
 )
@@ -107,6 +110,8 @@ class Source:
     size: int
     archive: zipfile.ZipFile | None = None
     member: zipfile.ZipInfo | None = None
+    pictures: tuple[zipfile.ZipInfo, ...] = ()  # of a zip that holds any, with the tables beside them
+    tables: tuple["Source", ...] = ()
 
 
 class Meter:
@@ -195,7 +200,7 @@ class _Archive(_File):
 
     def read(self, count: int = -1) -> bytes:
         if count > _LISTING_BYTES:
-            raise UserError(f"The zip holds more than {MAX_MEMBERS:,} files, the most. Bring only those with rows in them.")
+            raise UserError(f"The zip holds more than {MAX_FILES:,} files, the most. Bring only those with rows in them.")
         return super().read(count)
 
 
@@ -210,7 +215,7 @@ class _Unpacked:
             data = self.stream.read(count)
         except MemoryError:
             raise
-        except _DAMAGE:
+        except DAMAGE:
             raise UserError(f"{self.source.shown} is cut off or damaged: it cannot be unpacked to its end. Pack or download it again.") from None
         self.budget.spend(len(data), self.source)
         return data
@@ -276,29 +281,30 @@ def list_sources(path: Path, name: str, notes: list[str], stack: ExitStack, mete
         return [Source(shown, stem, kind, packing, path, size)]
     try:
         archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_Archive(path, meter))))
-    except _DAMAGE:
+    except DAMAGE:
         raise UserError(f"{shown} is not a zip file, or is cut off or damaged. Pack or download it again.") from None
-    sources = []
-    for member in _members(archive, shown, notes):
+    rows, pictures = _members(archive, shown, notes)
+    sources, whole = [], stem
+    for member in rows:
         stem, kind, _ = kind_of(member.filename, shown)
         within = f"{shorten(clean(member.filename))} in {shown}"
         sources.append(Source(within, stem, kind, "zip", path, size, archive, member))
-    return sources
+    return [Source(shown, whole, "Pictures", "zip", path, size, archive, pictures=tuple(pictures), tables=tuple(sources))] if pictures else sources
 
 
-def _members(archive: zipfile.ZipFile, shown: str, notes: list[str]) -> list[zipfile.ZipInfo]:
-    """The members of a zip that hold records, by name.
+def _members(archive: zipfile.ZipFile, shown: str, notes: list[str]) -> tuple[list[zipfile.ZipInfo], list[zipfile.ZipInfo]]:
+    """The members of a zip that hold records, and those that are pictures, by name.
 
     Raises:
         UserError: one member would lie outside a folder that the zip is unpacked into, is a link, is encrypted or is
             an archive; or there are too many or none.
     """
     members = archive.infolist()
-    if len(members) > MAX_MEMBERS:
-        raise UserError(f"{shown} holds {len(members):,} files; the most is {MAX_MEMBERS:,}. Bring only those with rows in them.")
+    if len(members) > MAX_FILES:
+        raise UserError(f"{shown} holds {len(members):,} files; the most is {MAX_FILES:,}. Bring only those with rows in them.")
     if any(member.orig_filename == "[Content_Types].xml" for member in members):
         raise UserError(f"{shown} is an Excel or Word file, whatever its name says. {_AS_CSV}")
-    taken, aside = [], []
+    taken, pictures, aside = [], [], []
     for member in members:
         # orig_filename, as zipfile hides what stands behind a NUL.
         name, title = member.orig_filename.replace("\\", "/"), repr(shorten(clean(member.orig_filename), 40))
@@ -315,19 +321,21 @@ def _members(archive: zipfile.ZipFile, shown: str, notes: list[str]) -> list[zip
         ending = Path(parts[-1]).suffix.lower()
         if ending in _ARCHIVES:
             raise UserError(f"{shown} holds another archive, {title}. Unpack that first.")
-        if ending not in EXTENSIONS:
+        if ending not in EXTENSIONS and ending not in PICTURES:
             aside.append(title)
             continue
         # The others unpack without a bound: a few bytes of bzip2 to gigabytes in one step.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{shown} packs {title} in a way that is not read here. Pack it as a usual zip (Deflate).")
-        taken.append(member)
+        (pictures if ending in PICTURES else taken).append(member)
+    if len(taken) > MAX_MEMBERS:
+        raise UserError(f"{shown} holds {len(taken):,} files; the most is {MAX_MEMBERS:,}. Bring only those with rows in them.")
     if aside:
         more = f" and {len(aside) - 3:,} more" if len(aside) > 3 else ""
         add_note(notes, f"Left aside in {shown}: {', '.join(aside[:3])}{more}.")
-    if not taken:
-        raise UserError(f"{shown} holds no file of rows. Put one of {', '.join(sorted(EXTENSIONS))} into it.")
-    return sorted(taken, key=lambda member: member.filename)
+    if not taken and not pictures:
+        raise UserError(f"{shown} holds no file of rows and no picture. Put one of {', '.join(sorted(EXTENSIONS))} into it, or a folder of pictures for each class.")
+    return sorted(taken, key=lambda member: member.filename), sorted(pictures, key=lambda member: member.filename)
 
 
 def splits_of(sources: list[Source]) -> list[str]:
@@ -344,7 +352,7 @@ def open_source(source: Source, stack: ExitStack, meter: Meter, budget: Budget):
     if source.member:
         try:
             return _Unpacked(stack.enter_context(source.archive.open(source.member)), source, budget)
-        except _DAMAGE:
+        except DAMAGE:
             raise UserError(f"{source.shown} is cut off or damaged: it cannot be unpacked. Pack or download it again.") from None
     file = stack.enter_context(_File(source.path, meter))
     if source.packing == "gzip":

@@ -173,6 +173,11 @@ class Recipe:
         "balanced lets each class weigh alike however many rows it has, which lifts rare ones; none counts rows alike.",
         choices=("none", "balanced"), place="",
     )
+    augmentation: str = knob(
+        "careful", "Augmentation",
+        "careful turns, cuts and lights training pictures anew each time; mirrored also flips half of them, wrong for letters; none leaves them.",
+        choices=("careful", "mirrored", "none"),
+    )
     gradient_checkpointing: str = knob(
         "auto", "Gradient checkpointing", "on saves memory and costs a third more time; off is faster; auto decides by memory.",
         choices=("auto", "on", "off"),

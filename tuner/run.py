@@ -70,7 +70,9 @@ class Run:
     def rows(self, part: str) -> list[dict]:
         """The run's own rows: "train" or "held_out"."""
         with open(self.folder / "data" / f"{part}.jsonl", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            rows = [json.loads(line) for line in file]
+        task = tasks.get(self.recipe.task)
+        return [task.placed(row, self.folder / "data") for row in rows]
 
     def count_rows(self) -> int:
         """How many rows the run has, held out ones among them."""
@@ -190,12 +192,25 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = 
     run.folder.mkdir(mode=0o700)  # exist_ok stays False: two runs never share a folder
     write_whole(run.folder / "recipe.toml", recipe.to_toml())
     (run.folder / "data").mkdir()
+    for name in tasks.get(recipe.task).FILES:
+        _link(dataset.folder / name, run.folder / "data" / name)
     for part, its in (("train", chosen.train), ("held_out", chosen.held_out)):
         _write_rows(run.folder / "data" / f"{part}.jsonl", (rows.row(index) for index in its))
     write_json(run.folder / "data" / "receipt.json", receipt.make({**dataset.source, "name": dataset.name}, rows, chosen))
     title = recipe.title or dataset.name
     write_whole(run.folder / "title.txt", title)
     return run
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, which stays when the first one goes; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise disk_error(error, target) from error
 
 
 def _write_rows(path: Path, rows) -> None:
@@ -226,7 +241,7 @@ def again(run: Run, settings: dict) -> Run:
     new.folder.mkdir(mode=0o700)
     write_whole(new.folder / "recipe.toml", recipe.to_toml())
     try:
-        shutil.copytree(run.folder / "data", new.folder / "data")
+        shutil.copytree(run.folder / "data", new.folder / "data", copy_function=_link)  # rows and pictures are never written into
     except OSError as error:
         shutil.rmtree(new.folder, ignore_errors=True)
         raise disk_error(error, new.folder) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import damage, data, encode, eyes, near, personal, tasks
+from tuner import damage, data, encode, eyes, personal, tasks
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 from tuner.tasks import NoRow
@@ -122,7 +122,7 @@ def _hash64(text: str) -> int:
 
 def content(row: dict) -> str:
     """All that decides what is learned from the row, as JSON; numbers and splits are not part of it."""
-    said = {name: value for name, value in row.items() if name not in ("n", "split", "group")}
+    said = {name: value for name, value in row.items() if name not in ("n", "split", "group", "file", "folder")}
     return json.dumps(said, sort_keys=True, ensure_ascii=False)
 
 
@@ -172,7 +172,7 @@ def describe(texts: list[str], start: int, mapping, task: str, without: np.ndarr
         its["flags"], its["chars"] = flags, chars
         its["split"] = {"train": 1, "test": 2}.get(row.get("split", ""), 0)
         its["personal"] = np.minimum(counts, 65_535)
-    return found, near.band_keys(said, without), rows
+    return found, module.ALIKE.band_keys(said, without), rows
 
 
 @dataclass
@@ -248,7 +248,7 @@ def tokenise(rows: list, look: Look) -> Tokens:
     """See `Tokens`; by the same `encode` that the trainer calls."""
     module, recipe = tasks.get(look.task), look.recipe()
     tokenizer = module.load_tokenizer(look.tokenizer_dir)
-    control = encode.control_tokens(tokenizer)
+    control = module.control_tokens(tokenizer)
     row_of, lengths, spans, span_of, flags = [], [], [], [], np.zeros(len(rows), np.uint8)
     for index, row in enumerate(rows):
         if row is None:
@@ -323,7 +323,7 @@ def part(its: Part, look: Look | None, on_progress: Callable[[int, int], None] |
     job = Job(its.mapping, its.task, _without(its, texts) if not described else np.zeros(0, np.uint32), not described, look)
     if not described:
         rows = np.lib.format.open_memmap(its.folder / ".rows.npy", "w+", ROW, (total,))
-        keys = np.lib.format.open_memmap(its.folder / ".bands.npy", "w+", np.uint64, (near.BANDS, total))
+        keys = np.lib.format.open_memmap(its.folder / ".bands.npy", "w+", np.uint64, (tasks.get(its.task).ALIKE.BANDS, total))
     tokens, done = [], 0
     if helpers is None:
         helpers = 1 if total >= ROWS_FOR_HELP and (os.cpu_count() or 1) > 1 else 0
@@ -371,7 +371,7 @@ def _without(its: Part, texts: data.Texts) -> np.ndarray:
                 pass
         if len(said) >= 1000:
             break
-    found = near.common(said)
+    found = module.ALIKE.common(said)
     if its.mapping is not None:
         save(kept, found)
     return found

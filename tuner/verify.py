@@ -50,7 +50,7 @@ def compare(asked: dict) -> dict:
         return {"error": f"Loaded by plain PEFT, the published adapter computes otherwise than this run's own (by up to {largest(own, published):.3g}). Push again."}
     if moved == 0.0:  # PEFT only warns where no weight of the file finds its place
         return {"error": "Loaded by plain PEFT, the adapter changes nothing of what the base computes. It does not fit this base model."}
-    return {"prompts": len(asked_of), "tokens": sum(its["input_ids"].numel() for its in asked_of), "moved": moved}
+    return {"prompts": len(asked_of), "tokens": sum(next(iter(its.values())).numel() for its in asked_of), "moved": moved}
 
 
 def load_plain(asked: dict):

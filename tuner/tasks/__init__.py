@@ -2,18 +2,20 @@
 
 A task's module has, besides its own formats and texts of faults:
 
-rows        FORMATS, ROLES, UNUSED (settings that mean nothing to it), claim, recognise, fallback, check_mapping, columns_of, to_row
+rows        FORMATS, ROLES, UNUSED (settings that mean nothing to it), claim, recognise, fallback, check_mapping, columns_of, to_row, write_out;
+            FILES (what rows point into in the folder that they lie in), placed
 findings    FAULTS, OTHERWISE (general faults that it words otherwise), LABELLED, faults, texts, said, opening, answer, label,
-            wont_do, and what fixes need: map_texts, trim, join, split, learnable, with_answer, describe
-encoding    load_tokenizer, Encoded, encode_row, warnings, NOTHING_LEARNED
-model       model_class, PEFT_TASK, decide, loading, heads, is_fresh, finish_loading, path
-training    learning, report, in_short
-telling     tiles, tiles_of, measures, printed, advice, before_and_after, learned_part, load_it, PIPELINE, TAGS, LONGER
+            ALIKE (what finds rows that are nearly the same: near or looks), wont_do, and what fixes need: map_texts, trim, join,
+            split, learnable, with_answer, describe
+encoding    load_tokenizer, control_tokens, Encoded, encode_row, warnings, NOTHING_LEARNED
+model       model_class, PEFT_TASK, decide, loading, heads, adapted, weights_in_words, is_fresh, finish_loading, path
+training    learning, report, in_short; where labels are given also shown_row, probe_rows, PROBE_WORDS
+telling     tiles, tiles_of, measures, printed, advice, before_and_after, learned_part, practised, load_it, PIPELINE, TAGS
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
 keeping     is_row, PLANNED, EVAL_FIGURES
 cost        ANSWERS, OWN_PARTS, PLAIN
-trying      STARTER, worker, ask; where labels are given also TRIED, item, thing, occluded, names_in
-page        TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
+trying      STARTER, worker, ask; where labels are given also TRIED, MOST_TRIED, item, thing, occluded, names_in, asked
+page        SHOWS, COUNTED, TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from importlib import import_module
 
 from tuner.errors import UserError
 
-TASKS = ("chat", "text_labels")
+TASKS = ("chat", "image_labels", "text_labels")  # in the order that they are asked whether rows are theirs
 DEFAULT = TASKS[0]
 
 
@@ -86,7 +88,7 @@ def of_record(known: dict, peft_task: str | None) -> tuple[str, dict]:
     Raises:
         UserError: it has a head, and its record does not say for which labels.
     """
-    task = known["task"] if known.get("task") in TASKS else next((name for name in TASKS if get(name).PEFT_TASK == peft_task), DEFAULT)
+    task = known["task"] if known.get("task") in TASKS else next((name for name in TASKS if peft_task and get(name).PEFT_TASK == peft_task), DEFAULT)
     return task, get(task).read_record(known)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+from tuner import near
 from tuner.encode import Encoded  # noqa: F401
 from tuner.errors import UserError, shorten
 from tuner.tasks import NoRow
@@ -314,6 +315,10 @@ def _tools(value: object) -> list | None:
 
 WHAT = "conversations"
 # How the page calls it, the plain view of a row, its third tab, and the button that leads there; the dataset that ships with it.
+# It is talked to, on a tab of its own.
+TRIED, MOST_TRIED = "", 0
+# What its rows show, and what they are counted in.
+SHOWS, COUNTED = "words", "tokens"
 TITLE, VIEW, TAB, LEAD = "Answers (chat)", "Conversation", "Chat", "Talk to it →"
 DEMO = ("headlines.jsonl", "Clickbait headlines (demo)", "480 plain subjects, each with one irresistible headline. Written for Tuner.")
 
@@ -325,7 +330,7 @@ def turns_of(row: dict) -> list[dict]:
 
 # General faults that this task words otherwise, and settings that mean nothing to it.
 OTHERWISE: dict = {}
-UNUSED = ("class_weights",)
+UNUSED = ("class_weights", "augmentation")
 # Whether every row has a label; a chat's answers may happen to be labels, see `findings.Rows.labels`.
 LABELLED = False
 
@@ -339,6 +344,33 @@ def label(text: str, alone: bool) -> str:
 # What a kept run's plan has besides what every run's has, and what its evaluations say besides the loss.
 PLANNED: dict = {}
 EVAL_FIGURES = ("perplexity",)
+
+
+# What finds rows that are nearly the same, and what of a dataset's folder rows point into.
+ALIKE = near
+FILES: tuple[str, ...] = ()
+
+
+def placed(row: dict, folder) -> dict:
+    """The row as it is: all of it is in itself."""
+    return row
+
+
+def control_tokens(tokenizer):
+    """See `encode.control_tokens`."""
+    from tuner import encode
+
+    return encode.control_tokens(tokenizer)
+
+
+def adapted(model, recipe, heads: list[str]) -> list[str] | None:
+    """The layers that get LoRA, by name; None for those that the recipe's words mean."""
+    return None
+
+
+def weights_in_words(model, plan: dict, recipe) -> list[str]:
+    """What is to be said of the base's weights besides what is said of any."""
+    return []
 
 
 def is_row(row: dict) -> bool:
@@ -448,6 +480,13 @@ def prompt_ids(question: dict, tokenizer, recipe) -> list[int]:
         question["messages"], tokenizer, tools=question.get("tools"), keep_control_tokens=recipe.keep_control_tokens,
         date=recipe.template_date,
     )[-recipe.max_tokens :]
+
+
+def write_out(rows, path) -> None:
+    """Write rows as they stand, one a line; see `data.write_rows`."""
+    from tuner import data
+
+    data.write_rows(rows, path)
 
 
 def describe(row: dict) -> str:
@@ -566,7 +605,6 @@ PIPELINE = "text-generation"
 TAGS = ("conversational",)
 # Files of the adapter's folder that are published besides those of every adapter.
 PUBLISHED: tuple[str, ...] = ()
-LONGER = "longer conversations are"
 
 
 def keep_files(base_dir, folder, plan: dict) -> None:
@@ -581,6 +619,11 @@ def record(plan: dict) -> dict:
 def read_record(known: dict) -> dict:
     """What of such a record belongs to the plan: nothing."""
     return {}
+
+
+def practised(recipe) -> str:
+    """How far its practice goes, for the card."""
+    return f"It saw rows of at most {recipe.max_tokens:,} tokens; longer conversations are beyond what it practised."
 
 
 def learned_part(recipe) -> str:

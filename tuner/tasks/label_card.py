@@ -26,7 +26,7 @@ def measures(report: dict) -> list[dict]:
     ]
     if its := report["probe"]["subjects"]:
         found.append({
-            "name": "Subjects read from features", "of": f"{its['items']} probe texts", "unit": "share", "per": "row", "better": "higher", "metric": "accuracy",
+            "name": f"Probe read from features ({its.get('about', 'the subject').split(' ', 1)[1]})", "of": f"{its['items']} {its.get('of', 'general texts')}", "unit": "share", "per": "row", "better": "higher", "metric": "accuracy",
             "base": its["base"], "tuned": its["tuned"], "low": its["difference"]["low"], "high": its["difference"]["high"], "general": True, "majority": None,
         })
     return found
@@ -94,11 +94,15 @@ def _confused(report: dict) -> str:
     return f"Most often taken for another: {shorten(names[given], 40)} for {shorten(names[guessed], 40)}, {count} times." if count > 1 else ""
 
 
-def forgetting(subjects: dict | None) -> tuple[bool, str]:
-    """Whether the model's own features lost what others might want of them, and that in a sentence."""
+def forgetting(subjects: dict | None, words: tuple[str, str]) -> tuple[bool, str]:
+    """Whether the model's own features lost what others might want of them, and that in a sentence.
+
+    Args:
+        words: what was read from them, and of what; see a task's PROBE_WORDS.
+    """
     if not subjects or subjects["difference"]["high"] is None:
         return False, "What was forgotten was not measured."
-    told = f"the subject of {subjects['items']} general texts is read right from its features in {100 * subjects['base']:.0f} % before, {100 * subjects['tuned']:.0f} % after"
+    told = f"{words[0]} of {subjects['items']} {words[1]} is read right from its features in {100 * subjects['base']:.0f} % before, {100 * subjects['tuned']:.0f} % after"
     if subjects["difference"]["high"] < 0:
         return True, f"Its features serve this task now, others less: {told}."
     return False, f"No loss in its features was seen: {told}."
@@ -129,9 +133,9 @@ def before_and_after(run, report: dict) -> str:
     lines += _matrix(report)
     losses = [event["loss"] for event in run.events()[0] if event["kind"] == "step"]
     lines += ["", (
-        "The held-out rows were not trained on. The middle column is a logistic regression on the untouched base's mean-pooled, standardised features, its "
+        "The held-out rows were not trained on. The middle column is a logistic regression on the untouched base's standardised features (of texts the mean over their tokens, of pictures what the head reads), its "
         f"strength (C = {report['base']['strength']:g}) chosen by cross-validation on the training rows. Changes are against it; intervals are paired bootstraps over rows. "
-        "The last share of the first table is how well a linear classifier reads the subject of Tuner's own probe texts from the model's features, before and after: it shows "
+        "The last share of the first table is how well a linear classifier reads what Tuner's own probe is about from the model's features, before and after: it shows "
         f"what was forgotten. The version of step {report['best_step']} of {run.read('plan')['steps']} is the one published, chosen by macro-F1 on held-out rows. The training loss "
         f"went from {losses[0]:.3f} to {losses[-1]:.3f}."
     )]

@@ -40,8 +40,12 @@ def heads(skeleton: nn.Module, base_dir) -> list[str]:
     return found
 
 
-def begin_heads(model: nn.Module, base_dir, names: list[str], seed: int) -> None:
-    """Give each head weight that the base's files do not hold its beginning, the same for the same seed wherever it was loaded from."""
+def begin_heads(model: nn.Module, base_dir, names: list[str], seed: int, anew: bool = False) -> None:
+    """Give each head weight that the base's files do not hold its beginning, the same for the same seed wherever it was loaded from.
+
+    Args:
+        anew: begin all of them, also those that the files hold: they are of other classes.
+    """
     stored = {name: shape for name, (_, shape) in sizes.headers_in(base_dir).items()}
     random = torch.Generator().manual_seed(seed)
     spread = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
@@ -49,7 +53,7 @@ def begin_heads(model: nn.Module, base_dir, names: list[str], seed: int) -> None
         if not name.startswith(tuple(names)):
             continue
         known = next((shape for its, shape in stored.items() if its == name or its.endswith(f".{name}") or name.endswith(f".{its}")), None)
-        if known == tuple(weight.shape):
+        if known == tuple(weight.shape) and not anew:
             continue
         with torch.no_grad():
             if weight.ndim >= 2:
@@ -92,6 +96,10 @@ class Path:
         self.ids, self.several = dict(config.label2id), config.problem_type.startswith("multi")
         self.names = [name for name, _ in sorted(self.ids.items(), key=lambda its: its[1])]
         speed_up_lora(model)
+
+    def varied(self, rows: list, indices: list[int], epoch: int) -> list:
+        """Training rows as they are met in an epoch: as they are."""
+        return rows
 
     def labelled(self, rows: list) -> dict:
         """What of a batch says what is right: "labels", one a row, which the Trainer counts, and "targets"."""

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from tuner import figures, probe, scores, survey, tasks
+from tuner import figures, scores, survey, tasks
 from tuner.errors import shorten
 from tuner.tasks import label_card
 from tuner.tasks.label_learning import guesses, row_losses, truths
@@ -69,7 +69,7 @@ def make(
         }
         for name in ("base", "tuned"):
             made["confusion"][name] = _square(made["confusion"][name], len(path.names))
-    made["rows"] = _shown(rows, truth, base, tuned, path)
+    made["rows"] = _shown(rows, truth, base, tuned, path, task)
     made["probe"] = _probe(path, model, tokenizer, recipe)
     evals = run.events(kind="eval")[0]
     # What nobody chose by these rows: the figure that the kept version's choice flatters.
@@ -241,7 +241,7 @@ def _cells(truth: np.ndarray, guess: np.ndarray, numbers: list[int], size: int) 
     return found
 
 
-def _shown(rows: list[dict], truth: np.ndarray, base: np.ndarray, tuned: np.ndarray, path) -> dict:
+def _shown(rows: list[dict], truth: np.ndarray, base: np.ndarray, tuned: np.ndarray, path, task) -> dict:
     """Rows that it is surest of and right about, and those that it is surest of and wrong about."""
     guess, base_guess = guesses(tuned, path.several), guesses(base, path.several)
     right = (guess == truth).all(1)
@@ -254,8 +254,10 @@ def _shown(rows: list[dict], truth: np.ndarray, base: np.ndarray, tuned: np.ndar
             "probability": float(probabilities[index][guessed[index]].min()) if guessed[index].any() else float(1 - probabilities[index].max()),
         }
         row = rows[index]
+        seen = task.shown_row(row)
+        seen["text"] = shorten(seen["text"], MOST_LETTERS)
         return {
-            "row": row["n"], "text": shorten(row.get("text", ""), MOST_LETTERS), "wanted": shown_label(row), "base": its(base_guess, base), "tuned": its(guess, tuned),
+            "row": row["n"], **seen, "wanted": shown_label(row), "base": its(base_guess, base), "tuned": its(guess, tuned),
         }
 
     return {
@@ -268,19 +270,18 @@ def _shown(rows: list[dict], truth: np.ndarray, base: np.ndarray, tuned: np.ndar
 
 
 def _probe(path, model, tokenizer, recipe) -> dict:
-    """How well the subject of the shipped probe's texts can be read from the model's own features, before and after.
+    """How well what the shipped probe's rows are about can be read from the model's own features, before and after.
 
-    The items are the general questions of `probe`, each with its right end, of nineteen subjects, written for this project; no run learns from them. A linear classifier of a fixed strength is fitted to the features
-    of four fifths of them and asked about the rest, five times: if tuning bends the features to one purpose alone, other
-    things are read from them less well.
+    What they are is the task's to say (`probe_rows`); no run learns from them. A linear classifier of a fixed strength is fitted
+    to the features of four fifths of them and asked about the rest, five times: if tuning bends the features to one purpose
+    alone, other things are read from them less well.
 
     Returns:
         items, of, subjects: {"items", "base", "tuned", "difference"}; fell, says: see `label_card.forgetting`.
     """
-    items = [item for item in probe.items() if item["kind"] == "question"]
-    texts = [f"{item['text']} {item['right']}" for item in items]
-    subjects, which = np.unique([item["subject"] for item in items], return_inverse=True)
-    rows = [one.bare() for text in texts for one in tasks.get(recipe.task).encode_row({"text": text, "label": ""}, tokenizer, recipe)]
+    task = tasks.get(recipe.task)
+    rows, about = task.probe_rows(tokenizer, recipe)
+    subjects, which = np.unique(about, return_inverse=True)
     for row in rows:
         row.label, row.labels = path.names[0], None
     with model.disable_adapter():
@@ -289,15 +290,15 @@ def _probe(path, model, tokenizer, recipe) -> dict:
     truth = scores.one_hot(which, len(subjects))
     parts = _parts(truth, False, 0)
     if not parts:
-        fell, says = label_card.forgetting(None)
-        return {"items": len(items), "of": len(items), "subjects": None, "fell": fell, "says": says}
+        fell, says = label_card.forgetting(None, task.PROBE_WORDS)
+        return {"items": len(rows), "of": len(rows), "subjects": None, "fell": fell, "says": says}
     right = [_right(features, truth, parts, recipe) for features in (before, after)]
     found = {
-        "items": len(items), "classes": len(subjects), "base": float(right[0].mean()), "tuned": float(right[1].mean()),
-        "difference": figures.interval(right[1].astype(float) - right[0], seed=recipe.seed),
+        "items": len(rows), "classes": len(subjects), "base": float(right[0].mean()), "tuned": float(right[1].mean()),
+        "difference": figures.interval(right[1].astype(float) - right[0], seed=recipe.seed), "about": task.PROBE_WORDS[0], "of": task.PROBE_WORDS[1],
     }
-    fell, says = label_card.forgetting(found)
-    return {"items": len(items), "of": len(items), "subjects": found, "fell": fell, "says": says}
+    fell, says = label_card.forgetting(found, task.PROBE_WORDS)
+    return {"items": len(rows), "of": len(rows), "subjects": found, "fell": fell, "says": says}
 
 
 def _right(features: np.ndarray, truth: np.ndarray, parts, recipe) -> np.ndarray:

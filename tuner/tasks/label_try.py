@@ -40,7 +40,7 @@ class Worker:
         A text of two parts has a tab between them.
         """
         self.bring(subject)
-        encoded = self._encoded([self.task.item(text.split("\t", 1)) for text in texts])
+        encoded = self._encoded([self.task.asked(text) for text in texts])
         found = self.path.judge(encoded) if tuned else self._frozen(encoded)
         return None if found is None else [self._by_label(its) for its in found]
 
@@ -51,7 +51,7 @@ class Worker:
             explained: of so many of them, the first ones, also what mattered.
 
         Returns:
-            "tuned", "base": label -> probability, the likeliest first; "base" is of the classifier on the untouched base, None
+            "thing": see the task's own. "tuned", "base": label -> probability, the likeliest first; "base" is of the classifier on the untouched base, None
             where none was kept. "cut": tokens that were not read. "parts": for each part that was left out in turn, its place
             as the task's `occluded` gives it with "drop", by how much that lowers the probability of the likeliest label; None
             where that was not asked.
@@ -69,7 +69,7 @@ class Worker:
                 left = self.path.judge(self._encoded([its for _, its in without])) if without else ()
                 parts = [{**place, "drop": float(tuned[number][top] - its[top])} for (place, _), its in zip(without, left)]
             found.append({
-                "tuned": self._by_label(tuned[number]), "base": None if base is None else self._by_label(base[number]),
+                "thing": self.task.thing(row), "tuned": self._by_label(tuned[number]), "base": None if base is None else self._by_label(base[number]),
                 "cut": getattr(encoded[number], "cut", 0), "parts": parts,
             })
         return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tuner import child, encode
+from tuner import child, encode, near
 from tuner.errors import UserError, shorten
 from tuner.home import read_json
 from tuner.tasks import Fault, NoRow
@@ -43,10 +43,14 @@ from tuner.tasks.labels import (  # noqa: F401
 )
 
 WHAT = "texts with labels"
+# What its rows show, and what they are counted in.
+SHOWS, COUNTED = "words", "tokens"
 TITLE, VIEW = "Labels for texts", "Text and label"
 DEMO = ("library_desk.jsonl", "Library desk (demo)", "1,665 messages to a city library, each with the desk that it belongs to. Written for Tuner.")
 # What the third tab takes in.
 TRIED = "text"
+# How many characters of it at once, as JSON between processes.
+MOST_TRIED = 50_000
 _STAYS_OUT = "It is left out by itself; every other row is kept."
 FAULTS = {
     "no_text": Fault("No text", f"There is nothing to read. {_STAYS_OUT}", "mind", left_out=True),
@@ -63,7 +67,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a classifier.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "augmentation")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"labelled": ("Text and label", ("text", "label"), ("text_b", "split", "group"))}
@@ -237,6 +241,31 @@ def _text(record: dict, column: str) -> str:
     return value
 
 
+# What finds rows that are nearly the same, and what of a dataset's folder rows point into.
+ALIKE = near
+FILES: tuple[str, ...] = ()
+
+
+def placed(row: dict, folder) -> dict:
+    """The row as it is: all of it is in itself."""
+    return row
+
+
+def control_tokens(tokenizer):
+    """See `encode.control_tokens`."""
+    return encode.control_tokens(tokenizer)
+
+
+def adapted(model, recipe, heads: list[str]) -> list[str] | None:
+    """The layers that get LoRA, by name; None for those that the recipe's words mean."""
+    return None
+
+
+def weights_in_words(model, plan: dict, recipe) -> list[str]:
+    """What is to be said of the base's weights besides what is said of any."""
+    return []
+
+
 def is_row(row: dict) -> bool:
     """Whether a row, which may be somebody else's JSON, is one of this task's."""
     return has_label(row) and isinstance(row.get("text"), str) and isinstance(row.get("text_b", ""), str)
@@ -289,6 +318,11 @@ def item(value) -> dict:
     return dict(zip(("text", "text_b"), given))
 
 
+def asked(text: str) -> dict:
+    """What somebody asks about at a terminal, as `item` gives it; two texts have a tab between them."""
+    return item(text.split("\t", 1))
+
+
 # Words of one text that are left out in turn, at most, to see which of them matter.
 MOST_OCCLUDED = 80
 _WORD = re.compile(r"\S+")
@@ -334,6 +368,13 @@ def learnable(row: dict) -> bool:
 def with_answer(row: dict, text: str) -> dict:
     """The row with another label, or labels as `answer` writes them."""
     return {**row, "labels": names_of(text)} if "labels" in row else {**row, "label": text}
+
+
+def write_out(rows, path) -> None:
+    """Write rows as they stand, one a line; see `data.write_rows`."""
+    from tuner import data
+
+    data.write_rows(rows, path)
 
 
 def describe(row: dict) -> str:
@@ -474,7 +515,6 @@ STARTER = {"base_model": "sentence-transformers/all-MiniLM-L6-v2", "max_tokens":
 PIPELINE = "text-classification"
 TAGS: tuple[str, ...] = ()
 PUBLISHED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-LONGER = "what stands behind that in a longer text is"
 
 
 _NAME = "text_labels"
@@ -527,6 +567,24 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
     return label_model.TextPath(model, tokenizer.pad_token_id, label_model.weights(recipe, model, train_rows))
 
 
+def shown_row(row: dict) -> dict:
+    """What of a row a report shows."""
+    return {"text": row["text"]}
+
+
+# What the probe reads from features, and of what.
+PROBE_WORDS = ("the subject", "general texts")
+
+
+def probe_rows(tokenizer, recipe) -> tuple[list[Encoded], list[str]]:
+    """The general questions of `probe`, each with its right end, and their subjects; written for this project, and no run learns from them."""
+    from tuner import probe
+
+    items = [its for its in probe.items() if its["kind"] == "question"]
+    rows = [encode_row({"text": f"{its['text']} {its['right']}", "label": ""}, tokenizer, recipe)[0].bare() for its in items]
+    return rows, [its["subject"] for its in items]
+
+
 def learning(run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):
     """See `label_learning.Learning`."""
     from tuner.tasks.label_learning import Learning, different
@@ -552,6 +610,11 @@ def keep_files(base_dir, folder, plan: dict) -> None:
     config = loading(base_dir, plan)["config"]
     config._name_or_path = ""
     (folder / "config.json").write_text(config.to_json_string(), "utf-8")
+
+
+def practised(recipe) -> str:
+    """How far its practice goes, for the card."""
+    return f"It saw rows of at most {recipe.max_tokens:,} tokens; what stands behind that in a longer text is beyond what it practised."
 
 
 def load_it(repo_id: str, base_id: str, plan: dict) -> str:

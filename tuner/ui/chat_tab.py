@@ -236,7 +236,7 @@ def wire(its, train, tabs) -> None:
         return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
-    def label_it(text, second, each_line, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
+    def label_it(text, second, each_line, files, shot, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
         """Labels for what was written; words first, since a model may have to be loaded."""
         visitor = page.visitor(browser_id, token)
         if choice == BASE_CHOICE:
@@ -244,8 +244,7 @@ def wire(its, train, tabs) -> None:
         yield drawing.notice("Getting the model ready …")
         try:
             subject = subject_of(choice, adapter_id, base_model, visitor)
-            pair = (subject.plan.get("labels") or {}).get("pair") is True
-            yield try_view.label(page, subject, try_view.values_of(text, second, each_line is True, pair), explain is True)
+            yield try_view.label(page, subject, try_view.brought(subject, text, second, each_line is True, files, shot), explain is True)
         except UserError:
             yield try_view.nothing()
             raise
@@ -380,7 +379,7 @@ def wire(its, train, tabs) -> None:
     train.knobs["task"].change(follow_form, chosen, [its.about, *panels], **quiet)
     trying = its.trying
     its.trying.go.click(
-        label_it, [trying.text, trying.second, trying.each_line, trying.explain, its.subject, its.adapter_id, train.knobs["base_model"], *who], [trying.out],
+        label_it, [trying.text, trying.second, trying.each_line, trying.files, trying.camera, trying.explain, its.subject, its.adapter_id, train.knobs["base_model"], *who], [trying.out],
         concurrency_limit=4, **quiet,
     )
     its.adapter_id.submit(**its.arrive)

@@ -21,6 +21,8 @@ _SHARE_HELP = "More rows held out measure more surely; fewer are left to learn f
 
 def views_of(task: str) -> list[tuple[str, str]]:
     """How a row of this task can be looked at."""
+    if tasks.get(task).SHOWS == "pictures":
+        return [(tasks.get(task).VIEW, "tokens"), ("As the model sees it", "turns"), ("Gallery by class", "table")]
     return [("Exact text", "tokens"), (tasks.get(task).VIEW, "turns"), ("Table", "table")]
 
 
@@ -43,7 +45,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                     its.demo_buttons[name] = gr.Button(f"Use {task.DEMO[1]}", size="sm", elem_id=f"use-demo-{name}")
             with gr.Group(visible=False) as its.file_group:
                 its.file = gr.File(
-                    label="Files: JSONL, CSV, Parquet …, zipped or not", file_types=reading.endings(),
+                    label="Files: JSONL, CSV, Parquet …, zipped or not; pictures in a zip, a folder for each class", file_types=reading.endings(),
                     file_count="multiple", height=130, elem_id="file",
                 )
             with gr.Group(visible=False) as its.hub_group:
@@ -74,7 +76,7 @@ def draw(page, browser, dataset_id) -> SimpleNamespace:
                 its.roles = {}
                 for role, label in (
                     ("messages", "Conversation"), ("prompt", "Prompt"), ("context", "Added to the prompt"),
-                    ("completion", "Answer"), ("text", "Text"), ("text_b", "Second text"), ("label", "Label"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
+                    ("completion", "Answer"), ("text", "Text"), ("text_b", "Second text"), ("image", "Picture"), ("label", "Label"), ("system", "System prompt"), ("tools", "Tools"), ("split", "Split"),
                     ("group", "Which conversation it is of"),
                 ):
                     its.roles[role] = gr.Dropdown([], label=label, visible=False, elem_id=f"role-{role}", allow_custom_value=False)

@@ -5,7 +5,7 @@ import re
 
 from tuner import scores
 from tuner.errors import shorten
-from tuner.ui import drawing
+from tuner.ui import drawing, picture_view
 from tuner.ui.drawing import text
 
 # More classes than this nobody reads as a matrix, nor as bars.
@@ -250,11 +250,13 @@ def _tried(its: dict, said: dict) -> str:
     how = ""
     if said["parts"] is not None:
         how = (
-            f'<p class="quiet small">What mattered, by occlusion: each {its.get("part", "word")} was left out in turn. Marked is what lowers the probability of '
+            f'<p class="quiet small">What mattered, by occlusion: each {its.get("part", "word")} was {"covered" if its.get("picture") else "left out"} in turn. Marked is what lowers the probability of '
             f"“{text(top)}” by at least {100 * LEAST_DROP:.0f} points; the thicker the line, the more.</p>"
-            if any(one["drop"] >= LEAST_DROP for one in said["parts"]) else f'<p class="quiet small">No single {its.get("part", "word")} mattered (by occlusion: each was left out in turn).</p>'
+            if any(one["drop"] >= LEAST_DROP for one in said["parts"]) else f'<p class="quiet small">No single {its.get("part", "word")} mattered (by occlusion: each was {"covered" if its.get("picture") else "left out"} in turn).</p>'
         )
-    shown = marked(its, said["parts"]) if said["parts"] and its.get("texts") else thing(its)
+    shown = thing(its)
+    if said["parts"]:
+        shown = marked(its, said["parts"]) if its.get("texts") else picture_view.regions(its, said["parts"]) if its.get("picture") else shown
     return f'<article class="one-tried">{shown}{how}{cut}<div class="beside">{_bars("tuned", said["tuned"])}{base}</div></article>'
 
 

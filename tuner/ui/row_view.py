@@ -5,7 +5,7 @@ import numpy as np
 from tuner import eyes, findings, tasks
 from tuner.errors import UserError, shorten
 from tuner.recipe import Recipe
-from tuner.ui import drawing, label_view
+from tuner.ui import drawing, label_view, picture_view
 
 # Rows on a page of the table.
 PAGE = 12
@@ -36,6 +36,12 @@ def draw_row(rows: findings.Rows, recipe: Recipe, look, view: str, show: str, se
         held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
     except UserError:
         held = np.zeros(len(rows), bool)
+    if task.SHOWS == "pictures":
+        if view == "table":
+            drawn, at = picture_view.gallery(rows, chosen, numbers, held, at, PAGE)
+            return [drawn, at, number]
+        row, where = rows.row(index), "held out" if held[index] else "training"
+        return [picture_view.one(rows, row, recipe, look, drawing.row_head(f"Row {number:,}", where, many), view == "turns"), at, number]
     if view == "table":
         at -= at % PAGE
         lines = []
@@ -69,6 +75,8 @@ def draw_figures(rows: findings.Rows, recipe: Recipe, partial: bool) -> str:
     """The figures of all rows, and how long they are."""
     its = rows.figures(recipe)
     classes = rows.class_counts(recipe) if tasks.get(rows.task).LABELLED else []
+    if tasks.get(rows.task).SHOWS == "pictures":
+        return _figures_of_pictures(rows, its, classes, partial)
     tiles = drawing.stats([
         (f"{its.train_rows:,}", "rows to learn from", "Training rows"),
         (f"{its.held_out_rows:,}", "held out", its.split),
@@ -83,3 +91,16 @@ def draw_figures(rows: findings.Rows, recipe: Recipe, partial: bool) -> str:
         said.append(f"{whole:,} rows are learned whole, prompts too: this model's chat template does not show where an answer begins.")
     notes = "".join(drawing.notice(words, "note") for words in said)
     return f"{tiles}{notes}{label_view.classes(classes)}{drawing.histogram(its.uncut, recipe.max_tokens)}"
+
+
+def _figures_of_pictures(rows: findings.Rows, its: findings.Figures, classes: list, partial: bool) -> str:
+    """The same of pictures, which all cost alike."""
+    counts = [train + held for _, train, held in classes]
+    tiles = drawing.stats([
+        (f"{its.train_rows:,}", "pictures to learn from", "Training rows"),
+        (f"{its.held_out_rows:,}", "held out", its.split),
+        (f"{len(classes):,}", "classes", "Different labels"),
+        (f"{min(counts, default=0):,} to {max(counts, default=0):,}", "pictures a class", "Of the smallest and the largest class"),
+    ])
+    note = drawing.notice(f"The figures are of the first {len(rows):,} rows; the rest is being checked.", "note") if partial else ""
+    return f"{tiles}{note}{label_view.classes(classes)}"

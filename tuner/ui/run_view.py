@@ -137,7 +137,7 @@ def _numbers(task, steps: list[dict], evals: list[dict], report: dict | None) ->
     last = steps[-1]
     return drawing.stats([
         *task.tiles_of(evals[-1] if evals else {}),
-        (f"{last['tokens_per_s']:,.0f}", "tokens / s", "Over the last 20 steps"),
+        (f"{last['tokens_per_s']:,.0f}", f"{task.COUNTED} / s", "Over the last 20 steps"),
         (f"{last['memory_gib']:.2f} GiB", "memory", "What the training process holds now"),
         (f"{last['loss']:.3f}", "training loss", "Of the last step"),
         (f"{last['learning_rate']:.1e}", "learning rate", "At the last step"),

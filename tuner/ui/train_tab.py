@@ -11,7 +11,7 @@ from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, label_view, my_runs, queue_view, quote_view, run_view, trial_view
+from tuner.ui import drawing, label_view, my_runs, picture_view, queue_view, quote_view, run_view, trial_view
 
 # The task comes with the preset and has no control of its own.
 FORM = ("task", *OPEN_KNOBS, *MORE_KNOBS)
@@ -49,6 +49,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
                 its.knobs |= {name: _component(name, presets[first], bases) for name in MORE_KNOBS}
             gr.HTML("<h3>What it takes</h3>")
             its.quote = gr.HTML(drawing.empty("The quote appears with the dataset."), elem_id="quote", js_on_load=drawing.LISTEN)
+            its.shown = gr.HTML("", elem_id="what-training-shows")
             trial_view.draw_controls(its)
         with gr.Column(scale=5, min_width=340, elem_id="run-course"):
             run_view.draw_course(its)
@@ -122,7 +123,7 @@ def _component(name: str, preset: Recipe, bases: list[str]):
 
 
 def rows_of(dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
-    """The dataset's rows as these settings see them, as far as they are checked, and whether the check is going on.
+    """The dataset's rows as these settings see them, as far as they are checked; whether the check is going on; how they are seen.
 
     Raises:
         UserError: the base is not known.
@@ -132,7 +133,7 @@ def rows_of(dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
     look, blind = dataset_tab.eyes(recipe, visitor.token)
     if look is None:
         raise UserError(blind)
-    return check.look_at(dataset, look)
+    return *check.look_at(dataset, look), look
 
 
 def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
@@ -141,7 +142,7 @@ def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
     Raises:
         UserError: the base is not known, or no row has anything to learn.
     """
-    rows, going = rows_of(dataset, recipe, visitor)
+    rows, going, _ = rows_of(dataset, recipe, visitor)
     seen = rows.figures(recipe)
     if not len(seen.lengths):
         raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
@@ -198,7 +199,7 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
-            return [gr.skip()] * 6
+            return [gr.skip()] * 7
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
@@ -209,14 +210,16 @@ def wire(its, dataset, talk, tabs) -> None:
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
-            return drawing.notice(str(error), "error"), line, "", "", still, drawing.empty("Nothing to try yet.")
+            return drawing.notice(str(error), "error"), line, "", "", still, drawing.empty("Nothing to try yet."), ""
         measuring = machine.begin_measuring()
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         task = tasks.get(recipe.task)
-        if task.LABELLED and rows_of(its_data, recipe, visitor)[0].is_unbalanced():
+        rows, _, look = rows_of(its_data, recipe, visitor)
+        if task.LABELLED and rows.is_unbalanced():
             drawn = label_view.offer_weights(recipe) + drawn
-        return drawn, line, quote_view.line(made), quote_view.line(made), gr.Timer(active=measuring), tried
+        shown = picture_view.preview(rows, recipe, look) if task.SHOWS == "pictures" else ""
+        return drawn, line, quote_view.line(made), quote_view.line(made), gr.Timer(active=measuring), tried, shown
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
         """See `publish.check_before`, for a run of these settings on this dataset; `token` is the sign-in, where there is one."""
@@ -365,7 +368,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     who = [its.browser]
     its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
-    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.quote_line, its.measuring, its.trial_quote], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.quote_line, its.measuring, its.trial_quote, its.shown], trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
     dataset.known.change(

@@ -1,15 +1,32 @@
 """The third tab for models that give labels: something in, labels with probabilities out, and what mattered."""
 
+import base64
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import labelling, tasks
-from tuner.errors import UserError
+from tuner import pictures, tasks
+from tuner.errors import UserError, shorten
 from tuner.ui import drawing, label_view
 
 NOTHING = "No tuned model yet: start one on the Fine-tune tab. Then bring here what it has never seen."
 _LABELS_COME = ("The labels appear here.", "Beside them what a simple classifier on the untouched base says.")
+
+
+MOST_CHARACTERS = next(its.MOST_TRIED for its in map(tasks.get, tasks.TASKS) if its.TRIED == "text")
+# Of one picture that is tried; a phone's has a quarter of it.
+MOST_BYTES = 20 * 2**20
+
+
+def camera(**more) -> gr.Image:
+    """Gradio's picture box, but it opens no file here: what visitors send is decoded in a process that can be killed.
+
+    Set on the box itself: for a class of its own Gradio would write a file beside this one.
+    """
+    its = gr.Image(type="filepath", image_mode=None, buttons=[], **more)
+    its.preprocess = lambda payload: payload.path if payload else None
+    return its
 
 
 def draw(page) -> SimpleNamespace:
@@ -19,10 +36,17 @@ def draw(page) -> SimpleNamespace:
         with gr.Row() as its.text_row:
             its.text = gr.Textbox(
                 label="Text", placeholder="Write or paste something, then press Label it", lines=4, max_lines=14, elem_id="try-text", scale=1, min_width=260,
-                max_length=labelling.MOST_CHARACTERS,
+                max_length=MOST_CHARACTERS,
             )
             its.second = gr.Textbox(
-                label="Second text", lines=4, max_lines=14, visible=False, elem_id="try-second", scale=1, min_width=260, max_length=labelling.MOST_CHARACTERS,
+                label="Second text", lines=4, max_lines=14, visible=False, elem_id="try-second", scale=1, min_width=260, max_length=MOST_CHARACTERS,
+            )
+        with gr.Row(visible=False, elem_id="try-pictures-row") as its.picture_row:
+            its.files = gr.File(
+                label="Pictures: choose, or drop several here", file_types=list(pictures.ENDINGS), file_count="multiple", height=190, elem_id="try-pictures", scale=1, min_width=260,
+            )
+            its.camera = camera(
+                label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], height=190, elem_id="try-camera", scale=1, min_width=260,
             )
         with gr.Row(elem_id="try-line"):
             its.each_line = gr.Checkbox(False, label="Each line is one text", elem_id="each-line", scale=1, min_width=170)
@@ -34,7 +58,7 @@ def draw(page) -> SimpleNamespace:
 
 def frame(its) -> list:
     """The components that `shown` is for."""
-    return [its.panel, its.text_row, its.second, its.go, its.out]
+    return [its.panel, its.text_row, its.second, its.picture_row, its.each_line, its.go, its.out]
 
 
 def shown(task: str, pair: bool, ready: bool) -> list:
@@ -47,6 +71,7 @@ def shown(task: str, pair: bool, ready: bool) -> list:
     module = tasks.get(task)
     return [
         gr.update(visible=module.LABELLED), gr.update(visible=module.LABELLED and module.TRIED == "text"), gr.update(visible=pair),
+        gr.update(visible=module.LABELLED and module.TRIED == "picture"), gr.update(visible=module.LABELLED and module.TRIED == "text"),
         gr.update(interactive=ready), nothing(),
     ]
 
@@ -68,6 +93,33 @@ def values_of(text: str, second: str, each_line: bool, pair: bool) -> list:
     return [list(its) for its in zip(*lines)] if pair else lines[0]
 
 
+def brought(subject, text: str, second: str, each_line: bool, files: list[str] | None, shot: str | None) -> list:
+    """What was brought for a model of this kind; see `values_of` and `pictures_of`."""
+    if tasks.get(subject.task).TRIED == "picture":
+        return pictures_of(files, shot)
+    return values_of(text, second, each_line, (subject.plan.get("labels") or {}).get("pair") is True)
+
+
+def pictures_of(files: list[str] | None, shot: str | None) -> list[dict]:
+    """What was brought as pictures, one value for each, as the task's `item` takes it; read here, decoded elsewhere.
+
+    Raises:
+        UserError: none was, or one is too large.
+    """
+    found = []
+    for path in map(Path, [*(files or []), *([shot] if shot else [])]):
+        try:
+            size = path.stat().st_size
+            if size > MOST_BYTES:
+                raise UserError(f"{shorten(path.name, 60)} has {size / 2**20:,.0f} MiB; the most of one picture here is {MOST_BYTES / 2**20:.0f} MiB. Bring a smaller copy.")
+            found.append({"picture": base64.b64encode(path.read_bytes()).decode(), "file": path.name})
+        except OSError:
+            raise UserError("A picture is not here any more. Choose it again.") from None
+    if not found:
+        raise UserError("There is no picture to label. Choose or drop one, paste it, or take one with the camera.")
+    return found
+
+
 def nothing() -> str:
     """What stands where nothing is labelled yet."""
     return drawing.empty(*_LABELS_COME)
@@ -82,5 +134,5 @@ def label(page, subject, values: list, explain: bool) -> str:
     task = tasks.get(subject.task)
     if not task.LABELLED:
         raise UserError("This model answers, it gives no labels. Choose it again, so that the tab shows what it takes in.")
-    things = [task.thing(task.item(value)) for value in values]
-    return label_view.tried(things, page.labeller.look(subject, values, explain))
+    found = page.labeller.look(subject, values, explain)
+    return label_view.tried([one["thing"] for one in found], found)
