@@ -32,8 +32,8 @@ LOOK_S = 2.0
 AGAIN_S = 120.0
 
 CONSENT = (
-    "Keeps checkpoints, settings and the run's own rows in a private repository of your account while it trains (safetensors and JSON "
-    "only). Until the run ends this app holds your sign-in in its memory for that, nowhere else."
+    "Checkpoints, settings and the run's own rows go to a private repository of yours while it trains. Until it ends this app holds "
+    "your sign-in in its memory for that, nowhere else."
 )
 
 _CARD = """---
