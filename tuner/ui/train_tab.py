@@ -287,6 +287,7 @@ def wire(its, dataset, talk, tabs) -> None:
         Raises:
             UserError: the base is not known, or no row has anything to learn.
         """
+        runs.require_task(recipe, its_data)
         look, blind = dataset_tab.eyes(recipe, visitor.token)
         if look is None:
             raise UserError(blind)
@@ -306,6 +307,8 @@ def wire(its, dataset, talk, tabs) -> None:
             return [gr.skip()] * 5
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
+        if its_data.task != dict(zip(FORM, form))["task"]:  # `follow_dataset` is about to change the form, and asks again
+            return [gr.skip()] * 5
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
         still = gr.Timer(active=False)
         try:
