@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.bad_inputs import cases, make
-from tuner import reading
+from tuner import pictures, reading
 from tuner.errors import UserError
 from tuner.reading import Broken
 
@@ -47,10 +47,17 @@ def outcome(files: list[tuple[Path, str]], spool: Path, quick: bool = False) -> 
         else:
             assert type(item) is dict
             if not quick:
-                json.dumps(item, allow_nan=False, ensure_ascii=False).encode()
+                json.dumps(item, allow_nan=False, ensure_ascii=False, default=of_a_picture).encode()
             records += 1
     assert records and all(note.endswith(".") for note in notes)
     return records, broken, notes
+
+
+def of_a_picture(value):
+    """What is not plain JSON in a record: a picture that was taken, or why there is none."""
+    if not isinstance(value, (pictures.Taken, pictures.NoPicture)):
+        raise TypeError(type(value).__name__)
+    return str(value)
 
 
 def check_words(told: UserError, folder: Path) -> None:

@@ -171,7 +171,7 @@ class Recipe:
     class_weights: str = knob(
         "none", "Class weights",
         "balanced lets each class weigh alike however many rows it has, which lifts rare ones; none counts rows alike.",
-        choices=("none", "balanced"), place="",
+        choices=("none", "balanced"),
     )
     augmentation: str = knob(
         "careful", "Augmentation",

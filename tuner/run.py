@@ -176,11 +176,7 @@ def create(owner: str, recipe: Recipe, dataset: data.Dataset, kind: type[Run] = 
     identity.require_start(owner)
     limits.require_open()
     recipe.check()
-    if dataset.task != recipe.task:
-        raise UserError(
-            f"The rows are read as {tasks.get(dataset.task).WHAT}, and the recipe wants {tasks.get(recipe.task).WHAT}. "
-            "Choose another preset, or say which column is which."
-        )
+    require_task(recipe, dataset)
     if dataset.owner != owner:
         raise UserError(f"Dataset {shorten(dataset.id, 20)} is not among yours. Choose it again.")
     require_free(200 * 2**20, "A run")
@@ -211,6 +207,19 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
         except OSError as error:
             raise disk_error(error, target) from error
+
+
+def require_task(recipe: Recipe, dataset: data.Dataset) -> None:
+    """Raise unless the settings are for the task that the rows are read for.
+
+    Raises:
+        UserError: saying both.
+    """
+    if dataset.task != recipe.task:
+        raise UserError(
+            f"The rows are read as {tasks.get(dataset.task).WHAT}, and the recipe wants {tasks.get(recipe.task).WHAT}. "
+            "Choose another preset, or say which column is which."
+        )
 
 
 def _write_rows(path: Path, rows) -> None:

@@ -142,6 +142,7 @@ def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
     Raises:
         UserError: the base is not known, or no row has anything to learn.
     """
+    runs.require_task(recipe, dataset)
     rows, going, _ = rows_of(dataset, recipe, visitor)
     seen = rows.figures(recipe)
     if not len(seen.lengths):
@@ -202,6 +203,8 @@ def wire(its, dataset, talk, tabs) -> None:
             return [gr.skip()] * 7
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
+        if its_data.task != dict(zip(FORM, form))["task"]:  # `follow_dataset` is about to change the form, and asks again
+            return [gr.skip()] * 5
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
         still = gr.Timer(active=False)
         try:
