@@ -64,7 +64,11 @@ def one_run(dataset, seed: int, **settings) -> tuple[dict, float]:
     runs.claim(run)
     if train.main(run):
         raise SystemExit(run.error())
-    return run.read("report"), time.time() - began
+    seconds, quoted = time.time() - began, run.read("quote")
+    if quoted:
+        tried = quoted["rehearsed"]
+        print(f"    quoted {quoted['seconds']:.0f} s and {quoted['memory_gib']:.2f} GiB, rehearsed {tried['seconds']:.0f} s and {tried['memory_gib']:.2f} GiB, taken {seconds:.0f} s", file=sys.stderr)
+    return run.read("report"), seconds
 
 
 def scratch(pictures, target, learned, measured, seed: int, epochs: int) -> tuple[float, float]:
