@@ -392,6 +392,8 @@ def take(
         from tuner.home import disk_error
 
         raise disk_error(error, folder / "records.arrow") from error
+    finally:
+        album.close()
     if first is not None:
         keep_head()
     write_json(folder / "read.json", {**counts, "notes": notes, **(_identity(files) if files else {})})

@@ -246,6 +246,11 @@ class Album:
         """The record with its pictures kept, as plain JSON values; see `is_entry`."""
         return {name: self._kept(value) for name, value in record.items()}
 
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+
     def _kept(self, value):
         if isinstance(value, Taken):
             return self._entry(value)
