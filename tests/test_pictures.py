@@ -419,3 +419,13 @@ def test_what_was_put_right_can_be_written_and_read_again(home, tmp_path):
     assert sorted(labels_of(again).values()) == sorted(labels_of(kept(home, [(path, "a.zip")])).values()) and len(check.work(again, None)) == 9
     with pytest.raises(UserError, match="does not end in .zip"):
         tasks.get("image_labels").write_out(rows, tmp_path / "out.jsonl")
+
+
+def test_each_split_may_have_its_own_table(home, tmp_path):
+    """As the Hub's folders of pictures have it: train/metadata.jsonl beside train's pictures."""
+    files = {}
+    for split, seeds in (("train", range(4)), ("test", range(10, 12))):
+        files |= {f"{split}/{seed}.png": coded(noise(seed)) for seed in seeds}
+        files[f"{split}/metadata.jsonl"] = "".join(f'{{"file_name": "{seed}.png", "label": "{"ab"[seed % 2]}"}}\n' for seed in seeds).encode()
+    rows = check.work(kept(home, [(zipped(tmp_path / "a.zip", files), "a.zip")]), None)
+    assert len(rows) == 6 and rows.own.tolist().count(2) == 2 and rows.own_split

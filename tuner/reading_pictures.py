@@ -36,7 +36,7 @@ def read_pictures(source: Source, tables: Callable[[Source], Iterator], notes: l
             add_note(notes, f"{table.shown} names no pictures of the zip, so it is left aside.")
             continue
         named, used = True, set()
-        split = table.stem.lower() if table.stem.lower() in SPLITS else ""
+        split = next((its for its in (table.stem.lower(), _folder_of(table).name.lower()) if its in SPLITS), "")
         for record in islice(tables(table), MAX_PICTURES):
             if not isinstance(record, dict):
                 yield record
