@@ -141,3 +141,43 @@ def test_regions_that_mattered_are_framed_and_the_method_is_named():
     assert "by occlusion" in shown and "covered in turn" in shown and shown.count("<i class=\"m4\"") == 1 and "−30 points when covered" in shown
     none = label_view.tried([TASK.thing(row)], [{**found, "parts": [{**one, "drop": 0.0} for one in parts]}])
     assert "No single region mattered" in none
+
+
+# The page's handlers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def handlers():
+    """Every handler of the page, with how many components it fills; built once and not served."""
+    from tuner import chat
+    from tuner.ui.app import Page, build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SYSTEM", raising=False)
+        page = build(Page(chat.Workers()))
+    return {its.fn.__qualname__: (its.fn, len(its.outputs)) for its in page.fns.values() if its.fn is not None}
+
+
+def test_the_demo_of_pictures_fills_the_tab_and_the_quote_shows_what_training_shows(handlers, home):
+    """As a click on its button does it: the rows, the classes, the gallery, then the quote with the augmentation."""
+    from tuner import recipe as recipes
+    from tuner.ui.train_tab import FORM
+
+    preset = recipes.presets()["digits"]
+    form = [getattr(preset, name) for name in FORM]
+    dataset = data.load_demo("local", "image_labels")
+    assert dataset.task == "image_labels" and dataset.count == 200
+
+    def call(name: str, *args):
+        fn, outputs = next(its for qualified, its in handlers.items() if qualified.endswith(f".{name}"))
+        shown = fn(*args)
+        assert len(shown) == outputs, f"{name} gives {len(shown)} values for {outputs} components"
+        return shown
+
+    opened = call("look_first", dataset.id, "", None, *form)
+    words = " ".join(str(its) for its in opened)
+    assert "name of its folder: 5 classes" in words and "Tiny pictures" in words and "one-picture" in words and "pictures to learn from" in words
+    quoted = call("requote", dataset.id, "", None, *form)
+    assert "GiB" in str(quoted[0]) and quoted[-1].count("<img") == picture_view.PICTURES * picture_view.VARIATIONS
+    gallery = call("choose_rows", "table", "all", "", dataset.id, "", None, *form)
+    assert gallery[0].count("<img") == 36
