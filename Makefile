@@ -68,6 +68,8 @@ $(VENV)/.app: requirements.txt requirements-starter.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
 	$(PY) -m pip install -q -r requirements-dev.txt
+	@# A card's passes are tested through Triton's interpreter. Apart, or every training would import it.
+	$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/triton "triton>=3.6,<3.10"
 	@touch $@
 
 clean:

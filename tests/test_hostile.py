@@ -424,6 +424,7 @@ LOADERS = {
     ("models.py", "model_class.from_config"): "config",
     ("text_labels.py", "PreTrainedTokenizerFast.from_pretrained"): "base_dir",
     ("text_labels.py", "AutoConfig.from_pretrained"): "source",
+    ("image_labels.py", "AutoConfig.from_pretrained"): "source",
     ("verify.py", "task.model_class().from_pretrained"): "asked['base_dir']",
     ("verify.py", "PeftModel.from_pretrained"): "model",
     ("starter.py", "AutoModelForCausalLM.from_pretrained"): "source",

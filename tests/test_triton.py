@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,11 @@ CARD = torch.cuda.is_available()
 DEVICE = "cuda" if CARD else "cpu"
 if not CARD:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
+# `make` puts it beside the packages: among them every process of the tests would import it.
+APART = str(Path(sys.prefix) / "triton")
+sys.path.append(APART)
 triton_passes = pytest.importorskip("tuner.triton_passes", reason="Triton is not installed", exc_type=ImportError)
+sys.path.remove(APART)
 os.environ.pop("TRITON_INTERPRET", None)
 # The interpreter cuts to bf16 where a card rounds.
 ROUNDED = 1.0 if CARD else 2.5
