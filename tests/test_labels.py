@@ -128,7 +128,7 @@ def test_each_task_brings_a_demo_and_its_starter_first(home):
         demo = data.load_demo("local", name)
         assert demo.task == name and demo.source["kind"] == "demo" and data.load_demo("local", name).id == demo.id
         first = next(its for its in recipe.presets().values() if its.task == name)
-        assert (ROOT / "presets" / first.dataset).name == demo.source["file"]
+        assert first.dataset == f"data/{demo.source['file']}"
     assert next(iter(recipe.presets().values())).task == tasks.DEFAULT
 
 
