@@ -48,6 +48,16 @@ def test_a_visit_that_is_over_is_forgotten_and_one_with_a_click_that_waits_is_no
     assert "waits" in visits and "visit 19" in visits and len(visits) <= 4
 
 
+def test_a_page_that_is_being_answered_is_not_pushed_out_by_newer_visits():
+    """In order of their coming, somebody whose run had trained for long lost an answer whenever enough others came."""
+    streams = page._Streams(3)
+    for visit in "abc":
+        streams[visit] = []
+    streams["a"].append("an answer")
+    streams["d"] = []
+    assert list(streams) == ["c", "a", "d"] and streams["a"] == ["an answer"]
+
+
 def test_no_thread_stays_behind_a_download():
     """Each fetch draws its progress with a class of its own, and tqdm gives each class a thread that never ends."""
     before = threading.active_count()

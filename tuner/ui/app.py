@@ -14,6 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 from gradio.data_classes import _StaticFiles
+from gradio.utils import LRUCache
 
 from tuner import chat, child, clearing, data, eyes, hub, identity, labelling, limits, reading, redaction, starter
 from tuner import run as runs
@@ -223,6 +224,16 @@ class _Visits(dict):
                 del self[old]
 
 
+class _Streams(LRUCache):
+    """Visit -> what is still to be told to it. Gradio 6.31 pushes out whoever came first, in the middle of an answer too;
+    here it is whoever was told nothing for longest."""
+
+    def __getitem__(self, visit: str):
+        if visit in self:
+            self.move_to_end(visit)
+        return super().__getitem__(visit)
+
+
 def make_app(page: Page) -> fastapi.FastAPI:
     """The page behind its gate, as an ASGI app."""
     parent = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -235,6 +246,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     demo.queue(max_size=256, default_concurrency_limit=8)
     demo.state_session_capacity = MOST_SESSIONS
     demo._queue.pending_event_ids_session = _Visits()
+    demo._queue.pending_messages_per_session = _Streams(demo._queue.pending_messages_per_session.max_size)
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=["gradio", "settings"], run_history=False, show_error=False,
         max_file_size=reading.MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
