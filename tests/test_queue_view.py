@@ -60,7 +60,7 @@ def test_a_second_start_waits_and_says_its_place_and_leaves_by_one_click(click, 
     settings[settings.index("test/small")] = "test/other"
     second = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)
     assert second[0] != run_id and "2 runs are ahead: one is training now, 1 waits." in second[1]
-    seen = shown[12]
+    seen = shown[13]
     assert click("poll", run_id=run_id, seen=seen)[0] != shown[1], "a place that has not changed is not drawn again"
     write_json(home / "queue.json", {})  # all of them are gone from it, as when it was this run's turn
     assert "ahead" not in click("poll", run_id=run_id, seen=seen)[0]
@@ -75,35 +75,35 @@ def test_the_page_says_a_run_that_was_brought_back_or_left_the_queue(click, form
     runs._never_begun(run)
     lease.leave(run_id)
     shown = click("open_run", chosen=run_id)
-    assert "Not started; nothing was spent" in shown[1] and "not started" in str(shown[13])
+    assert "Not started; nothing was spent" in shown[1] and "not started" in str(shown[14])
     assert click("resume", run_id=run_id, keep=False) and run.state() == "waiting"
 
 
 def test_a_list_without_runs_has_nothing_to_talk_to_and_says_what_the_start_button_says(click, form, home, monkeypatch):
     dataset_id, settings = form
     shown = click("reattach")
-    start, table, chosen, chat_run, publish_run = (shown[place] for place in (6, 13, 14, 15, 16))
+    start, table, chosen, chat_run, publish_run = (shown[place] for place in (7, 14, 15, 16, 17))
     assert start["value"] == "Start" and start["interactive"] and "Press Start;" in table and "minutes" not in table
     assert chosen["choices"] == [] and not chat_run["interactive"] and not publish_run["interactive"]
     with monkeypatch.context() as patch:
         patch.setattr(run_view.identity, "may_start", lambda owner: False)
         shown = click("reattach")
-        assert shown[6]["value"] == "Sign in to start" and "Sign in, then press Start" in shown[13]
+        assert shown[7]["value"] == "Sign in to start" and "Sign in, then press Start" in shown[14]
         assert [its["interactive"] for its in click("reattach_trial")[4:]] == [False, False]
     run_id = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0]
     shown = click("reattach")
-    assert len(shown[14]["choices"]) == 1 and not shown[15]["interactive"], "it waits and has no model yet"
+    assert len(shown[15]["choices"]) == 1 and not shown[16]["interactive"], "it waits and has no model yet"
     run = runs.find("local", run_id)
     runs._never_begun(run)
     write_json(run.folder / "done", {"state": "done"})
-    assert click("reattach")[15]["interactive"] and click("choose", chosen=run_id)[3]["interactive"]
+    assert click("reattach")[16]["interactive"] and click("choose", chosen=run_id)[3]["interactive"]
 
 
 def test_start_cannot_be_pressed_while_new_runs_are_paused(click):
     panel, label, *starts = click("pause")
     assert len(starts) == 2 and all(its["value"] == "New runs are paused" and not its["interactive"] for its in starts)
     shown = click("reattach")
-    assert not shown[6]["interactive"] and "paused by the owner" in shown[13]
+    assert not shown[7]["interactive"] and "paused by the owner" in shown[14]
     assert [its["interactive"] for its in click("reattach_trial")[4:]] == [False, False]
     assert all(its["interactive"] and its["value"] == "Start" for its in click("pause")[2:])
     assert [its["interactive"] for its in click("reattach_trial")[4:]] == [True, True]
