@@ -71,11 +71,12 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
     page.get_by_label("As the model sees it").check()
     page.wait_for_function("document.querySelectorAll('#row .varied img').length === 5")
     picture(page, "pictures-seen-light")
-    page.wait_for_function("document.querySelector('#preset input').value.includes('Digits')")
     page.wait_for_function("document.querySelector('#quote-line').innerText.includes('on this machine')")
 
     # What training shows, then a short run.
     tab(page, "Fine-tune")
+    page.wait_for_selector("#preset input")
+    page.wait_for_function("document.querySelector('#preset input').value.includes('Digits')")
     page.wait_for_function("document.querySelectorAll('#what-training-shows .varied').length === 3", timeout=30_000)
     page.locator("#knob-epochs input").fill("12")
     page.locator("#knob-epochs input").press("Tab")

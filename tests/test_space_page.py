@@ -176,6 +176,7 @@ def test_a_shared_run_is_asked_from_its_head_and_not_voted_on(space, browser, na
     assert top(page, "#shared-run") < top(page, "#shared-chat") < top(page, "#shared-course") and top(page, "#shared-chat") < (900 if narrow else 700)
     picture(page, f"space-shared{'-narrow' if narrow else ''}")
     page.click("#shared-chat")
+    page.wait_for_selector("#subject input")
     page.wait_for_function("document.querySelector('#subject input').value.includes('Shared with you')")
     page.get_by_label("Which is better?").wait_for(state="hidden")
     page.get_by_text("Publish to the Hugging Face Hub").click()

@@ -91,7 +91,7 @@ def belongings(space: Space, owner: str) -> list[Path]:
 def spent(space: Space, hub: StandInHub, owner: str) -> set:
     """What is there after somebody used the machine to train, or wrote to the Hub: their runs, trials and starts; writes there."""
     home = Path(space.env["TUNER_HOME"])
-    started = {(path, path.stat().st_mtime_ns) for path in home.glob(f"*/{owner}/*/process.json")}
+    started = {(path, path.stat().st_mtime_ns) for kind in ("runs", "trials") for path in home.glob(f"{kind}/{owner}/*/process.json")}
     made = {*home.glob(f"runs/{owner}/*/recipe.toml"), *home.glob(f"trials/{owner}/*/recipe.toml")}
     written = [its for its in hub.requests if its.method in ("POST", "PUT", "DELETE") and its.path.startswith(("/api/repos", "/api/models"))]
     return started | made | {("written", number) for number in range(len(written))}

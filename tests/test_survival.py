@@ -149,7 +149,7 @@ def test_a_run_killed_in_its_report_after_its_time_takes_no_further_step(base, h
         def gone(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr(train.report, "make", gone)
+        patch.setattr(report, "make", gone)
         with pytest.raises(KeyboardInterrupt):
             train.train(run)
     assert len(losses(run)) == 1

@@ -20,6 +20,7 @@ from tuner import answer, blocks, checkpoints, encode, fast, hub, models, rehear
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
+from tuner.tasks import chat
 
 pytestmark = pytest.mark.usefixtures("base")  # for what it does to threads and garbage, before any other base is built
 
@@ -194,7 +195,7 @@ def same_start(new: Seen, old: Seen) -> bool:
     return new.losses[0] == old.losses[0] and new.losses[2:] != old.losses[2:] and new.hash != old.hash
 
 
-# field -> (another value, what it must change). Left out: the base's two and patience, which have tests of their own.
+# field -> (another value, what it must change). Left out: the base's two, patience, and what is for other tasks, which have tests of their own.
 REACHES = {
     "learning_rate": (1e-3, lambda new, old: same_start(new, old) and new.rates[2] == pytest.approx(old.rates[2] / 5)),
     "lora_rank": (4, lambda new, old: {min(its.shape) for its in new.adapter.values()} == {4}),
@@ -255,7 +256,7 @@ def usual(dated_base, tmp_path_factory) -> Seen:
         return seen(dated_base, patch)
 
 
-@pytest.mark.parametrize("field", [name for name in OPEN_KNOBS + MORE_KNOBS if name not in ("base_model", "base_revision", "patience")])
+@pytest.mark.parametrize("field", [name for name in OPEN_KNOBS + MORE_KNOBS if name not in ("base_model", "base_revision", "patience", *chat.UNUSED)])
 def test_each_field_on_the_form_reaches_the_trainer(field, dated_base, usual, home, quick):
     assert field in REACHES, f"{field} is new on the form: add another value and what it must change to REACHES."
     value, changes = REACHES[field]
