@@ -62,16 +62,17 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
 
     # The data choose the task; the row with its label and its cut, the classes as a chart.
     page.wait_for_function("document.querySelector('#dataset-about').innerText.includes('messages.jsonl')", timeout=60_000)
-    assert "Text and label" in page.inner_text("#dataset-about") and page.locator("#task input[type=radio]").nth(1).is_checked()
+    assert "Text and label" in page.inner_text("#dataset-about") and page.locator("#task input[value=text_labels]").is_checked()
     page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 9", timeout=60_000)
     page.wait_for_selector("#row .tokens .piece.cut")
     assert page.inner_text("#row .tokens .piece.learned").strip().startswith("→")
-    page.wait_for_function("document.querySelector('#preset input').value.includes('Library desk')")
     page.wait_for_function("document.querySelector('#quote-line').innerText.includes('on this machine')")
     picture(page, "labels-dataset-light")
 
     # Class weights are offered where the classes are unbalanced; then a short run.
     tab(page, "Fine-tune")
+    page.wait_for_selector("#preset input")
+    page.wait_for_function("document.querySelector('#preset input').value.includes('Library desk')")
     assert not page.locator("#knob-system_prompt").count() or not page.locator("#knob-system_prompt").is_visible()
     page.get_by_text("More settings").click()
     page.click("#knob-class_weights input")
