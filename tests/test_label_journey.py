@@ -61,18 +61,18 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.set_input_files("#file input[type=file]", str(messages))
 
     # The data choose the task; the row with its label and its cut, the classes as a chart.
-    page.wait_for_function("document.querySelector('#dataset-about').innerText.includes('messages.jsonl')", timeout=60_000)
+    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('messages.jsonl')", timeout=60_000)
     assert "Text and label" in page.inner_text("#dataset-about") and page.locator("#task input[value=text_labels]").is_checked()
     page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 9", timeout=60_000)
     page.wait_for_selector("#row .tokens .piece.cut")
     assert page.inner_text("#row .tokens .piece.learned").strip().startswith("→")
-    page.wait_for_function("document.querySelector('#quote-line').innerText.includes('on this machine')")
+    page.wait_for_function("document.querySelector('#quote-line')?.innerText?.includes('on this machine')")
     picture(page, "labels-dataset-light")
 
     # Class weights are offered where the classes are unbalanced; then a short run.
     tab(page, "Fine-tune")
     page.wait_for_selector("#preset input")
-    page.wait_for_function("document.querySelector('#preset input').value.includes('Library desk')")
+    page.wait_for_function("document.querySelector('#preset input')?.value?.includes('Library desk')")
     assert not page.locator("#knob-system_prompt").count() or not page.locator("#knob-system_prompt").is_visible()
     page.get_by_text("More settings").click()
     page.click("#knob-class_weights input")
@@ -81,10 +81,10 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.wait_for_function("document.querySelector('#knob-class_weights input').value === 'balanced'")
     page.locator("#knob-max_steps input").fill("40")
     page.locator("#knob-max_steps input").press("Tab")
-    page.wait_for_function("document.querySelector('#quote').innerText.includes('40\\nsteps')")
+    page.wait_for_function("document.querySelector('#quote')?.innerText?.includes('40\\nsteps')")
     page.click("#start")
     page.wait_for_selector("#curve .scores .held-dot", timeout=90_000)
-    page.wait_for_function("document.querySelector('#numbers').innerText.includes('macro-F1')")
+    page.wait_for_function("document.querySelector('#numbers')?.innerText?.includes('macro-F1')")
     picture(page, "labels-training-light")
     page.wait_for_selector("#run-status .state-done", timeout=200_000)
 
@@ -102,7 +102,7 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     # The third tab is another one now.
     page.click("#to-chat")
     page.get_by_role("tab", name="Try it").wait_for()
-    page.wait_for_function("document.querySelector('#chat-about').innerText.includes('It knows 9 labels')")
+    page.wait_for_function("document.querySelector('#chat-about')?.innerText?.includes('It knows 9 labels')")
     assert not page.locator("#message").is_visible()
     page.locator("#try-text textarea").fill("I left my umbrella in the reading room on Monday.\nCan I have the novel for two more weeks?")
     page.get_by_label("Each line is one text").check()
@@ -151,7 +151,7 @@ def test_it_can_be_looked_at_dark_and_narrow(app, browser, name, dark, narrow): 
     page.wait_for_selector("#cell-rows li")
     picture(page, f"labels-report-{name}")
     page.click("#to-chat")
-    page.wait_for_function("document.querySelector('#chat-about').innerText.includes('It knows 9 labels')")
+    page.wait_for_function("document.querySelector('#chat-about')?.innerText?.includes('It knows 9 labels')")
     page.locator("#try-text textarea").fill("I left my umbrella in the reading room on Monday.")
     page.click("#label-it")
     page.wait_for_selector("#tried .one-tried", timeout=90_000)

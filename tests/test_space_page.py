@@ -115,7 +115,7 @@ def test_who_is_not_signed_in_reads_one_thing_and_is_offered_nothing_that_cannot
     page = open_page(browser, space, narrow=narrow, dark=dark)
     name = f"stranger{'-narrow' if narrow else ''}{'-dark' if dark else ''}"
     tab(page, "Fine-tune")
-    page.wait_for_function("document.querySelector('#quote-here').innerText.includes('on this machine')")
+    page.wait_for_function("document.querySelector('#quote-here')?.innerText?.includes('on this machine')")
     picture(page, f"space-fine-tune-{name}")
     assert page.inner_text("#start") == "Sign in to start" and "Sign in, then press Start" in page.inner_text("#runs")
     for hidden in ("#run-actions", "#name-row", "#find-kept", "#share-run", "#stop", "#resume"):
@@ -158,7 +158,7 @@ def test_who_is_signed_in_finds_their_run_and_what_can_be_done_with_it(space, br
     picture(page, f"space-done{'-narrow' if narrow else ''}")
     page.click("#chat-run")
     page.wait_for_selector("#subject")
-    page.wait_for_function("document.querySelector('#subject input').value.includes('· done ·')")
+    page.wait_for_function("document.querySelector('#subject input')?.value?.includes('· done ·')")
     page.get_by_label("Which is better?").wait_for()
     page.get_by_text("Publish to the Hugging Face Hub").click()
     assert not page.locator("#push").is_disabled() and not page.locator("#show-card").is_disabled()
@@ -177,7 +177,7 @@ def test_a_shared_run_is_asked_from_its_head_and_not_voted_on(space, browser, na
     picture(page, f"space-shared{'-narrow' if narrow else ''}")
     page.click("#shared-chat")
     page.wait_for_selector("#subject input")
-    page.wait_for_function("document.querySelector('#subject input').value.includes('Shared with you')")
+    page.wait_for_function("document.querySelector('#subject input')?.value?.includes('Shared with you')")
     page.get_by_label("Which is better?").wait_for(state="hidden")
     page.get_by_text("Publish to the Hugging Face Hub").click()
     assert page.locator("#push").is_disabled()
