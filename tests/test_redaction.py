@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner import redaction
-from tuner.errors import UserError
+from tuner.errors import UserError, shorten
 from tuner.redaction import Redacted, without_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,3 +159,13 @@ def test_a_progress_bar_is_seen_while_it_moves():
     assert stream.getvalue() == "\r 10 %"
     redacted.write("\r 20 %\n")
     assert stream.getvalue() == "\r 10 %\r 20 %\n"
+
+
+def test_a_cut_leaves_no_end_of_a_token():
+    """Cut in the middle before it was struck out, its end stood in an error."""
+    token = "hf_oauth_eyJhbGciOiJFZERTQSJ9.Canary7xQ2mN5pT8sV1wY4zB7cD0eF3gH6.kL9-nP2_rT5vX8"
+    for most in (20, 40, 60):
+        for text in (token, f"Run {token} is not here", "a" * 5000 + token + "b" * 10, token + " " + "c" * 5000):
+            said = shorten(text, most)
+            assert len(said) <= most and not any(token[place : place + 6] in said for place in range(3, len(token) - 6)), said
+    assert shorten("x" * 100, 11) == "xxxxx…xxxxx"

@@ -2,6 +2,9 @@
 
 from tuner import redaction
 
+# Of what is cut, so much beyond the cut is looked at for a token that it would go through.
+_LONGEST_TOKEN = 2000
+
 
 class UserError(Exception):
     """Something a person can put right: what is wrong, the value seen, what to do next.
@@ -21,8 +24,12 @@ class Hint(UserError):
 
 
 def shorten(text: object, most: int = 60) -> str:
-    """The text on one line, cut in the middle so that both its ends can be read."""
+    """The text on one line, cut in the middle so that both its ends can be read; no part of a token is left by the cut."""
     line = " ".join(str(text).split())
+    if len(line) <= most:
+        return line
+    edge = most + _LONGEST_TOKEN
+    line = redaction.without_tokens(line if len(line) <= 2 * edge else f"{line[:edge]} {line[-edge:]}")
     if len(line) <= most:
         return line
     head = (most - 1) // 2
