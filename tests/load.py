@@ -31,11 +31,7 @@ P95_S, FLAT = 1.0, 0.10
 _MARK = re.compile(rb"mark-[a-z]{12}")
 # Grow by design: the log of the run that goes on, parsed as far as it came; the threads that answer, up to their limits;
 # timers of the event loop, of which each ends within seconds; what is said of a click that is being answered right now.
-GROWS = re.compile(
-    r"tuner\.events\._known|thread AnyIO worker thread$|\._loop\.|\.request\b|event_ids_to_events\[\*\]\."
-    # A visit's own copy of a component that was changed for it: as many as visits are held, which is counted by itself.
-    r"|state\.session_data\[\*\]\.blocks_config\."
-)
+GROWS = re.compile(r"tuner\.events\._known|thread AnyIO worker thread$|\._loop\.|\.request\b|event_ids_to_events\[\*\]\.")
 MOST_WORKERS = 80  # AnyIO's own forty, and Gradio's
 # Beside containers: what the process as a whole has.
 WHOLE = ("rss_mib", "threads", "files", "objects")

@@ -34,6 +34,9 @@ _MOST = 400
 _DEEPEST = 10
 # What each visit has its own copy of, whose inside says no more than its length.
 _OPAQUE = re.compile(r"state\.session_data\[\*\]\.\w+$")
+# What lies in a visit. How many of the visits that are held came so far as to have it says nothing, and how many are held is
+# counted by itself: the largest counts, so that one visit in which something grows shows.
+_OF_A_VISIT = re.compile(r"state\.session_data\[\*\]\.")
 # A name that differs from one visit to the next: of a session, an event, a run, a file.
 _ONCE = re.compile(r"[0-9a-f]{8,}|\d{4,}")
 
@@ -124,7 +127,7 @@ class Served:
 def holdings(roots: dict[str, object]) -> dict[str, int]:
     """The lengths of all containers that can be reached from these, by the way that leads to each.
 
-    Those whose way differs only in names of sessions, events and files are added up.
+    Those whose way differs only in names of sessions, events and files are added up; of what lies in a visit the largest counts.
     """
     found: dict[str, int] = {}
     seen, left = set(), deque(roots.items())
@@ -138,11 +141,11 @@ def holdings(roots: dict[str, object]) -> dict[str, int]:
             continue
         inside = []
         if isinstance(its, Mapping):
-            found[way] = found.get(way, 0) + len(its)
+            _add(found, way, len(its))
             inside = [] if _OPAQUE.match(way) else [(f"{way}[{_ONCE.sub('*', str(name)[:60])}]", value) for name, value in list(its.items())[:_MOST]]
         elif isinstance(its, (list, set, frozenset, tuple, deque)):
             if not isinstance(its, tuple):
-                found[way] = found.get(way, 0) + len(its)
+                _add(found, way, len(its))
             inside = [(f"{way}[]", value) for value in list(its)[:_MOST]]
         elif isinstance(its, types.FunctionType):
             inside = [(f"{way}<{name}>", cell.cell_contents) for name, cell in zip(its.__code__.co_freevars, its.__closure__ or ()) if _is_filled(cell)]
@@ -150,6 +153,11 @@ def holdings(roots: dict[str, object]) -> dict[str, int]:
             inside = [(f"{way}.{name}", value) for name, value in list(getattr(its, "__dict__", {}).items())]
         left.extend((where, value) for where, value in inside if not isinstance(value, (str, bytes, int, float, bool, type(None), types.ModuleType)))
     return found
+
+
+def _add(found: dict[str, int], way: str, count: int) -> None:
+    before = found.get(way, 0)
+    found[way] = max(before, count) if _OF_A_VISIT.match(way) else before + count
 
 
 def _is_filled(cell) -> bool:

@@ -143,7 +143,7 @@ def test_an_adapter_s_logits_are_peft_s_to_the_last_bit(base, tmp_path, shape, q
     tuned = models.load_adapter(model, adapter(base, tmp_path / "adapter", **SHAPES[shape]), "test/small", "mine")
     assert decoder.take("mine")
     for prompt in PROMPTS:
-        assert_same(lean(decoder, prompt, name="mine"), own(tuned, prompt), off=0 if has_bf16() else 2**-7)
+        assert_same(lean(decoder, prompt, name="mine"), own(tuned, prompt), off=2**-7 if shape == "head" and not has_bf16() else 0)
     with tuned.disable_adapter():
         assert_same(own(tuned, PROMPTS[0]), alone)
     assert_same(lean(decoder, PROMPTS[0]), alone)

@@ -99,6 +99,13 @@ def test_a_list_without_runs_has_nothing_to_talk_to_and_says_what_the_start_butt
     assert click("reattach")[16]["interactive"] and click("choose", chosen=run_id)[3]["interactive"]
 
 
+def test_a_form_for_another_task_than_the_rows_waits_for_the_one_that_follows_them(click, form):
+    """The page asks for a quote as soon as other rows are there, and its form is changed a moment later."""
+    dataset_id, settings = form
+    assert all(its == {"__type__": "update"} for its in click("requote", "text_labels", *settings[1:], dataset_id=dataset_id))
+    assert all(its == {"__type__": "update"} for its in click("requote", *settings, dataset_id=""))
+
+
 def test_start_cannot_be_pressed_while_new_runs_are_paused(click):
     panel, label, *starts = click("pause")
     assert len(starts) == 2 and all(its["value"] == "New runs are paused" and not its["interactive"] for its in starts)

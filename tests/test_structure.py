@@ -19,7 +19,7 @@ ENGINE = [path for path in sorted((ROOT / "tuner").rglob("*.py")) if path not in
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 LIGHT = (
     "recipe data pictures looks seeing variation image_sizes encode findings fixes check scan split near personal damage receipt turns child reading quote run events lease chat hub card starter home errors bases "
-    "cli gate tasks tasks.chat tasks.text_labels tasks.image_labels tasks.labels tasks.label_card scores sizes plan cost hardware machine proposals watch finder enough trials figures probe blind "
+    "cli gate tasks tasks.chat tasks.text_labels tasks.image_labels tasks.labels tasks.columns tasks.label_card scores sizes plan cost hardware machine proposals watch finder enough trials figures probe blind "
     "publish outgoing provenance licences transfer labelling redaction eyes repository stream limits room places keeping homecoming clearing stewardship identity sessions sharing"
 ).split()
 # What the Space's builder adds to requirements.txt, see reference/ecosystem.md fact 3.

@@ -110,6 +110,28 @@ def _start(module: str, arguments, folder: Path, most_bytes: int, more: dict[str
     )
 
 
+def ask(process: subprocess.Popen, question: str, seconds: float) -> tuple[str, int | None]:
+    """Put a line to a child that `converse` started, and read the line that it answers.
+
+    Args:
+        seconds: after which it is killed.
+
+    Returns:
+        (the answer, None); or ("", the exit code) of one that gave no whole line, which is ended then.
+    """
+    timer = threading.Timer(seconds, end_group, (process.pid,))
+    timer.start()
+    try:
+        process.stdin.write(question + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except OSError:
+        line = ""
+    finally:
+        timer.cancel()
+    return (line, None) if line.endswith("\n") else ("", end(process))
+
+
 @lru_cache(maxsize=1)
 def _lifeline() -> int:
     """The reading end of a pipe whose other end only this process holds: its end is this process's, however that comes.

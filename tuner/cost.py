@@ -196,6 +196,8 @@ def answer_s(its: Sizes, tokens: float, reach) -> float:
     return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + itemsize(reach.precision) * its.weights / (reach.gb_per_s * 1e9))
 
 
+# Training rows that a classifier's report fits its baseline to, at most: more change its figures little and take minutes.
+LINE_ROWS = 10_000
 # A classifier's report fits its baseline so often to choose its strength, to at most so many numbers (rows x features x
 # classes), and once to all rows; seconds for each number, and the classes that are reckoned with before they are known.
 LINE_FITS, LINE_TRIED, LINE_S, LINE_CLASSES = 50, 14e6, 7.5e-8, 9

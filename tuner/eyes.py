@@ -156,19 +156,7 @@ def _ask(question: dict) -> dict:
 def _ask_one(question: str) -> tuple[str, int | None]:
     """The answer's line, or "" and the exit code of the process that gave none."""
     with _one() as process:
-        timer = threading.Timer(MOST_S, child.end_group, (process.pid,))
-        timer.start()
-        try:
-            process.stdin.write(question + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line.endswith("\n"):
-            return line, None
-        return "", child.end(process)
+        return child.ask(process, question, MOST_S)
 
 
 def died(code: int) -> UserError:

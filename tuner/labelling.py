@@ -54,26 +54,16 @@ class Labeller:
             raise UserError(*answer["refused"])
         return answer["found"]
 
-    def _ask(self, question: str) -> tuple[str, int]:
+    def _ask(self, question: str) -> tuple[str, int | None]:
         """The answer's line, or "" and the exit code of the process that gave none."""
         process = self._process
         if process is None or process.poll() is not None:
             log = private_dir(tuner_home()) / "labels.log"
             process = self._process = child.converse("tuner.label_worker", str(self.idle_s), log=log)
-        timer = threading.Timer(MOST_S, child.end_group, (process.pid,))
-        timer.start()
-        try:
-            process.stdin.write(question + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line.endswith("\n"):
-            return line, 0
-        self._process, self._ended = None, process.pid
-        return "", child.end(process)
+        line, code = child.ask(process, question, MOST_S)
+        if not line:
+            self._process, self._ended = None, process.pid
+        return line, code
 
     def _died(self, subject: Subject, code: int) -> UserError:
         """Why there was no answer."""

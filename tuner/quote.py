@@ -20,8 +20,6 @@ PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
 ANSWER_LONGER, BATCH_OF_ANSWERS = 2.4, 1.5
 # Tokens in one pass forward where nothing is learned (tuner/report.py).
 TOKENS_MEASURED_AT_ONCE = 2048
-# Training rows that a classifier's report fits its baseline to, at most (tuner/tasks/label_report.py).
-LINE_ROWS = 10_000
 
 
 class Rows:
@@ -139,34 +137,33 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * rest,
         "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE * rest,
     }
-    if not tasks.get(recipe.task).ANSWERS:
-        return _without_answers(recipe, its, rows, plan, work, one_held, held_count, often, heaviest, time, free_gib, reach, dollars_per_hour)
-    both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
-    asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / TOKENS_MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
-    longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-    told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / plans.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
-    time["before and after"] = max(both + plans.LEAST_PROBE * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
-    return _quoted(recipe, its, plan, work, often, heaviest, time, free_gib, reach, dollars_per_hour)
-
-
-def _without_answers(recipe, its: Sizes, rows: Rows, plan, work: Work, one_held: Work, held_count, often: int, heaviest, time: dict, free_gib, reach, dollars_per_hour) -> Quote:
-    """The quote of a run that answers nothing: its report labels the held-out rows, and fits a classifier to the training rows' features."""
-    rest = reach.ratio("rest")
-    once = Work(rows.lengths.total, 0, rows.lengths.squares, len(rows.lengths), rows.lengths.total / TOKENS_MEASURED_AT_ONCE, 0).times(min(rows.scale, LINE_ROWS / len(rows.lengths)))
-    seen = cost.forward_s(recipe, its, plan, once, reach) + cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach)
-    time["answers"] = 0.0
-    time["before and after"] = (seen + cost.line_s(its, min(rows.count, LINE_ROWS))) * rest
-    return _quoted(recipe, its, plan, work, often, heaviest, time, free_gib, reach, dollars_per_hour)
-
-
-def _quoted(recipe, its: Sizes, plan, work: Work, often: int, heaviest, time: dict, free_gib, reach, dollars_per_hour) -> Quote:
-    steps = work.steps
+    if tasks.get(recipe.task).ANSWERS:
+        both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
+        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / TOKENS_MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
+        longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
+        told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / plans.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
+        time["before and after"] = max(both + plans.LEAST_PROBE * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
+    else:
+        time["answers"], time["before and after"] = 0.0, _classifier_report_s(recipe, its, rows, plan, one_held.times(2 * held_count), reach) * rest
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     if "files being read" in memory:  # only as much of them is held as there is room for
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(
         plan, steps, round(work.tokens), often, len(heaviest), memory, time, free_gib, sum(time.values()) / 3600 * dollars_per_hour, reach.measured,
     )
+
+
+def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach: Reach) -> float:
+    """Seconds of a report that answers nothing: it labels the held-out rows, and fits a classifier to the training rows' features.
+
+    Args:
+        held: the held-out rows, once for each model that labels them.
+    """
+    count = len(rows.lengths)
+    once = Work(rows.lengths.total, 0, rows.lengths.squares, count, rows.lengths.total / TOKENS_MEASURED_AT_ONCE, 0)
+    once = once.times(min(rows.scale, cost.LINE_ROWS / count))
+    passes = cost.forward_s(recipe, its, plan, once, reach) + cost.forward_s(recipe, its, plan, held, reach)
+    return passes + cost.line_s(its, min(rows.count, cost.LINE_ROWS))
 
 
 def here(recipe, its: Sizes, rows: Rows, memory: Memory | None = None) -> Quote:

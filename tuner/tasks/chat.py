@@ -7,6 +7,7 @@ from tuner import near
 from tuner.encode import Encoded  # noqa: F401
 from tuner.errors import UserError, shorten
 from tuner.tasks import NoRow
+from tuner.tasks.columns import columns_of, problems_of
 from tuner.turns import (  # noqa: F401
     FAULTS,
     answer,
@@ -52,14 +53,6 @@ _ROLES_KNOWN = {"system", "user", "assistant", "tool", "developer"}
 
 
 # Recognising ------------------------------------------------------------------------------------------------------
-
-
-def columns_of(records) -> list[str]:
-    """The columns of the first 200 records, in the order they appear."""
-    seen: dict[str, None] = {}
-    for record in records[:200]:
-        seen.update(dict.fromkeys(record))
-    return list(seen)
 
 
 def _turns(value: object) -> list | None:
@@ -135,21 +128,8 @@ def fallback(columns: list[str]):
 
 def check_mapping(mapping, records) -> None:
     """Raise a UserError naming every role without a column and every column that is not there."""
-    if mapping.format not in FORMATS:
-        raise UserError(f"There is no format {mapping.format!r}. Choose one of {', '.join(FORMATS)}.")
-    words, needed, optional = FORMATS[mapping.format]
-    columns = columns_of(records)
-    problems = [f"{words} needs a column for {role}." for role in needed if not mapping.columns.get(role)]
-    problems += [
-        f"{words} has no place for {role}." for role in mapping.columns if role not in needed and role not in optional
-    ]
-    for role, source in mapping.columns.items():
-        asked = [source] if source in columns or role not in TEMPLATED else _PLACE.findall(source) or [source]
-        problems += [
-            f"The column {shorten(column, 40)!r} is not there. There are: {shorten(', '.join(columns), 120)}."
-            for column in asked if column not in columns
-        ]
-    if problems:
+    parts = lambda role, source, columns: [source] if source in columns or role not in TEMPLATED else _PLACE.findall(source) or [source]  # noqa: E731
+    if problems := problems_of(FORMATS, mapping, records, parts):
         raise UserError(*problems)
 
 

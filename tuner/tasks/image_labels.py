@@ -8,6 +8,7 @@ from pathlib import Path
 from tuner import looks, pictures, seeing, variation
 from tuner.errors import UserError, shorten
 from tuner.tasks import Fault, NoRow
+from tuner.tasks.columns import columns_of, problems_of
 from tuner.tasks.labels import (  # noqa: F401
     ANSWERS,
     EVAL_FIGURES,
@@ -97,14 +98,6 @@ _HEX = re.compile(r"[0-9a-f]*")
 # Recognising ------------------------------------------------------------------------------------------------------
 
 
-def columns_of(records) -> list[str]:
-    """The columns of the first 200 records, in the order they appear."""
-    seen: dict[str, None] = {}
-    for record in records[:200]:
-        seen.update(dict.fromkeys(record))
-    return list(seen)
-
-
 def _are_labels(records, column: str) -> bool:
     values = [record.get(column) for record in records[:200]]
     there = [value for value in values if value is not None and value != ""]
@@ -153,18 +146,8 @@ def fallback(columns: list[str]):
 
 def check_mapping(mapping, records) -> None:
     """Raise a UserError naming every role without a column and every column that is not there."""
-    if mapping.format not in FORMATS:
-        raise UserError(f"There is no format {mapping.format!r}. Choose one of {', '.join(FORMATS)}.")
-    words, needed, optional = FORMATS[mapping.format]
-    columns = columns_of(records)
-    problems = [f"{words} needs a column for {role}." for role in needed if not mapping.columns.get(role)]
-    problems += [f"{words} has no place for {role}." for role in mapping.columns if role not in needed and role not in optional]
-    problems += [
-        f"The column {shorten(column, 40)!r} is not there. There are: {shorten(', '.join(columns), 120)}."
-        for column in mapping.columns.values() if column not in columns
-    ]
-    image = mapping.columns.get("image")
-    if image in columns and not any(pictures.is_entry(record.get(image)) for record in records[:200]):
+    problems, image = problems_of(FORMATS, mapping, records), mapping.columns.get("image")
+    if image in columns_of(records) and not any(pictures.is_entry(record.get(image)) for record in records[:200]):
         problems.append(f"The column {shorten(image, 40)!r} holds no pictures.")
     if problems:
         raise UserError(*problems)

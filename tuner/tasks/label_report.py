@@ -4,18 +4,16 @@ import warnings
 
 import numpy as np
 
-from tuner import figures, scores, survey, tasks
+from tuner import cost, figures, scores, survey, tasks
 from tuner.errors import shorten
 from tuner.tasks import label_card
 from tuner.tasks.label_learning import guesses, row_losses, truths
 from tuner.tasks.labels import SEPARATOR, shown_label
 
-# Training rows that the baseline learns from, at most: more change its figures little and take minutes.
-MOST_ROWS = 10_000
 # What cross-validation chooses from, and with how many parts; on fewer rows where rows x features x classes are many.
 STRENGTHS = tuple(10.0**power for power in (-4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
 FOLDS = 5
-MOST_TRIED, FEWEST_TRIED = 14e6, 500
+FEWEST_TRIED = 500
 # Rows shown of each kind, and letters of each.
 MOST_SHOWN, MOST_LETTERS = 10, 600
 # The probe's own classifier has one strength: it compares features, not classifiers.
@@ -79,9 +77,9 @@ def make(
 
 
 def _some(rows: list[dict], seed: int) -> list[dict]:
-    if len(rows) <= MOST_ROWS:
+    if len(rows) <= cost.LINE_ROWS:
         return rows
-    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), MOST_ROWS, replace=False))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), cost.LINE_ROWS, replace=False))
     return [rows[index] for index in chosen]
 
 
@@ -105,7 +103,7 @@ class Line:
         features = features.astype(np.float64)
         mean, spread = features.mean(0), features.std(0).clip(1e-9)
         its = (features - mean) / spread
-        tried = np.random.default_rng(recipe.seed).permutation(len(its))[: max(FEWEST_TRIED, int(MOST_TRIED / its.shape[1] / truth.shape[1]))]
+        tried = np.random.default_rng(recipe.seed).permutation(len(its))[: max(FEWEST_TRIED, int(cost.LINE_TRIED / its.shape[1] / truth.shape[1]))]
         tried.sort()
         parts = _parts(truth[tried], several, recipe.seed)
         found = {strength: _tried(its[tried], truth[tried], several, strength, recipe, parts) for strength in STRENGTHS} if parts else {0.01: 0.0}

@@ -10,6 +10,7 @@ from tuner import child, encode, near
 from tuner.errors import UserError, shorten
 from tuner.home import read_json
 from tuner.tasks import Fault, NoRow
+from tuner.tasks.columns import columns_of, problems_of
 from tuner.tasks.labels import (  # noqa: F401
     ANSWERS,
     EVAL_FIGURES,
@@ -92,14 +93,6 @@ _GUESS_ROWS, _GUESS_SHARE, _GUESS_LETTERS = 10, 0.25, 40
 
 
 # Recognising ------------------------------------------------------------------------------------------------------
-
-
-def columns_of(records) -> list[str]:
-    """The columns of the first 200 records, in the order they appear."""
-    seen: dict[str, None] = {}
-    for record in records[:200]:
-        seen.update(dict.fromkeys(record))
-    return list(seen)
 
 
 def _labels_in(records, column: str) -> list[tuple[str, ...]] | None:
@@ -188,17 +181,7 @@ def fallback(columns: list[str]):
 
 def check_mapping(mapping, records) -> None:
     """Raise a UserError naming every role without a column and every column that is not there."""
-    if mapping.format not in FORMATS:
-        raise UserError(f"There is no format {mapping.format!r}. Choose one of {', '.join(FORMATS)}.")
-    words, needed, optional = FORMATS[mapping.format]
-    columns = columns_of(records)
-    problems = [f"{words} needs a column for {role}." for role in needed if not mapping.columns.get(role)]
-    problems += [f"{words} has no place for {role}." for role in mapping.columns if role not in needed and role not in optional]
-    problems += [
-        f"The column {shorten(column, 40)!r} is not there. There are: {shorten(', '.join(columns), 120)}."
-        for column in mapping.columns.values() if column not in columns
-    ]
-    if problems:
+    if problems := problems_of(FORMATS, mapping, records):
         raise UserError(*problems)
 
 

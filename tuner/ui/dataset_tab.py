@@ -26,7 +26,6 @@ def views_of(task: str) -> list[tuple[str, str]]:
     return [("Exact text", "tokens"), (tasks.get(task).VIEW, "turns"), ("Table", "table")]
 
 
-
 _LISTEN = drawing.LISTEN
 
 

@@ -136,19 +136,22 @@ def rows_of(dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
     return *check.look_at(dataset, look), look
 
 
-def to_quote(page, dataset: data.Dataset, recipe: Recipe, visitor) -> tuple:
+def to_quote(dataset: data.Dataset, recipe: Recipe, visitor, seen: tuple | None = None) -> tuple:
     """The base's sizes, and the rows that a run of these settings works on.
+
+    Args:
+        seen: see `rows_of`, where that was asked already.
 
     Raises:
         UserError: the base is not known, or no row has anything to learn.
     """
     runs.require_task(recipe, dataset)
-    rows, going, _ = rows_of(dataset, recipe, visitor)
-    seen = rows.figures(recipe)
-    if not len(seen.lengths):
+    rows, going, _ = seen or rows_of(dataset, recipe, visitor)
+    figures = rows.figures(recipe)
+    if not len(figures.lengths):
         raise UserError("No row has anything to learn with these settings. See the Dataset tab.")
     # While the rest is still being checked, the first rows stand for it.
-    worked_on = quote.Rows.of(seen, max(1.0, dataset.count / rows.came_in) if going else 1.0)
+    worked_on = quote.Rows.of(figures, max(1.0, dataset.count / rows.came_in) if going else 1.0)
     sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, visitor.token)
     limits.require_model(sizes.weights / 1e9, recipe.base_model)
     return sizes, worked_on
@@ -161,6 +164,7 @@ def wire(its, dataset, talk, tabs) -> None:
     page = its.page
     quiet = dict(show_progress="hidden", api_visibility="private")
     view, lists = run_view.parts(its), my_runs.parts(its)
+    quoted = [its.quote, its.dataset_line, dataset.quote_line, its.quote_line, its.measuring, its.trial_quote, its.shown]
 
     @in_words
     def use_preset(name):
@@ -200,16 +204,17 @@ def wire(its, dataset, talk, tabs) -> None:
     @in_words
     def requote(dataset_id, browser_id, token: gr.OAuthToken | None, *form):
         if not dataset_id:
-            return [gr.skip()] * 7
+            return [gr.skip()] * len(quoted)
         visitor = page.visitor(browser_id, token)
         its_data = data.find(visitor.owner, dataset_id)
         if its_data.task != dict(zip(FORM, form))["task"]:  # `follow_dataset` is about to change the form, and asks again
-            return [gr.skip()] * 5
+            return [gr.skip()] * len(quoted)
         line = f'<p class="dataset-line">Learns from <b>{drawing.long_name(its_data.name)}</b></p>'
         still = gr.Timer(active=False)
         try:
             recipe = its.strict(form)
-            sizes, worked_on = to_quote(page, its_data, recipe, visitor)
+            seen = rows, _, look = rows_of(its_data, recipe, visitor)
+            sizes, worked_on = to_quote(its_data, recipe, visitor, seen)
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
@@ -218,7 +223,6 @@ def wire(its, dataset, talk, tabs) -> None:
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         task = tasks.get(recipe.task)
-        rows, _, look = rows_of(its_data, recipe, visitor)
         if task.LABELLED and rows.is_unbalanced():
             drawn = label_view.offer_weights(recipe) + drawn
         shown = picture_view.preview(rows, recipe, look) if task.SHOWS == "pictures" else ""
@@ -226,7 +230,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     def check_publishing(dataset_id, recipe, name, visitor, token) -> str:
         """See `publish.check_before`, for a run of these settings on this dataset; `token` is the sign-in, where there is one."""
-        sizes, worked_on = to_quote(page, data.find(visitor.owner, dataset_id), recipe, visitor)
+        sizes, worked_on = to_quote(data.find(visitor.owner, dataset_id), recipe, visitor)
         try:
             base = {"id": recipe.base_model, "licence": hub.licence_of(recipe.base_model, recipe.base_revision, visitor.token)}
         except UserError:  # the packaged starter, or out of reach, which the check itself will say
@@ -316,7 +320,7 @@ def wire(its, dataset, talk, tabs) -> None:
     def told_before(dataset_id, recipe, visitor) -> dict | None:
         """What the quote says a run takes, for those who wait behind it; a run may start where nobody could say."""
         try:
-            made = quote.here(recipe, *to_quote(page, data.find(visitor.owner, dataset_id), recipe, visitor))
+            made = quote.here(recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
         except UserError:
             return None
         return {"seconds": made.seconds, "memory_gib": made.needed_gib}
@@ -371,7 +375,7 @@ def wire(its, dataset, talk, tabs) -> None:
 
     who = [its.browser]
     its.preset.change(use_preset, [its.preset], [its.preset, *its.form], **quiet)
-    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=[its.quote, its.dataset_line, dataset.quote_line, its.quote_line, its.measuring, its.trial_quote, its.shown], trigger_mode="always_last", concurrency_limit=None, **quiet)
+    asks = dict(fn=requote, inputs=[its.dataset_id, *who, *its.form], outputs=quoted, trigger_mode="always_last", concurrency_limit=None, **quiet)
     for knob in its.form:
         knob.change(**asks)
     dataset.known.change(

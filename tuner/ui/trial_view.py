@@ -51,7 +51,7 @@ def wire(its, to_quote: Callable) -> None:
         trial = trials.create(visitor.owner, kind, recipe, dataset)
         quoted = None
         with suppress(UserError):  # what is wrong, the start itself says
-            quoted = {"seconds": trials.seconds(kind, recipe, *to_quote(page, dataset, recipe, visitor))}
+            quoted = {"seconds": trials.seconds(kind, recipe, *to_quote(dataset, recipe, visitor))}
         runs.start(trial, visitor.token, quoted)
         return [trial.id, *shown(trial, visitor.owner)]
 
