@@ -134,6 +134,8 @@ def test_who_is_not_signed_in_reads_one_thing_and_is_offered_nothing_that_cannot
     page.wait_for_selector(".toast-body.warning")
     title = page.evaluate("(() => { const its = document.querySelector('.toast-body .toast-title'); return [getComputedStyle(its, '::before').content, getComputedStyle(its).fontSize] })()")
     assert title == ['"Mind"', "0px"] and "The message is empty" in page.inner_text(".toast-body")
+    page.wait_for_function("[...document.querySelectorAll('#chat-base .error')].length > 0")  # Gradio's pill is there, and not over the conversation
+    assert not page.locator("#chat-base .error").is_visible()
     picture(page, f"space-toast-{name}")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 1
