@@ -15,6 +15,7 @@ from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import read_json, write_json
 from tuner.recipe import Recipe
+from tuner.tasks import distillation, label_learning
 
 ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
 FAMILIES = (*ENCODERS, "llama", "qwen2")
@@ -164,6 +165,121 @@ def test_the_second_text_is_told_apart(bases_of, home):
     its = TASK.encode_row({"text": "the cat", "text_b": "the dog", "label": "cat"}, tokenizer, recipe)[0]
     padded = path.padded(path.collate([its]))
     assert padded["token_type_ids"][0].tolist()[: len(its.ids)] == [0] * its.second + [1] * (len(its.ids) - its.second) and 0 < its.second < len(its.ids)
+
+
+# Feature distillation ---------------------------------------------------------------------------------------------
+
+
+def taught(folder: Path, tmp_path, weight: float = 3.0, rows=ROWS, **settings):
+    """(path, encoded rows, recipe, what was said) of a fresh classifier with its teacher."""
+    path, encoded, _, recipe = loaded(folder, rows, quantisation="none", feature_distillation=weight, **settings)
+    said = distillation.begin(path, encoded, label_learning.truths(path, encoded), recipe, tmp_path / distillation.FILE)
+    return path, encoded, recipe, said
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_the_pull_is_the_gradient_of_the_distance_to_the_bases_own_mean(bases_of, home, tmp_path, family):
+    """Against a plain reference: the mean over tokens by transformers' own model, and both losses written out."""
+    path, encoded, _, said = taught(bases_of(family), tmp_path)
+    assert said == "" and path.teacher is not None
+    plain = path.model.get_base_model()
+    base = getattr(plain, plain.base_model_prefix)
+    path.model.eval()
+    with torch.no_grad(), path.model.disable_adapter():
+        means = torch.stack([base(input_ids=torch.tensor([its.ids])).last_hidden_state[0].mean(0) for its in encoded])
+    goals = (means - means.mean(0)) / means.std(0, correction=0).clamp(min=1e-4)
+    assert torch.allclose(path.teacher.goals, goals, atol=2e-3)
+    chosen = path.varied(encoded[:6], list(range(6)), 0)
+    losses, _ = path.losses(path.collate(chosen))
+    losses.sum().backward()
+    ours = {name: its.grad.clone() for name, its in path.model.named_parameters() if its.grad is not None}
+    path.model.zero_grad()
+    wanted = 0.0
+    for row, goal in zip(encoded[:6], goals):
+        ids = torch.tensor([row.ids])
+        out = base(input_ids=ids)
+        pooled = getattr(out, "pooler_output", None)
+        read = pooled[0] / 0.5 if pooled is not None else (out.last_hidden_state[0, 0] - means.mean(0)) / means.std(0, correction=0).clamp(min=1e-4)
+        logits = path.model(input_ids=ids).logits
+        wanted = wanted + torch.nn.functional.cross_entropy(logits, path.targets([row])) + 3.0 * (read - goal).square().mean()
+    wanted.backward()
+    for name, its in path.model.named_parameters():
+        if its.requires_grad and its.grad is not None:
+            assert torch.allclose(ours[name], its.grad, atol=2e-3 * max(1.0, float(its.grad.abs().max()))), name
+
+
+def test_what_is_told_is_the_cross_entropy_alone_and_the_parts_add_up(bases_of, home, tmp_path):
+    path, encoded, _, _ = taught(bases_of("bert"), tmp_path)
+    path.model.eval()
+    chosen = path.varied(encoded[:12], list(range(12)), 0)
+    whole = path.collate(chosen)
+    assert torch.equal(path.losses(whole)[0], path.losses(path.collate(encoded[:12]))[0])
+    grads = []
+    for parts in ([whole], path.parts(whole, 40)):
+        path.model.zero_grad()
+        for part in parts:
+            path.losses(part)[0].sum().backward()
+        grads.append([its.grad.clone() for its in path.model.parameters() if its.grad is not None])
+    assert len(path.parts(whole, 40)) > 2 and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*grads))
+
+
+def test_the_head_begins_as_the_baseline(bases_of, home, tmp_path):
+    """On a vector that carries the goal, the head's logits are those of the logistic regression."""
+    from tuner.tasks.label_report import fitted
+
+    path, encoded, recipe, _ = taught(bases_of("bert"), tmp_path)
+    head = path.model.get_base_model().classifier.modules_to_save["default"]
+    weight, bias = fitted(path.teacher.goals.double().numpy(), label_learning.truths(path, encoded), False, distillation.STRENGTH, recipe)
+    with torch.no_grad():
+        assert np.allclose(head(path.teacher.goals * distillation.HALF).numpy(), path.teacher.goals.numpy() @ weight + bias, atol=1e-4)
+    assert head.weight.std() > 1e-3
+
+
+def test_what_the_head_reads_comes_nearer_to_its_goals(bases_of, home, tmp_path):
+    path, encoded, _, _ = taught(bases_of("bert"), tmp_path)
+    chosen = path.varied(encoded, list(range(len(encoded))), 0)
+
+    def far() -> float:
+        path.model.eval()
+        with torch.no_grad():
+            path.logits(path.collate(encoded))
+            return float(path.teacher.distance(path.read, path.teacher.goals, path.is_pooled).mean())
+
+    before = far()
+    optimizer = torch.optim.AdamW([its for its in path.model.parameters() if its.requires_grad], lr=5e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        path.losses(path.collate(chosen))[0].mean().backward()
+        optimizer.step()
+    assert far() < 0.6 * before
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_head_that_reads_another_token_is_left_alone_and_said(bases_of, home, tmp_path, family):
+    path, encoded, _, said = taught(bases_of(family), tmp_path)
+    assert "does not read the first token" in said and path.teacher is None
+    assert path.varied(encoded, list(range(len(encoded))), 0) is encoded and not (tmp_path / distillation.FILE).exists()
+
+
+def test_a_killed_distilled_run_ends_as_if_it_had_not_been(bases_of, home, quick, monkeypatch):
+    whole, other = (label_run(bases_of("bert"), feature_distillation=3.0) for _ in range(2))
+    train.train(whole)
+    saved = checkpoints.write
+
+    def die(folder, step, *rest):
+        saved(folder, step, *rest)
+        if step >= 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(other)
+    train.train(other)
+    assert losses(other) == losses(whole) and adapter_hash(other.adapter_dir) == adapter_hash(whole.adapter_dir)
+    plain = label_run(bases_of("bert"))
+    train.train(plain)
+    assert losses(plain) != losses(whole)
 
 
 # Runs -------------------------------------------------------------------------------------------------------------

@@ -73,6 +73,17 @@ def test_cross_entropy_and_its_gradient_with_a_hopeless_token_and_one_without_ta
     assert_near(logits[:8], d, dtype)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 17])
+@pytest.mark.parametrize("outputs, width", [(7, 3), (33, 570), (64, 576), (5, 1537)])
+def test_a_few_tokens_by_a_matrix(passes, rows, outputs, width):
+    x, w = random(rows, width), random(outputs, width, seed=1)
+    ours, wanted = passes.few_rows(x, w), (x.double() @ w.double().T).float()
+    assert_near(ours, wanted, torch.float32)
+    # Each row is the same to the last bit whatever stands beside it, and rows may be part of something wider.
+    assert all(torch.equal(passes.few_rows(x[row : row + 1], w)[0], ours[row]) for row in range(rows))
+    assert torch.equal(passes.few_rows(torch.cat([x, x], 1)[:, :width], w), ours)
+
+
 def test_what_is_not_a_number_stays_so(passes):
     for dtype in OFF:
         bad = random(4, 64, dtype=dtype)

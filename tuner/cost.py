@@ -18,7 +18,7 @@ SLICE_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 GIB = 2**30
 # When the constants below were fitted: what finished runs taught before is about other ones.
-FITTED = "2026-11-26"
+FITTED = "2026-11-26b"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ def base_bytes(its: Sizes, quantisation: str, dequantised: bool, prepacked: bool
     return (NF4_BYTES if packed else item) * its.linear + item * (its.odd + its.embedded + its.small) + (prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden) if prepacked else 0)
 
 
+# In fp32 the fast way keeps so much more than its formula counts: copies that products make for themselves.
+KEPT_FP32 = 1.3
+
+
 def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bool, item: int = 2) -> float:
     """What a micro-batch of rows keeps for its backward pass, with the most that one layer adds while it goes back."""
     lengths = np.asarray(lengths, np.float64)
@@ -88,6 +92,8 @@ def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bo
         kept = tokens * (2 * its.hidden + its.qkv_width + its.attention_width + 2 * its.middle + 7 * rank + 4)
         kept += its.heads * float((lengths[lengths <= KEPT_PROBABILITIES] ** 2).sum())
         layer = tokens * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
+        if item == 4:
+            kept *= KEPT_FP32
     elif its.macs:
         kept, layer = tokens * its.kept, 0.25 * tokens * its.kept
         return item * (kept + layer)
@@ -115,7 +121,8 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
         "base model": base_bytes(its, recipe.quantisation, plan.dequantised, plan.prepacked, item) / GIB,
         # fp32 weights, gradient, two moments; a 16-bit copy while a layer is computed.
         "adapter and optimiser": 16 * adapter / GIB,
-        "activations": activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing, item) / GIB,
+        # A run that trains one short row at a time needs most when it measures.
+        "activations": max(activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing, item), measuring_bytes(its, way, device, item)) / GIB,
         "loss": loss_bytes(its, way, device) / GIB,
     }
     if device == "cpu":
@@ -124,6 +131,19 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
         loading = import_gib + (its.stored_bytes + base_bytes(its, recipe.quantisation, False, item=item)) / GIB
         parts["files being read"] = max(0.0, loading - sum(parts.values()))
     return {name: size for name, size in parts.items() if size}
+
+
+# Tokens that are measured together, answers that are given together, and the tokens that an answer's cache has room for.
+MEASURED_AT_ONCE, ANSWERS_AT_ONCE, ANSWER_ROOM = 2048, {"cpu": 8, "cuda": 32}, 256
+
+
+def measuring_bytes(its: Sizes, way: str, device: str, item: int = 2) -> float:
+    """What measuring takes, which keeps nothing for a backward pass: one layer's passes, and the caches of answers given together."""
+    if its.macs:
+        return 0.0
+    layer = MEASURED_AT_ONCE * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
+    caches = ANSWERS_AT_ONCE[device] * ANSWER_ROOM * its.layers * (its.qkv_width - its.attention_width)
+    return item * (layer + (caches if way in ("fast", "plain") else 0))
 
 
 def loss_bytes(its: Sizes, way: str, device: str) -> float:
@@ -148,6 +168,8 @@ TRAIN_FP32 = {"linear": 1.24, "lora": 0.97, "head": 1.47, "attention": 2.63, "pa
 FORWARD_SHARE = 0.44
 # Seconds, or multiples: reading and packing weights, encoding a row, one checkpoint.
 ANSWER_LAYER_OPS = 90.0
+# By so much a token of an answer takes longer in fp32: products of a few tokens reach about half of the memory's speed there.
+ANSWER_FP32 = 2.2
 
 
 def _price(way: str, reach) -> dict[str, float]:
@@ -193,7 +215,8 @@ def forward_s(recipe, its: Sizes, plan, work: Work, reach) -> float:
 
 def answer_s(its: Sizes, tokens: float, reach) -> float:
     """Seconds to write that many tokens of an answer, one after the other."""
-    return tokens * (ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + itemsize(reach.precision) * its.weights / (reach.gb_per_s * 1e9))
+    once = ANSWER_LAYER_OPS * its.layers * reach.op_us * 1e-6 + itemsize(reach.precision) * its.weights / (reach.gb_per_s * 1e9)
+    return tokens * once * (ANSWER_FP32 if reach.precision == "float32" else 1.0)
 
 
 # Training rows that a classifier's report fits its baseline to, at most: more change its figures little and take minutes.

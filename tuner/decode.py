@@ -2,7 +2,8 @@
 
 `generate` spends most of a small model's token on Python: modules, hooks, masks, caches that are copied to grow by one.
 Here a token is about forty calls a block. What is computed, and in what order it is rounded, is as in transformers 5.23
-and, for the 4-bit products, as in bitsandbytes' evaluation path; tests/test_decode.py compares the two. A model that is
+and, for the 4-bit products, as in bitsandbytes' evaluation path; in fp32 a few tokens' sums have an order of their own
+(native_rows.c), which is off by less than the library's. tests/test_decode.py compares them. A model that is
 not known here is not guessed at: `build` gives None, and the caller takes the model's own forward.
 """
 
@@ -15,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tuner import native
+
 # transformers' classes whose blocks are known here: RMS norms, rotated queries and keys, a gated MLP.
 KNOWN = {
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM", "Gemma3ForCausalLM",
@@ -24,6 +27,8 @@ _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # known where
 _ODD = ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention")
 # Tokens of a prompt taken in at once: other answers wait that long for their next token.
 PREFILL_TOKENS = 512
+# In fp32 a product of so few tokens is our own: a library lays the weights out anew for each, and takes two to five times as long.
+FEW_TOKENS = 16
 
 
 class Cache:
@@ -91,9 +96,13 @@ class _Dense:
                 its.weight.data = self.weight[start : start + its.out_features]
                 start += its.out_features
         self.bias = _stacked([its.bias for its in layers])
+        self.native = native.load() if native.fits(self.weight) and self.weight.dtype == torch.float32 and self.weight.is_contiguous() else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        if self.native is None or x.shape[0] > FEW_TOKENS:
+            return F.linear(x, self.weight, self.bias)
+        y = self.native.few_rows(x, self.weight)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class _Blocked:
@@ -253,7 +262,7 @@ class _Product:
         elif len(with_bias) == 1 and own and _kernel() is not None and all(_is_packed(its) for its in layers):
             self.base = _Packed(layers)
         else:
-            self.base = _Apart(layers)
+            self.base = _Apart([_Dense([its]) for its in layers] if plain else layers)
 
     def take(self, name: str) -> set[nn.Module]:
         """Prepare an adapter; the LoRA layers that it was found in."""

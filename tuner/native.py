@@ -1,4 +1,4 @@
-"""Attention and the passes between products in C, compiled once for this machine; None where there is no compiler."""
+"""Attention, the passes between products and what an answer is made of in C, compiled once for this machine; None where there is no compiler."""
 
 import ctypes
 import hashlib
@@ -15,7 +15,7 @@ import torch
 
 from tuner.home import private_dir, tuner_home
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_attention.c", "native_thin.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_attention.c", "native_rows.c", "native_thin.c")]
 HEADER = Path(__file__).with_name("native_bf16.h")
 _OPTIONS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 _COMPILE_S = 60
@@ -29,6 +29,8 @@ _SIGNATURES = {
 }
 # In bf16 alone, and only where the processor multiplies it in pairs.
 _PAIRS = {"attention": "ppppppnnnnfni", "attention_back": "pppppppppnnnnfni", "thin_rows": "pppnnnnii", "thin_add": "pppnnnnii", "thin_sum": "pppnnnnfii"}
+# In fp32 alone.
+_FP32 = {"few_rows": "pppnnni"}
 # Dims of a head that native_attention.c takes: whole products of four registers. Ranks and widths that native_thin.c takes.
 _HEAD_STEP, _RANK_STEP = 64, 16
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
@@ -125,7 +127,7 @@ class Native:
                 function = getattr(library, name + suffix)
                 function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
                 self._functions[name + suffix] = function
-        for name, signature in _PAIRS.items():
+        for name, signature in {**_PAIRS, **_FP32}.items():
             function = getattr(library, name)
             function.restype, function.argtypes = None, [_TYPES[its] for its in signature]
             self._functions[name] = function
@@ -153,6 +155,13 @@ class Native:
         rank = thin.shape[1]
         out = x.new_empty((rank, x.shape[1]) if by_rank else (x.shape[1], rank), dtype=torch.float32)
         self._call("thin_sum", None, x, thin, out, *x.shape, rank, thin.stride(0), factor, by_rank)
+        return out
+
+    def few_rows(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """x w^T of a few tokens: (N, D) by (K, D), fp32, -> (N, K). Each row is the same whatever stands beside it."""
+        x = x.contiguous()
+        out = x.new_empty(len(x), len(w))
+        self._call("few_rows", None, x, w, out, len(x), *w.shape)
         return out
 
     def attends(self, dtype: torch.dtype, width: int) -> bool:

@@ -15,8 +15,8 @@ EVALUATION_SHARE = 0.1
 # What the report at the end may take: the larger of this share of the run's own time and so many seconds. The losses of all
 # held-out rows are always measured; questions of the probe and answers are fewer where they would not fit.
 REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
-# The least of the probe that still says something; answers at once; the longest answer, fitted to the rows' own.
-LEAST_PROBE, ANSWERS_AT_ONCE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, {"cpu": 8, "cuda": 32}, 32, 256
+# The least of the probe that still says something; the shortest and the longest answer, fitted to the rows' own.
+LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256
 # A mean over fewer held-out rows says nothing.
 FEWEST_ROWS = 16
 # Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.

@@ -18,8 +18,6 @@ SAMPLE_TOKENS, THREE_AT_ONCE = 48, 1.15
 PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
 # The report's answers get so many times as long as the rows' own on average; a step of a batch costs so many steps of one.
 ANSWER_LONGER, BATCH_OF_ANSWERS = 2.4, 1.5
-# Tokens in one pass forward where nothing is learned (tuner/report.py).
-TOKENS_MEASURED_AT_ONCE = 2048
 
 
 class Rows:
@@ -123,7 +121,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     held_count = min(max(1.0, len(rows.held) * rows.scale), MOST_HELD_OUT)
     per_row = rows.held.total / max(1, len(rows.held))
     often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
-    one_held = Work(per_row, share * per_row, rows.held.squares / max(1, len(rows.held)), 1, per_row / TOKENS_MEASURED_AT_ONCE, 0)
+    one_held = Work(per_row, share * per_row, rows.held.squares / max(1, len(rows.held)), 1, per_row / cost.MEASURED_AT_ONCE, 0)
     heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
     # A tuned model answers about as long as its rows do; the base runs on.
@@ -139,11 +137,13 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     }
     if tasks.get(recipe.task).ANSWERS:
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
-        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / TOKENS_MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
+        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
         longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-        told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / plans.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
+        told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / cost.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
         time["before and after"] = max(both + plans.LEAST_PROBE * asked, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
     else:
+        if recipe.feature_distillation:  # the training rows go once through the untouched base
+            time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * rest
         time["answers"], time["before and after"] = 0.0, _classifier_report_s(recipe, its, rows, plan, one_held.times(2 * held_count), reach) * rest
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     if "files being read" in memory:  # only as much of them is held as there is room for
@@ -153,15 +153,19 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     )
 
 
+def _once(rows: Rows) -> Work:
+    """All training rows in passes forward."""
+    found = Work(rows.lengths.total, 0, rows.lengths.squares, len(rows.lengths), rows.lengths.total / cost.MEASURED_AT_ONCE, 0)
+    return found.times(rows.scale)
+
+
 def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach: Reach) -> float:
     """Seconds of a report that answers nothing: it labels the held-out rows, and fits a classifier to the training rows' features.
 
     Args:
         held: the held-out rows, once for each model that labels them.
     """
-    count = len(rows.lengths)
-    once = Work(rows.lengths.total, 0, rows.lengths.squares, count, rows.lengths.total / TOKENS_MEASURED_AT_ONCE, 0)
-    once = once.times(min(rows.scale, cost.LINE_ROWS / count))
+    once = _once(rows).times(min(1.0, cost.LINE_ROWS / rows.count))
     passes = cost.forward_s(recipe, its, plan, once, reach) + cost.forward_s(recipe, its, plan, held, reach)
     return passes + cost.line_s(its, min(rows.count, cost.LINE_ROWS))
 

@@ -178,6 +178,11 @@ class Recipe:
         "careful turns, cuts and lights training pictures anew each time; mirrored also flips half of them, wrong for letters; none leaves them.",
         choices=("careful", "mirrored", "none"),
     )
+    feature_distillation: float = knob(
+        0.0, "Feature distillation",
+        "Pulls what the head reads towards the mean of the base's own features. More keeps what a sentence encoder knows, for few rows; 0 leaves it free.",
+        low=0.0, high=100.0,
+    )
     gradient_checkpointing: str = knob(
         "auto", "Gradient checkpointing", "on saves memory and costs a third more time; off is faster; auto decides by memory.",
         choices=("auto", "on", "off"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tuner import answer, bases, encode, fast, figures, models, probe, survey, tasks
+from tuner import answer, bases, cost, encode, fast, figures, models, probe, survey, tasks
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -31,7 +31,7 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def measure(path: fast.Path, rows: list, tokens_at_once: int = 2048, hits: bool = False) -> dict:
+def measure(path: fast.Path, rows: list, tokens_at_once: int = cost.MEASURED_AT_ONCE, hits: bool = False) -> dict:
     """The mean loss over all learned tokens of the rows, and each row's own.
 
     Args:
@@ -181,7 +181,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     questions = dict(zip(todo, task.questions([held_rows[rows["place"][index]] for index in todo], recipe)))
     longest = _longest(list(wanted.values()), tokenizer)
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    at_once = plans.ANSWERS_AT_ONCE[plan["device"]]
+    at_once = cost.ANSWERS_AT_ONCE[plan["device"]]
     said: dict[int, dict] = {}
     # A step of one batch takes about as long as a forward pass over as many tokens as fast.TOKENS_STEP.
     batch_s = 2 * longest * fast.TOKENS_STEP / tokens_per_s

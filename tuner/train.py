@@ -80,8 +80,9 @@ def _train_with_the_machine(run: Run) -> dict:
     if plan["kept_16bit"] and recipe.quantisation == "nf4":
         run.log("note", message=f"{len(plan['kept_16bit'])} layers have sizes that 4-bit does not fit and stay in 16 bits.")
 
-    for words in task.weights_in_words(loaded.model, plan, recipe):
-        run.log("note", message=words)
+    for words in (*task.weights_in_words(loaded.model, plan, recipe), task.begin(run, path, train_set.encoded)):
+        if words:
+            run.log("note", message=words)
 
     trainer = Tuning(run, plan, path, tokenizer, (train_rows, train_set), (held_rows, held_set), began)
     checkpoint = checkpoints.newest(

@@ -15,10 +15,11 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+
+from tests.bench.label_runs import one_run, told
 
 SEEDS, EACH = range(5), 20
 # Chosen by `--choose`, on pictures that no test uses.
@@ -50,25 +51,11 @@ def dataset_of(pictures, target, learned: np.ndarray, measured: np.ndarray):
     return data.settle(dataset)
 
 
-def one_run(dataset, seed: int, **settings) -> tuple[dict, float]:
-    """A run from start to report in this process: its report and its seconds."""
-    from tuner import hub, train
-    from tuner import run as runs
-    from tuner.home import write_json
+def recipe_of(seed: int, **settings):
+    """The recipe with these settings."""
     from tuner.recipe import Recipe
 
-    recipe = Recipe(**{"task": "image_labels", "base_model": "tuner-presets/digits-resnet", "seed": seed, "evaluations": 1, "patience": 0, **RECIPE, **settings})
-    run = runs.create("local", recipe, dataset)
-    write_json(run.folder / "base.json", hub.fetch_base(recipe.base_model, "", None))
-    began = time.time()
-    runs.claim(run)
-    if train.main(run):
-        raise SystemExit(run.error())
-    seconds, quoted = time.time() - began, run.read("quote")
-    if quoted:
-        tried = quoted["rehearsed"]
-        print(f"    quoted {quoted['seconds']:.0f} s and {quoted['memory_gib']:.2f} GiB, rehearsed {tried['seconds']:.0f} s and {tried['memory_gib']:.2f} GiB, taken {seconds:.0f} s", file=sys.stderr)
-    return run.read("report"), seconds
+    return Recipe(**{"task": "image_labels", "base_model": "tuner-presets/digits-resnet", "seed": seed, **RECIPE, **settings})
 
 
 def scratch(pictures, target, learned, measured, seed: int, epochs: int) -> tuple[float, float]:
@@ -96,7 +83,7 @@ def choose(pictures, target) -> None:
         draws.append((seed, learned, np.setdiff1d(ours, learned)))
     sets = {seed: dataset_of(pictures, target, learned, measured) for seed, learned, measured in draws}
     for rate, rank, epochs in itertools.product((3e-3, 1e-2, 2e-2), (16,), (40.0, 80.0)):
-        found = [one_run(sets[seed], seed, learning_rate=rate, lora_rank=rank, lora_alpha=2.0 * rank, epochs=epochs) for seed, _, _ in draws]
+        found = [one_run(sets[seed], recipe_of(seed, learning_rate=rate, lora_rank=rank, lora_alpha=2.0 * rank, epochs=epochs)) for seed, _, _ in draws]
         tuned, base = (np.mean([its[who]["macro_f1"] for its, _ in found]) for who in ("tuned", "base"))
         print(f"rate {rate:g} rank {rank} epochs {epochs:g}: macro-F1 {tuned:.4f}, frozen {base:.4f}, {np.mean([s for _, s in found]):.0f} s", flush=True)
     for epochs in (60, 150, 300):
@@ -114,7 +101,7 @@ def measure(pictures, target) -> dict:
     for seed in SEEDS:
         learned = np.concatenate([np.random.default_rng(seed).permutation(others[target[others] == digit])[:EACH] for digit in range(5, 10)])
         measured = np.setdiff1d(others, learned)
-        report, seconds = one_run(dataset_of(pictures, target, learned, measured), seed)
+        report, seconds = one_run(dataset_of(pictures, target, learned, measured), recipe_of(seed))
         accuracy, f1 = scratch(pictures, target, learned, measured, seed, SCRATCH_EPOCHS)
         lines.append({
             "seed": seed, "seconds": seconds, "measured": len(measured), "scratch": {"accuracy": accuracy, "macro_f1": f1},
@@ -122,9 +109,8 @@ def measure(pictures, target) -> dict:
             "difference": {name: report["difference"][name] for name in ("accuracy", "macro_f1")},
         })
         said = lines[-1]
-        interval = " ".join(f"{name} {100 * its['mean']:+.1f} [{100 * its['low']:+.1f}, {100 * its['high']:+.1f}]" for name, its in said["difference"].items())
         shown = " | ".join(f"{who} {100 * said[who]['accuracy']:.1f} / {100 * said[who]['macro_f1']:.1f}" for who in ("base", "tuned", "scratch"))
-        print(f"seed {seed}: {shown} | {interval} | {seconds:.0f} s, {len(measured)} measured", flush=True)
+        print(f"seed {seed}: {shown} | {told(said['difference'])} | {seconds:.0f} s, {len(measured)} measured", flush=True)
     over = {}
     for name in ("accuracy", "macro_f1"):
         over[name] = figures.interval(np.array([its["tuned"][name] - its["base"][name] for its in lines]), seed=0)

@@ -9,7 +9,7 @@ findings    FAULTS, OTHERWISE (general faults that it words otherwise), LABELLED
             split, learnable, with_answer, describe
 encoding    load_tokenizer, control_tokens, Encoded, encode_row, warnings, NOTHING_LEARNED
 model       model_class, PEFT_TASK, decide, loading, heads, adapted, weights_in_words, is_fresh, finish_loading, path
-training    learning, report, in_short; where labels are given also shown_row, probe_rows, PROBE_WORDS
+training    begin (what is done before the first step), learning, report, in_short; where labels are given also shown_row, probe_rows, PROBE_WORDS
 telling     tiles, tiles_of, measures, printed, advice, before_and_after, learned_part, practised, load_it, PIPELINE, TAGS
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
 keeping     is_row, PLANNED, EVAL_FIGURES

@@ -310,7 +310,7 @@ def turns_of(row: dict) -> list[dict]:
 
 # General faults that this task words otherwise, and settings that mean nothing to it.
 OTHERWISE: dict = {}
-UNUSED = ("class_weights", "augmentation")
+UNUSED = ("class_weights", "augmentation", "feature_distillation")
 # Whether every row has a label; a chat's answers may happen to be labels, see `findings.Rows.labels`.
 LABELLED = False
 
@@ -520,6 +520,11 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
 
 
 # Training, telling, publishing ------------------------------------------------------------------------------------
+
+
+def begin(run, path, rows: list) -> str:
+    """Nothing is done before the first step."""
+    return ""
 
 
 def learning(run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):

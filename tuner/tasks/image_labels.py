@@ -80,7 +80,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a picture.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "max_tokens", "keep_control_tokens")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "max_tokens", "keep_control_tokens", "feature_distillation")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"pictures": ("Picture and label", ("image", "label"), ("split", "group"))}
@@ -540,6 +540,11 @@ def path(model, sight, recipe, plan: dict | None, train_rows: list[dict] = ()):
     from tuner.tasks import image_model, label_model
 
     return image_model.ImagePath(model, sight, recipe, label_model.weights(recipe, model, train_rows))
+
+
+def begin(run, path, rows: list) -> str:
+    """Nothing is done before the first step."""
+    return ""
 
 
 def learning(run, path, sight, held_rows: list[dict], held: list, samples: int, sample_tokens: int):

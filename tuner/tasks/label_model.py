@@ -1,5 +1,7 @@
 """The classifier: a base with a fresh head, its loss on rows padded side by side, and what is trained in full."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -159,15 +161,22 @@ class TextPath(Path):
     def __init__(self, model: nn.Module, pad_id: int, weights: torch.Tensor | None = None):
         super().__init__(model, weights)
         self.pad_id = pad_id
+        # See `distillation`: who teaches, what the head read in the newest pass, and whether a pooler made it.
+        self.teacher, self.read, self.is_pooled = None, None, False
         self.tells_two_apart = (getattr(plain_model(model).config, "type_vocab_size", 0) or 0) > 1
 
+    def varied(self, rows: list, indices: list[int], epoch: int) -> list:
+        """Training rows as they are, each with its goal where there is a teacher."""
+        return rows if self.teacher is None else [replace(row, goal=self.teacher.goals[index]) for row, index in zip(rows, indices)]
+
     def collate(self, rows: list) -> dict:
-        """input_ids, types: (N,) of all rows end to end; labels, targets: see `labelled`; lengths: tokens in each row."""
+        """input_ids, types: (N,) of all rows end to end; labels, targets: see `labelled`; goals: (B, D) where rows have one; lengths: tokens in each row."""
         ids, types = [], []
         for row in rows:
             ids += row.ids
             types += [0] * row.second + [1] * (len(row.ids) - row.second)
-        return {"input_ids": torch.tensor(ids), "types": torch.tensor(types), **self.labelled(rows), "lengths": [len(row.ids) for row in rows]}
+        goals = {"goals": torch.stack([row.goal for row in rows])} if all(row.goal is not None for row in rows) else {}
+        return {"input_ids": torch.tensor(ids), "types": torch.tensor(types), **self.labelled(rows), **goals, "lengths": [len(row.ids) for row in rows]}
 
     def parts(self, batch: dict, most_tokens: int, most_rows: int = 0) -> list[dict]:
         """The rows in their order, in as few and as equal parts as the limits allow; see `batching.micro_batches`."""
@@ -175,10 +184,20 @@ class TextPath(Path):
         for its in plans.parts(batch["lengths"], most_tokens, most_rows):
             end = start + sum(its)
             part = {name: batch[name][start:end] for name in ("input_ids", "types")}
-            part |= {name: batch[name][row : row + len(its)] for name in ("labels", "targets")}
+            part |= {name: batch[name][row : row + len(its)] for name in ("labels", "targets", "goals") if name in batch}
             found.append({**part, "lengths": its})
             start, row = end, row + len(its)
         return found
+
+    def losses(self, part: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Path.losses`; where a teacher is, the gradients are those of the cross-entropy and of the distance to the goals."""
+        losses, rows = super().losses(part)
+        if self.teacher is not None and "goals" in part and torch.is_grad_enabled():
+            pull = self.teacher.weight * self.teacher.distance(self.read, part["goals"], self.is_pooled)
+            # Told is the cross-entropy alone: the curve beside it is the held-out rows', which have no goals.
+            losses = losses + (pull - pull.detach())
+        self.read = None
+        return losses, rows
 
     def padded(self, part: dict) -> dict:
         """The rows side by side, as the model's forward takes them: (B, T) each."""

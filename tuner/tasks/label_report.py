@@ -108,7 +108,7 @@ class Line:
         parts = _parts(truth[tried], several, recipe.seed)
         found = {strength: _tried(its[tried], truth[tried], several, strength, recipe, parts) for strength in STRENGTHS} if parts else {0.01: 0.0}
         strength = max(found, key=lambda one: (found[one], -one))  # of equal ones the calmest
-        weight, bias = _fitted(its, truth, several, strength, recipe)
+        weight, bias = fitted(its, truth, several, strength, recipe)
         return cls(weight / spread[:, None], bias - mean @ (weight / spread[:, None]), several, strength)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def _probabilities(logits: np.ndarray, several: bool) -> np.ndarray:
     return its / its.sum(1, keepdims=True)
 
 
-def _fitted(features: np.ndarray, truth: np.ndarray, several: bool, strength: float, recipe) -> tuple[np.ndarray, np.ndarray]:
+def fitted(features: np.ndarray, truth: np.ndarray, several: bool, strength: float, recipe) -> tuple[np.ndarray, np.ndarray]:
     """(D, C) weights and (C,) bias; a class without rows is never likely."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -174,7 +174,7 @@ def _tried(features, truth, several: bool, strength: float, recipe, parts) -> fl
     """The macro-F1 of all trial rows together."""
     guess = np.zeros_like(truth)
     for learned, tried in parts:
-        weight, bias = _fitted(features[learned], truth[learned], several, strength, recipe)
+        weight, bias = fitted(features[learned], truth[learned], several, strength, recipe)
         guess[tried] = guesses(_probabilities(features[tried] @ weight + bias, several), several)
     return scores.macro_f1(truth, guess)
 
@@ -305,7 +305,7 @@ def _right(features: np.ndarray, truth: np.ndarray, parts, recipe) -> np.ndarray
     found = np.zeros(len(truth), bool)
     for learned, tried in parts:
         mean, spread = features[learned].mean(0), features[learned].std(0).clip(1e-9)
-        weight, bias = _fitted((features[learned] - mean) / spread, truth[learned], False, PROBE_STRENGTH, recipe)
+        weight, bias = fitted((features[learned] - mean) / spread, truth[learned], False, PROBE_STRENGTH, recipe)
         guess = ((features[tried] - mean) / spread @ weight + bias).argmax(1)
         found[tried] = truth[tried, guess]
     return found

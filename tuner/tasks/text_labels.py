@@ -382,6 +382,7 @@ class Encoded:
         label, labels: one of these is None.
         text, text_b, offsets, segments: the texts; where each token of the uncut row stands, and in which (None: a token of the model's own).
         kept: (2,) tokens of each text that are not cut.
+        goal: (D,) what its head's vector is pulled towards in training; see `distillation`.
     """
 
     ids: list[int]
@@ -394,6 +395,7 @@ class Encoded:
     segments: list[int | None] = ()
     kept: tuple[int, int] = (0, 0)
     how: str = "the column that holds the label"
+    goal: object = None
 
     @property
     def cut(self) -> int:
@@ -548,6 +550,14 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
     from tuner.tasks import label_model
 
     return label_model.TextPath(model, tokenizer.pad_token_id, label_model.weights(recipe, model, train_rows))
+
+
+def begin(run, path, rows: list) -> str:
+    """See `distillation.begin`."""
+    from tuner.tasks import distillation
+    from tuner.tasks.label_learning import truths
+
+    return distillation.begin(path, rows, truths(path, rows), run.recipe, run.folder / distillation.FILE)
 
 
 def shown_row(row: dict) -> dict:

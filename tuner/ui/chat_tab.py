@@ -22,7 +22,7 @@ def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
     its = SimpleNamespace(page=page, browser=browser, run_id=run_id, shared_key=shared_key, tab=tab)
     with gr.Row(elem_id="chat-who"):
-        its.subject = gr.Dropdown(_ALWAYS, value=BASE_CHOICE, label="Talk to", elem_id="subject", filterable=False, scale=3, min_width=240)
+        its.subject = gr.Dropdown(_ALWAYS, value=BASE_CHOICE, label="Model", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
         its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=6, min_width=380)
     its.about = gr.HTML("", elem_id="chat-about")
@@ -187,7 +187,7 @@ def wire(its, train, tabs) -> None:
     def compare(owner, choice, message, system, sampling):
         """Two answers without names: which is which is the engine's secret until there is a vote."""
         if not _is_mine(choice):
-            raise Hint("Choose one of your runs under “Talk to” first: its tuned model is compared with its base.")
+            raise Hint("Choose one of your runs under “Model” first: its tuned model is compared with its base.")
         test_id = blind.begin(owner, choice)
         said = {"prompt": message, "left": "", "right": ""}
         skip, locked, ready = gr.skip(), [gr.update(interactive=False)] * 3, [gr.update(interactive=True)] * 3
@@ -314,7 +314,7 @@ def wire(its, train, tabs) -> None:
 
     def chosen_run(choice, visitor) -> runs.Run:
         if not _is_mine(choice):
-            raise Hint("Choose one of your runs under “Talk to” first; that is what gets published.")
+            raise Hint("Choose one of your runs under “Model” first; that is what gets published.")
         run = runs.find(visitor.owner, str(choice))
         if not run.read("done"):
             raise UserError(f"This run is {run.state()}. Publish it once it is done.")
