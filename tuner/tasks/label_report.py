@@ -106,7 +106,7 @@ class Line:
         tried = np.random.default_rng(recipe.seed).permutation(len(its))[: max(FEWEST_TRIED, int(cost.LINE_TRIED / its.shape[1] / truth.shape[1]))]
         tried.sort()
         parts = _parts(truth[tried], several, recipe.seed)
-        found = {strength: _tried(its[tried], truth[tried], several, strength, recipe, parts) for strength in STRENGTHS} if parts else {0.01: 0.0}
+        found = _tried(its[tried], truth[tried], several, recipe, parts) if parts else {0.01: 0.0}
         strength = max(found, key=lambda one: (found[one], -one))  # of equal ones the calmest
         weight, bias = fitted(its, truth, several, strength, recipe)
         return cls(weight / spread[:, None], bias - mean @ (weight / spread[:, None]), several, strength)
@@ -129,25 +129,34 @@ def _probabilities(logits: np.ndarray, several: bool) -> np.ndarray:
     return its / its.sum(1, keepdims=True)
 
 
-def fitted(features: np.ndarray, truth: np.ndarray, several: bool, strength: float, recipe) -> tuple[np.ndarray, np.ndarray]:
-    """(D, C) weights and (C,) bias; a class without rows is never likely."""
+def fitted(features: np.ndarray, truth: np.ndarray, several: bool, strength: float, recipe, begun: dict | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(D, C) weights and (C,) bias; a class without rows is never likely.
+
+    Args:
+        begun: what was fitted to the same rows with another strength, to go on from; this one's is left in it.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     balanced = "balanced" if recipe.class_weights == "balanced" else None
-    classes = truth.shape[1]
+    classes, begun = truth.shape[1], {} if begun is None else begun
     weight, bias = np.zeros((features.shape[1], classes)), np.full(classes, -30.0)
+
+    def line(target: np.ndarray, key: int = -1) -> LogisticRegression:
+        its = begun.setdefault(key, LogisticRegression(max_iter=500, class_weight=balanced, warm_start=True))
+        return its.set_params(C=strength).fit(features, target)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if several:
             for number in range(classes):
                 if 0 < truth[:, number].sum() < len(truth):
-                    its = LogisticRegression(C=strength, max_iter=500, class_weight=balanced).fit(features, truth[:, number])
+                    its = line(truth[:, number], number)
                     weight[:, number], bias[number] = its.coef_[0], its.intercept_[0]
                 elif truth[:, number].any():
                     bias[number] = 30.0
             return weight, bias
-        its = LogisticRegression(C=strength, max_iter=500, class_weight=balanced).fit(features, truth.argmax(1))
+        its = line(truth.argmax(1))
     if len(its.classes_) == 2:  # one line tells two apart
         weight[:, its.classes_[1]], bias[its.classes_[1]], bias[its.classes_[0]] = its.coef_[0], its.intercept_[0], 0.0
     else:
@@ -170,13 +179,15 @@ def _parts(truth: np.ndarray, several: bool, seed: int) -> list[tuple[np.ndarray
     return [its for its in parts if several or len(np.unique(labels[its[0]])) > 1]
 
 
-def _tried(features, truth, several: bool, strength: float, recipe, parts) -> float:
-    """The macro-F1 of all trial rows together."""
-    guess = np.zeros_like(truth)
+def _tried(features, truth, several: bool, recipe, parts) -> dict[float, float]:
+    """strength -> the macro-F1 of all trial rows together."""
+    guess = {strength: np.zeros_like(truth) for strength in STRENGTHS}
     for learned, tried in parts:
-        weight, bias = fitted(features[learned], truth[learned], several, strength, recipe)
-        guess[tried] = guesses(_probabilities(features[tried] @ weight + bias, several), several)
-    return scores.macro_f1(truth, guess)
+        begun: dict = {}  # from the calmest on, each begins where the one before it ended
+        for strength in sorted(STRENGTHS):
+            weight, bias = fitted(features[learned], truth[learned], several, strength, recipe, begun)
+            guess[strength][tried] = guesses(_probabilities(features[tried] @ weight + bias, several), several)
+    return {strength: scores.macro_f1(truth, its) for strength, its in guess.items()}
 
 
 def _majority(train_truth: np.ndarray, rows: int) -> np.ndarray:
