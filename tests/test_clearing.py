@@ -152,6 +152,16 @@ def test_where_the_disk_is_short_what_can_be_had_again_goes_first(home, shared):
     assert not run.folder.exists() and published.folder.exists()
 
 
+def test_what_visitors_sent_goes_when_nobody_can_have_it_in_hand_any_more(home, shared):
+    old, new = (home / "uploads" / "anna" / name for name in ("old", "new"))
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        path.write_bytes(b"rows")
+    aged(old, 0.1)
+    clearing.sweep()
+    assert not old.exists() and new.exists()
+
+
 def test_on_ones_own_machine_nothing_is_removed(home, shared):
     shared.delenv("TUNER_SHARED")
     shared.delenv("TUNER_FREE_GIB")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.small_run import small_run
 from tests.test_fast import BATCH, LEARNED, PLAIN, tuned
-from tuner import batching, cli, encode, fast, figures, probe, report, survey, tasks
+from tuner import answer, batching, cli, encode, fast, figures, probe, report, survey, tasks
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.home import write_json
@@ -187,12 +187,35 @@ def test_a_short_budget_leaves_fewer_answers_the_same_ones_and_says_so(many, mon
     assert all(its["tuned"]["text"] is None for its in none["rows"]["improved"])
     assert any("0 of 40 held-out rows were answered" in its for its in none["says"])
 
-    clock = itertools.count()
+    clock, plain = itertools.count(), answer.answers
+    monkeypatch.setattr(answer, "answers", lambda *its: plain(*its[:-1]))  # the steps of a batch do not look at it
     monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))  # each look at it takes a second
     some = report.make(*many, seconds=8)
     assert some["answers"]["made"] == 16 and some["examples"] == whole["examples"]
     write_json(run.folder / "report.json", none)
     assert report.make(*many, repeat=figures.of(run)) == none
+
+
+def test_a_batch_that_stalls_is_dropped_when_the_time_is_over(many, monkeypatch):
+    whole, now, calls = report.make(*many), [0.0], []
+    batch, step = answer.answers, answer.advance
+
+    def tick() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    def stalled(makings):
+        now[0] += 25.0 if len(calls) > 2 else 0.0  # from the second batch on
+        return step(makings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "time", SimpleNamespace(monotonic=tick))
+        patch.setattr(answer, "answers", lambda *its: (calls.append(1), batch(*its))[1])
+        patch.setattr(answer, "advance", stalled)
+        some = report.make(*many, seconds=60)
+    assert some["answers"]["made"] == 8 < whole["answers"]["made"] and some["examples"] == whole["examples"]
+    assert now[0] < 60 + 2 * 25 + 5
+    assert report.make(*many, repeat=some) == some
 
 
 def test_part_of_the_rows_are_the_first_of_the_seeds_order(many, monkeypatch):

@@ -23,8 +23,8 @@ EVERY_S = 1800.0
 NOTICE_DAYS = 2.0
 # What was touched within this time may be in somebody's hands, whatever else is said.
 IN_HAND_S = 3600.0
-# Unfinished files of processes that were killed.
-_LEFTOVERS = ("*/*/*/.*.tmp", "*/*/*/.tmp-*", "*/*/*/checkpoints/.tmp-*", "models/packed/.packed-*", "*/*/*/.published-*", "*/*/*/.kept-*")
+# Unfinished files of processes that were killed, and what visitors sent that nobody has in hand any more.
+_LEFTOVERS = ("uploads/*/*", "*/*/*/.*.tmp", "*/*/*/.tmp-*", "*/*/*/checkpoints/.tmp-*", "models/packed/.packed-*", "*/*/*/.published-*", "*/*/*/.kept-*")
 
 
 def size_bytes(folder: Path) -> int:

@@ -191,7 +191,11 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
         on_status(f"Answering held-out rows: {start:,} of {len(todo):,}")
         began, batch = time.monotonic(), todo[start : start + at_once]
         prompts = [task.prompt_ids(questions[index], tokenizer, recipe) for index in batch]
-        before, after = _both(model, lambda: answer.answers(model, tokenizer, prompts, stops, longest))  # noqa: B023
+        # A batch that turns out slower than the one before it is dropped when the time is over; made again, a report waits for each.
+        is_over = (lambda: False) if repeat else (lambda: left() < 0)
+        before, after = _both(model, lambda: answer.answers(model, tokenizer, prompts, stops, longest, is_over))  # noqa: B023
+        if before is None or after is None:
+            break
         for index, one, other in zip(batch, before, after):
             said[index] = {name: {"text": text, "ended": why == "stop"} for name, (text, why) in (("base", one), ("tuned", other))}
         spent = time.monotonic() - began
