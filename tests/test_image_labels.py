@@ -273,20 +273,20 @@ def test_a_preprocessor_that_cannot_be_followed_is_refused(tmp_path, config):
 # Runs -------------------------------------------------------------------------------------------------------------
 
 
-def pictured(folder: Path, each: int = 14) -> data.Dataset:
+def pictured(folder: Path, owner: str = "local", each: int = 14) -> data.Dataset:
     path = shapes_zip(folder / "shapes.zip", each)
     files = [(path, "shapes.zip")]
-    dataset = data.create("local", "Shapes", {"kind": "file"}, files, passing=True)
+    dataset = data.create(owner, "Shapes", {"kind": "file"}, files, passing=True)
     data.take(dataset, reading.read(files, [], dataset.folder), [], files=files)
     return data.settle(dataset)
 
 
-def image_run(base: Path, folder: Path, **settings) -> runs.Run:
+def image_run(base: Path, folder: Path, owner: str = "local", **settings) -> runs.Run:
     recipe = Recipe(**{
         "task": "image_labels", "base_model": "test/small", "learning_rate": 1e-2, "lora_rank": 4, "epochs": 4.0, "batch_size": 8, "held_out_share": 0.25,
         "evaluations": 4, "patience": 0, **settings,
     })
-    run = runs.create("local", recipe, pictured(folder))
+    run = runs.create(owner, recipe, pictured(folder, owner))
     write_json(run.folder / "base.json", base_entry(base))
     return run
 

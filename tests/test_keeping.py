@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.drawn import coded, noise
 from tests.hub_client import ALICE, BOB, Client, assert_no_token_in
+from tests.small import small_seer
 from tests.small_run import adapter_hash, events, losses, notes, small_run
 from tests.stand_in_hub import Fault
+from tests.test_image_labels import image_run
 from tuner import keeping, train
 from tuner import run as runs
 from tuner.errors import UserError
@@ -114,6 +117,88 @@ def test_a_public_repository_gets_no_rows(base, home, server, client):
     assert list(there.files) == [] and keeping.state(run)["state"] == "none"
 
 
+# Pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seer(tmp_path_factory, one_thread):
+    return small_seer(tmp_path_factory.mktemp("seer"))
+
+
+def killed_picture_run(seer, folder: Path) -> runs.Run:
+    """A run on pictures whose machine went away in the middle."""
+    run = image_run(seer, folder, owner="alice")
+    with pytest.MonkeyPatch.context() as patch:
+        saved = train.Tuning._save_checkpoint
+
+        def gone(self, *_):
+            saved(self, *_)
+            raise KeyboardInterrupt
+
+        patch.setattr(train.Tuning, "_save_checkpoint", gone)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run)
+    return run
+
+
+def test_a_run_on_pictures_comes_back_with_them_and_ends_bit_for_bit(seer, home, quick, server, client, tmp_path):
+    server.add_repo("test/small", files={path.name: path.read_bytes() for path in seer.iterdir()})
+    whole = image_run(seer, tmp_path, owner="alice")
+    train.train(whole)
+    wanted = adapter_hash(whole.adapter_dir), losses(whole)
+    run = killed_picture_run(seer, tmp_path)
+    client(home, f"keeping.begin(runs.find('alice', {run.id!r}), {ALICE!r}).join()")
+    repo_id = f"alice/tuner-kept-{run.id}"
+    assert server.repos["model", repo_id].files["data/pictures.bin"] == (run.folder / "data" / "pictures.bin").read_bytes()
+    shutil.rmtree(home)
+    home.mkdir()
+    client(home, f"run = homecoming.bring_back('alice', {repo_id!r}, {ALICE!r}); runs.fetch_base(run, {ALICE!r})")
+    back = runs.find("alice", run.id)
+    train.train(back)
+    assert (adapter_hash(back.adapter_dir), losses(back)) == wanted
+
+
+@pytest.fixture(scope="module")
+def kept_pictures(seer, server, client, tmp_path_factory):
+    """The files of a kept run on pictures, as its repository holds them."""
+    home = tmp_path_factory.mktemp("kept-pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        from tests.conftest import make_quick
+
+        patch.setenv("TUNER_HOME", str(home))
+        make_quick(patch)
+        run = killed_picture_run(seer, tmp_path_factory.mktemp("shapes"))
+        client(home, f"keeping.begin(runs.find('alice', {run.id!r}), {ALICE!r}).join()")
+    return run.id, dict(server.repos["model", f"alice/tuner-kept-{run.id}"].files)
+
+
+def other_picture(files: dict, content: bytes, sha: str = "") -> dict:
+    """With another picture in the place of the first row's, and its hash where it belongs unless it is given."""
+    rows = [json.loads(line) for line in files["data/train.jsonl"].splitlines()]
+    rows[0]["picture"] |= {"at": 0, "bytes": len(content), "sha": sha or hashlib.blake2b(content, digest_size=16).hexdigest()}
+    new = changed(files, "data/pictures.bin", content + files["data/pictures.bin"][len(content) :])
+    return changed(new, "data/train.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows[:1]).encode())
+
+
+BOMB = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + b"\0" * 40
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda its: changed(its, "data/pictures.bin", b"x" + its["data/pictures.bin"][1:]), "a picture of it"),
+    (lambda its: changed(its, "data/pictures.bin", its["data/pictures.bin"][:100]), "a picture of it is missing"),
+    (lambda its: other_picture(its, coded(noise(5)), "0" * 32), "is not one that was kept"),
+    (lambda its: other_picture(its, coded(noise(5).resize((1000, 900)))), "is not one that was kept"),
+    (lambda its: other_picture(its, b"<svg onload=alert(1)>"), "not a picture that is read here"),
+    (lambda its: other_picture(its, BOMB), "a picture of it"),
+], ids=["other bytes", "cut off", "another", "one too large", "no picture", "a bomb"])
+def test_pictures_that_were_changed_are_refused_in_words_and_leave_nothing(home, server, client, kept_pictures, change, said):
+    run_id, files = kept_pictures
+    server.add_repo(f"alice/tuner-kept-{run_id}", files=change(files), private=True)
+    with pytest.raises(UserError, match=said):
+        client(home, f"homecoming.bring_back('alice', 'alice/tuner-kept-{run_id}', {ALICE!r})")
+    assert [path for path in (home / "runs").rglob("*") if path.is_file()] == []
+
+
 def test_after_a_restart_of_the_app_the_keeping_is_let_go_and_said(base, home):
     run = small_run(base)
     from tuner.home import write_json
@@ -172,6 +257,7 @@ HOSTILE = {
     "a plan with more": (lambda its: plan_with(its, auto_map="evil.py"), "its plan says auto_map"),
     "another run": (lambda its: with_told(its, run="20200101-000000-00000000"), "of another run or version"),
     "a recipe that cannot be": (lambda its: with_told(its, recipe='base_model = "/etc"\n'), "its recipe cannot be"),
+    "pictures of a run that has none": (lambda its: changed(its, "data/pictures.bin", b"x"), "pictures.bin has no business there"),
     "rows that are none": (lambda its: changed(its, "data/train.jsonl", b'{"n": 1, "messages": "no"}\n'), "holds what is no row"),
     "deep JSON": (lambda its: changed(its, "plan.json", b"[" * 100_000), "plan.json cannot be read"),
     "another base": (lambda its: changed(its, "base.json", b'{"id": "evil/base", "revision": "", "what": ""}'), "its base is not the recipe's"),

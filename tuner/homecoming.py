@@ -5,9 +5,10 @@ import json
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
-from tuner import hub, keeping, limits, tasks
+from tuner import child, hub, keeping, limits, tasks
 from tuner import recipe as recipes
 from tuner import run as runs
 from tuner.errors import UserError, shorten
@@ -20,7 +21,10 @@ _CHECKPOINT = re.compile(r"checkpoints/checkpoint-(\d{1,9})/(" + "|".join(map(re
 _MOST = {
     "kept.json": 2**20, "base.json": 2**16, "plan.json": 2**26, "events.jsonl": 2**28, "data/train.jsonl": 2 * GIB,
     "data/held_out.jsonl": GIB, "data/receipt.json": 2**26,
+    **{name: 8 * GIB for task in tasks.TASKS for name in keeping.its_files(task)},
 }
+# Looking at all pictures of a kept run; one takes a few milliseconds.
+_PICTURES_S = 1800.0
 _MOST_TENSORS, _MOST_JSON, _MOST_IN_ALL, _MOST_CHECKPOINTS = 4 * GIB, 2**26, 12 * GIB, 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}|")
@@ -104,7 +108,10 @@ def _assemble(source: Path, target: Path, run_id: str, repo_id: str) -> None:
     except UserError as error:
         raise bad(f"its recipe cannot be: {shorten(error, 200)}") from None
     write_whole(target / "title.txt", " ".join(str(told.get("title", "")).split())[:120] or run_id)
+    if other := set(files) & {name for task in tasks.TASKS for name in keeping.its_files(task)} - set(keeping.its_files(recipe.task)):
+        raise bad(f"{sorted(other)[0]} has no business there")
     _check_rows(target, recipe, bad)
+    _check_pictures(target, recipe, bad)
     if not isinstance(_json(target / "data" / "receipt.json", dict, bad).get("source", {}), dict):
         raise bad("its receipt is none")
     _check_base(target, recipe, bad)
@@ -145,6 +152,19 @@ def _check_rows(folder: Path, recipe: Recipe, bad) -> None:
                         raise bad(f"{part}.jsonl holds what is no row")
             except (ValueError, RecursionError):
                 raise bad(f"{part}.jsonl cannot be read") from None
+
+
+def _check_pictures(folder: Path, recipe: Recipe, bad) -> None:
+    """Each picture that a row points to: there, the one that the row names, and such as are kept here. Looked at in a process that can be killed."""
+    if not keeping.its_files(recipe.task):
+        return
+    try:
+        done = child.finish("tuner.pictures", str(folder / "data"), seconds=_PICTURES_S)
+    except subprocess.TimeoutExpired:
+        raise bad("its pictures take longer to look at than any honest ones") from None
+    if done.returncode:
+        said = done.stdout.strip().splitlines()
+        raise bad(shorten(said[-1], 200) if said else "a picture of it broke the process that looked at it")
 
 
 def _check_base(folder: Path, recipe: Recipe, bad) -> None:

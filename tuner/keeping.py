@@ -32,7 +32,7 @@ LOOK_S = 2.0
 AGAIN_S = 120.0
 
 CONSENT = (
-    "Checkpoints, settings and the run's own rows go to a private repository of yours while it trains. Until it ends this app holds "
+    "Checkpoints, settings and the run's own rows, with their pictures, go to a private repository of yours while it trains. Until it ends this app holds "
     "your sign-in in its memory for that, nowhere else."
 )
 
@@ -52,6 +52,11 @@ there with this account and choose *Find my kept runs*. Nothing else needs this 
 def card(run: runs.Run) -> str:
     """The repository's README; a list of kept runs has their titles from its head."""
     return _CARD.format(title=json.dumps(run.title, ensure_ascii=False), tag=TAG, run=run.id)
+
+
+def its_files(task: str) -> tuple[str, ...]:
+    """What a run of this task has besides RUN_FILES, since its rows point into it."""
+    return tuple(f"data/{name}" for name in tasks.get(task).FILES)
 
 
 def repo_name(run: runs.Run) -> str:
@@ -100,8 +105,6 @@ def prepare(run: runs.Run, token: str | None) -> "_Keeper":
     """
     from huggingface_hub import HfApi
 
-    if tasks.get(run.recipe.task).FILES:
-        raise UserError("A run on pictures is not kept in an account yet: its pictures would have to go there too. It goes on here.")
     user = hub.whoami(token)
     if state(run)["state"] in ("keeping", "waiting"):
         raise UserError(f"This run is kept already, in {state(run)['repo_id']}.")
@@ -211,7 +214,7 @@ class _held_still:
 
     def __enter__(self) -> tuple[Path, list[str]]:
         shutil.rmtree(self.folder, ignore_errors=True)
-        files = [name for name in RUN_FILES if self._hold(name)]
+        files = [name for name in (*RUN_FILES, *its_files(self.run.recipe.task)) if self._hold(name)]
         wanted = sorted(_steps(self.run))[-1:] + [self.run.kept_step() or 0]
         for step in dict.fromkeys(its for its in wanted if its):
             place = f"checkpoints/checkpoint-{step}"

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import io
+import json
 import os
 import struct
+import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -319,3 +321,52 @@ def thumbnail(kept: bytes, side: int = 160) -> bytes:
     else:
         picture.save(out, "JPEG", quality=85)
     return out.getvalue()
+
+
+# Of a kept run ----------------------------------------------------------------------------------------------------
+
+# What looking at one may allocate: it was shrunk before it was kept.
+_LOOKING_BYTES = 2 * 2**30
+
+
+def require_ours(folder: Path, entries) -> None:
+    """See that what a run came back with is such as `take` keeps. Only in a process that can be killed: it may be anybody's.
+
+    Args:
+        folder: the `data` folder of a run.
+        entries: what its rows say of their pictures, one after the other.
+
+    Raises:
+        NoPicture: one is missing, another one, or none that was kept.
+    """
+    seen = set()
+    for entry in entries:
+        place = entry["at"], entry["bytes"], entry["sha"]
+        if place in seen:
+            continue
+        seen.add(place)
+        try:
+            kept = content(folder, entry)
+        except OSError:
+            raise NoPicture("broken_picture", "is missing.") from None
+        again = take(kept)
+        if hashlib.blake2b(kept, digest_size=16).hexdigest() != entry["sha"] or again.format not in ("PNG", "JPEG") or again.original != (again.width, again.height):
+            raise NoPicture("broken_picture", "is not one that was kept.")
+
+
+def _entries(folder: Path):
+    """What the rows of a run's `data` folder say of their pictures."""
+    for part in ("train", "held_out"):
+        with open(folder / f"{part}.jsonl", encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)["picture"]
+
+
+if __name__ == "__main__":
+    child.limit_memory(_LOOKING_BYTES)
+    data = Path(sys.argv[1])
+    try:
+        require_ours(data, _entries(data))
+    except NoPicture as none:
+        print(f"a picture of it {str(none).rstrip('.')}")
+        sys.exit(1)
