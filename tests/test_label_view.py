@@ -102,3 +102,11 @@ def test_what_is_brought_becomes_one_thing_or_one_a_line():
 def test_weighing_alike_is_offered_until_it_is_chosen():
     assert 'data-do="set:class_weights=balanced"' in label_view.offer_weights(Recipe(task="text_labels"))
     assert label_view.offer_weights(Recipe(task="text_labels", class_weights="balanced")) == ""
+
+
+def test_holding_the_head_to_the_bases_features_is_offered_for_few_rows_of_a_bert_alone():
+    recipe, task = Recipe(task="text_labels"), tasks.get("text_labels")
+    ((why, words, setting),) = task.offers(recipe, "bert", 500)
+    assert f'data-do="set:{setting}"' in label_view.offer(why, words, setting) and setting == "feature_distillation=3"
+    assert not task.offers(Recipe(task="text_labels", feature_distillation=1.0), "bert", 500)
+    assert not task.offers(recipe, "bert", 50_000) and not task.offers(recipe, "llama", 500) and not tasks.get("image_labels").offers(recipe, "resnet", 5)

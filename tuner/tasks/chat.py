@@ -522,6 +522,11 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
 # Training, telling, publishing ------------------------------------------------------------------------------------
 
 
+def offers(recipe, family: str, rows: float) -> list[tuple[str, str, str]]:
+    """Nothing is offered beside the quote."""
+    return []
+
+
 def begin(run, path, rows: list) -> str:
     """Nothing is done before the first step."""
     return ""

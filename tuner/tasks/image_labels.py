@@ -542,6 +542,11 @@ def path(model, sight, recipe, plan: dict | None, train_rows: list[dict] = ()):
     return image_model.ImagePath(model, sight, recipe, label_model.weights(recipe, model, train_rows))
 
 
+def offers(recipe, family: str, rows: float) -> list[tuple[str, str, str]]:
+    """Nothing is offered beside the quote."""
+    return []
+
+
 def begin(run, path, rows: list) -> str:
     """Nothing is done before the first step."""
     return ""

@@ -495,6 +495,9 @@ def _enough(row: dict) -> float:
 # Model ------------------------------------------------------------------------------------------------------------
 
 PEFT_TASK = "SEQ_CLS"
+# Families whose head reads the first token, and the rows up to which holding it to the base's own features is offered.
+_READ_FIRST = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "deberta", "deberta-v2", "albert", "mpnet")
+_FEW_ROWS, DISTILLATION = 3_000, 3.0
 # The settings of this task's starter.
 STARTER = {"base_model": "sentence-transformers/all-MiniLM-L6-v2", "max_tokens": 256}
 PIPELINE = "text-classification"
@@ -550,6 +553,16 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
     from tuner.tasks import label_model
 
     return label_model.TextPath(model, tokenizer.pad_token_id, label_model.weights(recipe, model, train_rows))
+
+
+def offers(recipe, family: str, rows: float) -> list[tuple[str, str, str]]:
+    """What is offered beside the quote: (why, the button's words, setting=value)."""
+    if recipe.feature_distillation or family not in _READ_FIRST or rows > _FEW_ROWS:
+        return []
+    return [(
+        "With few rows, what the base knows already is worth keeping.", "Hold what the head reads to the base's own features",
+        f"feature_distillation={DISTILLATION:g}",
+    )]
 
 
 def begin(run, path, rows: list) -> str:

@@ -57,9 +57,16 @@ def offer_weights(recipe) -> str:
     """The offer to let all classes weigh alike, for rows that are unbalanced."""
     if recipe.class_weights == "balanced":
         return ""
+    return offer(
+        "The classes are unbalanced: a model that always says the largest looks good already.", "Let all classes weigh alike", "class_weights=balanced",
+    )
+
+
+def offer(why: str, words: str, setting: str) -> str:
+    """A note with a button that sets "name=value" on the form."""
     return (
-        '<div class="notice note" role="status"><b>Note</b><span>The classes are unbalanced: a model that always says the largest looks good already. '
-        '<button type="button" class="mini strong" data-do="set:class_weights=balanced">Let all classes weigh alike</button></span></div>'
+        f'<div class="notice note" role="status"><b>Note</b><span>{drawing.text(why)} '
+        f'<button type="button" class="mini strong" data-do="set:{drawing.text(setting)}">{drawing.text(words)}</button></span></div>'
     )
 
 

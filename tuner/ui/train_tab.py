@@ -225,6 +225,7 @@ def wire(its, dataset, talk, tabs) -> None:
         task = tasks.get(recipe.task)
         if task.LABELLED and rows.is_unbalanced():
             drawn = label_view.offer_weights(recipe) + drawn
+        drawn = "".join(label_view.offer(*its) for its in task.offers(recipe, sizes.family, worked_on.count)) + drawn
         shown = picture_view.preview(rows, recipe, look) if task.SHOWS == "pictures" else ""
         return drawn, line, quote_view.line(made), quote_view.line(made), gr.Timer(active=measuring), tried, shown
 
