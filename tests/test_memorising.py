@@ -36,7 +36,7 @@ def test_memorising_is_said_and_the_best_step_is_kept(starter_home):
     records = [json.loads(line) for line in HEADLINES.read_text("utf-8").splitlines()]
     kept = [{**its, "split": "train"} for its in records if its.get("split") != "test"][:ROWS]
     held = [{**its, "split": "test"} for its in records if its.get("split") == "test"][:HELD_OUT]
-    recipe = Recipe(learning_rate=2e-3, epochs=30.0, batch_size=8, max_tokens=256, evaluations=15, patience=0, schedule="constant")
+    recipe = Recipe(learning_rate=2e-3, epochs=18.0, batch_size=8, max_tokens=256, evaluations=9, patience=0, schedule="constant")
     run = runs.create("local", recipe, data.keep("local", "Too few", kept + held, {"kind": "file"}))
     runs.start(run).join()
     assert run.state() == "done", run.error() or runs.last_words(run)
