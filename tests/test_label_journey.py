@@ -83,7 +83,7 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.locator("#knob-max_steps input").press("Tab")
     page.wait_for_function("document.querySelector('#quote')?.innerText?.includes('40\\nsteps')")
     page.click("#start")
-    page.wait_for_selector("#curve .scores .held-dot", timeout=90_000)
+    page.wait_for_selector("#curve .scores .held-dot", timeout=300_000)
     page.wait_for_function("document.querySelector('#numbers')?.innerText?.includes('macro-F1')")
     picture(page, "labels-training-light")
     page.wait_for_selector("#run-status .state-done", timeout=200_000)

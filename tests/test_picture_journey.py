@@ -56,7 +56,8 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
 
     # The data choose the task; findings, classes as a chart, the gallery by class, one as the model sees it.
     page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('my digits.zip')", timeout=60_000)
-    assert "Picture and label" in page.inner_text("#dataset-about") and "name of its folder: 5 classes" in page.inner_text("#dataset-about")
+    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('name of its folder: 5 classes')", timeout=60_000)
+    assert "Picture and label" in page.inner_text("#dataset-about")
     page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 5", timeout=60_000)
     found = page.inner_text("#findings")
     assert "Pictures that cannot be read" in found and "Files that are no pictures" in found and "Tiny pictures" in found

@@ -121,8 +121,7 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
         "base model": base_bytes(its, recipe.quantisation, plan.dequantised, plan.prepacked, item) / GIB,
         # fp32 weights, gradient, two moments; a 16-bit copy while a layer is computed.
         "adapter and optimiser": 16 * adapter / GIB,
-        # A run that trains one short row at a time needs most when it measures.
-        "activations": max(activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing, item), measuring_bytes(its, way, device, item)) / GIB,
+        "activations": activation_bytes(its, lengths, way, recipe.lora_rank, plan.checkpointing, item) / GIB,
         "loss": loss_bytes(its, way, device) / GIB,
     }
     if device == "cpu":
@@ -137,12 +136,16 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
 MEASURED_AT_ONCE, ANSWERS_AT_ONCE, ANSWER_ROOM = 2048, {"cpu": 8, "cuda": 32}, 256
 
 
-def measuring_bytes(its: Sizes, way: str, device: str, item: int = 2) -> float:
-    """What measuring takes, which keeps nothing for a backward pass: one layer's passes, and the caches of answers given together."""
+def measuring_bytes(its: Sizes, way: str, device: str, item: int, tokens: float, rows: float) -> float:
+    """What measuring takes, which keeps nothing for a backward pass: one layer's passes, and the caches of answers given together.
+
+    Args:
+        tokens, rows: of all that is measured.
+    """
     if its.macs:
         return 0.0
-    layer = MEASURED_AT_ONCE * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
-    caches = ANSWERS_AT_ONCE[device] * ANSWER_ROOM * its.layers * (its.qkv_width - its.attention_width)
+    layer = min(tokens, MEASURED_AT_ONCE) * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
+    caches = min(rows, ANSWERS_AT_ONCE[device]) * ANSWER_ROOM * its.layers * (its.qkv_width - its.attention_width)
     return item * (layer + (caches if way in ("fast", "plain") else 0))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tuner import child, looks
+from tuner import child, looks, redaction
 
 # A picture of more is refused before it is decoded: four bytes each, and more while it is worked on.
 MOST_PIXELS = 64_000_000
@@ -363,6 +363,7 @@ def _entries(folder: Path):
 
 
 if __name__ == "__main__":
+    redaction.install()
     child.limit_memory(_LOOKING_BYTES)
     data = Path(sys.argv[1])
     try:

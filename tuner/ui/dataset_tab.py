@@ -171,9 +171,10 @@ def wire(its, train, tabs) -> None:
         return replace(Recipe(task=dataset.task, **tasks.get(dataset.task).STARTER), held_out_share=recipe.held_out_share, seed=recipe.seed)
 
     def everything(visitor, dataset, form) -> list:
+        painted = paint(dataset, recipe_for(dataset, form), visitor.token)  # first: by its end reading has had its say
         return [
             dataset.id, "", _about(dataset), dataset.task, gr.update(choices=views_of(dataset.task)), dataset.mapping.format,
-            *_role_updates(dataset, roles), *_template_update(dataset), *paint(dataset, recipe_for(dataset, form), visitor.token),
+            *_role_updates(dataset, roles), *_template_update(dataset), *painted,
         ]
 
     def demo(task: str):
@@ -325,7 +326,7 @@ def wire(its, train, tabs) -> None:
         """While a child checks: its bar; once it is done: everything."""
         visitor = page.visitor(browser_id, token)
         if not dataset_id:
-            return [gr.skip()] * len(found)
+            return [gr.skip()] * (len(found) + 1)
         dataset = data.find(visitor.owner, dataset_id)
         try:
             going = check.progress(dataset)
@@ -333,13 +334,14 @@ def wire(its, train, tabs) -> None:
             if not dataset.ready:  # reading failed behind the head
                 shutil.rmtree(dataset.folder, ignore_errors=True)
                 return [
-                    drawing.notice(str(error), "error"), 0, 1, "", "", "", "", gr.skip(), gr.skip(), gr.Timer(active=False), f"{dataset.id}/failed",
+                    drawing.notice(str(error), "error"), 0, 1, "", "", "", "", gr.skip(), gr.skip(), gr.Timer(active=False), f"{dataset.id}/failed", gr.skip(),
                 ]
             raise
         if going is not None:
             bar = drawing.checking(going.phase, going.share, going.left_s)
-            return [bar if box is its.progress else gr.skip() for box in found]
-        return paint(dataset, recipe_for(dataset, form), visitor.token, view, show, search or "", at or 0)
+            return [*(bar if box is its.progress else gr.skip() for box in found), gr.skip()]
+        # Reading may have gone on behind the first rows, and have had more to say at its end.
+        return [*paint(dataset, recipe_for(dataset, form), visitor.token, view, show, search or "", at or 0), _about(dataset)]
 
     @in_words
     def act(view, show, search, at, dataset_id, browser_id, token: gr.OAuthToken | None, event: gr.EventData, *form):
@@ -392,7 +394,7 @@ def wire(its, train, tabs) -> None:
     its.search.submit(choose_rows, [its.view, its.show, its.search, *around], one, **quiet)
     for box in (its.findings, its.receipt, its.row):
         box.click(act, [*choice, *around], [its.view, *found, its.search], **busy)
-    its.timer.tick(tick, [*choice, its.known, *around], found, trigger_mode="once", concurrency_limit=None, **quiet)
+    its.timer.tick(tick, [*choice, its.known, *around], [*found, its.about], trigger_mode="once", concurrency_limit=None, **quiet)
     for knob in train.shapes_rows:
         knob.change(again, [*choice, *around], found, trigger_mode="always_last", **quiet)
     share = train.knobs["held_out_share"]
