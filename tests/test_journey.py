@@ -127,7 +127,7 @@ def open_page(browser, url: str, dark: bool = False, narrow: bool = False):
     size = {"width": 390, "height": 844} if narrow else {"width": 1280, "height": 960}
     page = browser.new_context(viewport=size, color_scheme="dark" if dark else "light").new_page()
     page.complaints = []
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: page.complaints.append(f"{message.text} ({message.location.get('url', '')})") if message.type == "error" else None)
     page.set_default_timeout(30_000)
     page.goto(url)
     return page
