@@ -15,7 +15,7 @@ from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import read_json, write_json
 from tuner.recipe import Recipe
-from tuner.tasks import distillation, label_learning
+from tuner.tasks import distillation, label_learning, label_model
 
 ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
 FAMILIES = (*ENCODERS, "llama", "qwen2")
@@ -259,6 +259,21 @@ def test_a_head_that_reads_another_token_is_left_alone_and_said(bases_of, home, 
     path, encoded, _, said = taught(bases_of(family), tmp_path)
     assert "does not read the first token" in said and path.teacher is None
     assert path.varied(encoded, list(range(len(encoded))), 0) is encoded and not (tmp_path / distillation.FILE).exists()
+
+
+def test_a_run_killed_while_it_keeps_the_features_finds_them_whole_or_not_at_all(bases_of, home, tmp_path, monkeypatch):
+    """The file is there with all that belongs in it, or it is not; a resumed run has the very same features."""
+    def dies(_descriptor):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", dies)
+        with pytest.raises(KeyboardInterrupt):
+            taught(bases_of("bert"), tmp_path)
+    assert not (tmp_path / distillation.FILE).exists()
+    first = taught(bases_of("bert"), tmp_path)[0].teacher.goals
+    monkeypatch.setattr(label_model.TextPath, "features", lambda *_: pytest.fail("they were made again"))
+    assert torch.equal(taught(bases_of("bert"), tmp_path)[0].teacher.goals, first)
 
 
 def test_a_killed_distilled_run_ends_as_if_it_had_not_been(bases_of, home, quick, monkeypatch):

@@ -147,9 +147,10 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         time["answers"], time["before and after"] = 0.0, _classifier_report_s(recipe, its, rows, plan, one_held.times(2 * held_count), reach) * rest
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     # A run that trains one short row at a time needs most when it measures; measured on processors, where that was seen.
-    measuring = reach.device == "cpu" and cost.measuring_bytes(its, cost.kind(recipe, its), reach.device, cost.itemsize(reach.precision), per_row * held_count, held_count) / cost.GIB
-    if measuring > memory.get("activations", 0.0):
-        memory["measuring"] = measuring - memory.get("activations", 0.0)
+    if reach.device == "cpu":
+        measuring = cost.measuring_bytes(its, cost.kind(recipe, its), reach.device, cost.itemsize(reach.precision), per_row * held_count, held_count) / cost.GIB
+        if measuring > memory.get("activations", 0.0):
+            memory["measuring"] = measuring - memory.get("activations", 0.0)
     if "files being read" in memory:  # only as much of them is held as there is room for
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(

@@ -12,6 +12,7 @@ from torch import nn
 
 from tuner import cost
 from tuner.fast import plain_model
+from tuner.home import write_whole
 
 FILE = "teacher.safetensors"
 # A pooler ends in a tanh: the standardised features are halved, so that nearly all of them lie where it can follow.
@@ -74,7 +75,7 @@ def begin(path, rows: list, truth: np.ndarray, recipe, kept) -> str:
         rows: the encoded training rows; truth: (N, C) booleans.
         kept: where the features are kept, so that a resumed run has the very same.
     """
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file, save
 
     if not recipe.feature_distillation:
         return ""
@@ -93,7 +94,7 @@ def begin(path, rows: list, truth: np.ndarray, recipe, kept) -> str:
     else:
         with path.model.disable_adapter():
             features = path.features(rows)
-        save_file({"features": features}, kept)
+        write_whole(kept, save({"features": features}))  # a run may be killed at any moment
     if features.shape[1] != seen.shape[1]:
         return "Feature distillation has no effect on this model: its head reads a vector of another width than its features."
     path.teacher = Teacher(features, recipe.feature_distillation)
