@@ -54,3 +54,22 @@ def adapter_hash(folder: Path) -> str:
     for name, tensor in sorted(load_file(next(folder.glob("adapter*.safetensors"))).items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def die_after(step: int, run) -> None:
+    """Train the run as on a machine that goes away once a checkpoint of this step, or a later one, is written."""
+    import pytest
+
+    from tuner import checkpoints, train
+
+    saved = checkpoints.write
+
+    def write(folder, at, *rest):
+        saved(folder, at, *rest)
+        if at >= step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run)

@@ -12,8 +12,8 @@ import torch
 
 from tests.drawn import SHAPES, coded, noise, shape, shapes_zip
 from tests.small import base_entry, small_seer
-from tests.small_run import adapter_hash, events, losses, notes
-from tuner import card, check, checkpoints, data, models, outgoing, pictures, reading, report, seeing, sizes, tasks, train, verify
+from tests.small_run import adapter_hash, die_after, events, losses, notes
+from tuner import card, check, data, models, outgoing, pictures, reading, report, seeing, sizes, tasks, train, verify
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -346,17 +346,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypa
     monkeypatch.setenv("TUNER_HOME", str(shutil.copytree(done, tmp_path / "home")))
     whole = runs.mine("local")[0]
     other = image_run(Path(whole.read("base")["dir"]), tmp_path)
-    saved = checkpoints.write
-
-    def die(folder, step, *rest):
-        saved(folder, step, *rest)
-        if step >= 6:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(other)
+    die_after(6, other)
     assert other.read("report") is None
     train.train(other)
     assert losses(other) == losses(whole) and adapter_hash(other.adapter_dir) == adapter_hash(whole.adapter_dir)

@@ -10,7 +10,7 @@ import pytest
 from tests.drawn import coded, noise
 from tests.hub_client import ALICE, BOB, Client, assert_no_token_in
 from tests.small import small_seer
-from tests.small_run import adapter_hash, events, losses, notes, small_run
+from tests.small_run import adapter_hash, die_after, events, losses, notes, small_run
 from tests.stand_in_hub import Fault
 from tests.test_image_labels import image_run
 from tuner import keeping, train
@@ -33,20 +33,22 @@ def client(server, tmp_path_factory):
     assert_no_token_in(process.log.parent)
 
 
+def files_of(made, server, client, home: Path) -> tuple[str, dict]:
+    """A run that `made` gives, kept from that home: its id, and what its repository holds."""
+    from tests.conftest import make_quick
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNER_HOME", str(home))
+        make_quick(patch)
+        run = made()
+        client(home, f"keeping.begin(runs.find('alice', {run.id!r}), {ALICE!r}).join()")
+    return run.id, dict(server.repos["model", f"alice/tuner-kept-{run.id}"].files)
+
+
 def killed_at_step_4(base, **settings) -> runs.Run:
     """A run whose machine went away after its second checkpoint."""
     run = small_run(base, owner="alice", **settings)
-    with pytest.MonkeyPatch.context() as patch:
-        saved = train.Tuning._save_checkpoint
-
-        def gone(self, *_):
-            saved(self, *_)
-            if self.state.global_step == 4:
-                raise KeyboardInterrupt
-
-        patch.setattr(train.Tuning, "_save_checkpoint", gone)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(run)
+    die_after(4, run)
     return run
 
 
@@ -128,16 +130,7 @@ def seer(tmp_path_factory, one_thread):
 def killed_picture_run(seer, folder: Path) -> runs.Run:
     """A run on pictures whose machine went away in the middle."""
     run = image_run(seer, folder, owner="alice")
-    with pytest.MonkeyPatch.context() as patch:
-        saved = train.Tuning._save_checkpoint
-
-        def gone(self, *_):
-            saved(self, *_)
-            raise KeyboardInterrupt
-
-        patch.setattr(train.Tuning, "_save_checkpoint", gone)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(run)
+    die_after(1, run)
     return run
 
 
@@ -161,15 +154,7 @@ def test_a_run_on_pictures_comes_back_with_them_and_ends_bit_for_bit(seer, home,
 @pytest.fixture(scope="module")
 def kept_pictures(seer, server, client, tmp_path_factory):
     """The files of a kept run on pictures, as its repository holds them."""
-    home = tmp_path_factory.mktemp("kept-pictures")
-    with pytest.MonkeyPatch.context() as patch:
-        from tests.conftest import make_quick
-
-        patch.setenv("TUNER_HOME", str(home))
-        make_quick(patch)
-        run = killed_picture_run(seer, tmp_path_factory.mktemp("shapes"))
-        client(home, f"keeping.begin(runs.find('alice', {run.id!r}), {ALICE!r}).join()")
-    return run.id, dict(server.repos["model", f"alice/tuner-kept-{run.id}"].files)
+    return files_of(lambda: killed_picture_run(seer, tmp_path_factory.mktemp("shapes")), server, client, tmp_path_factory.mktemp("kept-pictures"))
 
 
 def other_picture(files: dict, content: bytes, sha: str = "") -> dict:
@@ -210,15 +195,7 @@ def test_after_a_restart_of_the_app_the_keeping_is_let_go_and_said(base, home):
 @pytest.fixture(scope="module")
 def kept(base, server, client, tmp_path_factory):
     """The files of a kept run, as its repository holds them."""
-    home = tmp_path_factory.mktemp("kept-home")
-    with pytest.MonkeyPatch.context() as patch:
-        from tests.conftest import make_quick
-
-        patch.setenv("TUNER_HOME", str(home))
-        make_quick(patch)
-        run = killed_at_step_4(base)
-        client(home, f"keeping.begin(runs.find('alice', {run.id!r}), {ALICE!r}).join()")
-    return run.id, dict(server.repos["model", f"alice/tuner-kept-{run.id}"].files)
+    return files_of(lambda: killed_at_step_4(base), server, client, tmp_path_factory.mktemp("kept-home"))
 
 
 def changed(files: dict, path: str, content: bytes) -> dict:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.small import base_entry, small_base, small_encoder
-from tests.small_run import adapter_hash, events, losses, notes
-from tuner import card, chat, checkpoints, data, homecoming, labelling, models, outgoing, report, sizes, tasks, train, verify
+from tests.small_run import adapter_hash, die_after, events, losses, notes
+from tuner import card, chat, data, homecoming, labelling, models, outgoing, report, sizes, tasks, train, verify
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import read_json, write_json
@@ -276,20 +276,10 @@ def test_a_run_killed_while_it_keeps_the_features_finds_them_whole_or_not_at_all
     assert torch.equal(taught(bases_of("bert"), tmp_path)[0].teacher.goals, first)
 
 
-def test_a_killed_distilled_run_ends_as_if_it_had_not_been(bases_of, home, quick, monkeypatch):
+def test_a_killed_distilled_run_ends_as_if_it_had_not_been(bases_of, home, quick):
     whole, other = (label_run(bases_of("bert"), feature_distillation=3.0) for _ in range(2))
     train.train(whole)
-    saved = checkpoints.write
-
-    def die(folder, step, *rest):
-        saved(folder, step, *rest)
-        if step >= 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(other)
+    die_after(4, other)
     train.train(other)
     assert losses(other) == losses(whole) and adapter_hash(other.adapter_dir) == adapter_hash(whole.adapter_dir)
     plain = label_run(bases_of("bert"))
@@ -359,17 +349,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypa
     monkeypatch.setenv("TUNER_HOME", str(shutil.copytree(done, tmp_path / "home")))
     whole = runs.mine("local")[0]
     other = label_run(Path(whole.read("base")["dir"]))
-    saved = checkpoints.write
-
-    def die(folder, step, *rest):
-        saved(folder, step, *rest)
-        if step >= 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(other)
+    die_after(4, other)
     train.train(other)
     assert losses(other) == losses(whole) and adapter_hash(other.adapter_dir) == adapter_hash(whole.adapter_dir)
     assert other.read("report") == whole.read("report")
