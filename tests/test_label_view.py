@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tuner import figures, tasks
 from tuner.recipe import Recipe
 from tuner.ui import label_view, report_view, try_view
@@ -99,14 +101,18 @@ def test_what_is_brought_becomes_one_thing_or_one_a_line():
             raise AssertionError(words)
 
 
-def test_weighing_alike_is_offered_until_it_is_chosen():
-    assert 'data-do="set:class_weights=balanced"' in label_view.offer_weights(Recipe(task="text_labels"))
-    assert label_view.offer_weights(Recipe(task="text_labels", class_weights="balanced")) == ""
+@pytest.mark.parametrize("task", ["text_labels", "image_labels"])
+def test_weighing_alike_is_offered_where_classes_are_unbalanced_until_it_is_chosen(task):
+    offers = tasks.get(task).offers
+    (its,) = offers(Recipe(task=task), "llama", 500, True)
+    assert 'data-do="set:class_weights=balanced"' in label_view.offer(*its)
+    assert offers(Recipe(task=task, class_weights="balanced"), "llama", 500, True) == [] == offers(Recipe(task=task), "llama", 500, False)
 
 
 def test_holding_the_head_to_the_bases_features_is_offered_for_few_rows_of_a_bert_alone():
     recipe, task = Recipe(task="text_labels"), tasks.get("text_labels")
-    ((why, words, setting),) = task.offers(recipe, "bert", 500)
-    assert f'data-do="set:{setting}"' in label_view.offer(why, words, setting) and setting == "feature_distillation=3"
-    assert not task.offers(Recipe(task="text_labels", feature_distillation=1.0), "bert", 500)
-    assert not task.offers(recipe, "bert", 50_000) and not task.offers(recipe, "llama", 500) and not tasks.get("image_labels").offers(recipe, "resnet", 5)
+    (its,) = task.offers(recipe, "bert", 500, False)
+    assert its[2] == "feature_distillation=3" and 'data-do="set:feature_distillation=3"' in label_view.offer(*its)
+    assert not task.offers(Recipe(task="text_labels", feature_distillation=1.0), "bert", 500, False)
+    assert not task.offers(recipe, "bert", 50_000, False) and not task.offers(recipe, "llama", 500, False)
+    assert len(task.offers(recipe, "bert", 500, True)) == 2 and not tasks.get("chat").offers(Recipe(), "bert", 500, True)

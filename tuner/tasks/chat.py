@@ -522,7 +522,7 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
 # Training, telling, publishing ------------------------------------------------------------------------------------
 
 
-def offers(recipe, family: str, rows: float) -> list[tuple[str, str, str]]:
+def offers(recipe, family: str, rows: float, unbalanced: bool) -> list[tuple[str, str, str]]:
     """Nothing is offered beside the quote."""
     return []
 

@@ -34,6 +34,7 @@ from tuner.tasks.labels import (  # noqa: F401
     shown_label,
     tiles,
     tiles_of,
+    weights_offered,
     wont_do,
     worker,
 )
@@ -542,9 +543,9 @@ def path(model, sight, recipe, plan: dict | None, train_rows: list[dict] = ()):
     return image_model.ImagePath(model, sight, recipe, label_model.weights(recipe, model, train_rows))
 
 
-def offers(recipe, family: str, rows: float) -> list[tuple[str, str, str]]:
-    """Nothing is offered beside the quote."""
-    return []
+def offers(recipe, family: str, rows: float, unbalanced: bool) -> list[tuple[str, str, str]]:
+    """See `labels.weights_offered`."""
+    return weights_offered(recipe, unbalanced)
 
 
 def begin(run, path, rows: list) -> str:

@@ -136,6 +136,14 @@ def in_short(report: dict) -> str:
     return f"Macro-F1 on held-out rows: {tuned['macro_f1']:.3f} tuned, {base['macro_f1']:.3f} by a classifier on the untouched base"
 
 
+def weights_offered(recipe, unbalanced: bool) -> list[tuple[str, str, str]]:
+    """The offer to let all classes weigh alike, for rows that are unbalanced; as a task's `offers` gives them."""
+    if not unbalanced or recipe.class_weights == "balanced":
+        return []
+    why = "The classes are unbalanced: a model that always says the largest looks good already."
+    return [(why, "Let all classes weigh alike", "class_weights=balanced")]
+
+
 def tiles_of(measured: dict) -> list[tuple[str, str, str]]:
     """What the newest evaluation's event says besides the loss, as figures for a running run."""
     words = (("macro_f1", "macro-F1"), ("accuracy", "accuracy"))

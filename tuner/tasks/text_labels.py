@@ -39,6 +39,7 @@ from tuner.tasks.labels import (  # noqa: F401
     shown_label,
     tiles,
     tiles_of,
+    weights_offered,
     wont_do,
     worker,
 )
@@ -555,14 +556,15 @@ def path(model, tokenizer, recipe, plan: dict | None, train_rows: list[dict] = (
     return label_model.TextPath(model, tokenizer.pad_token_id, label_model.weights(recipe, model, train_rows))
 
 
-def offers(recipe, family: str, rows: float) -> list[tuple[str, str, str]]:
+def offers(recipe, family: str, rows: float, unbalanced: bool) -> list[tuple[str, str, str]]:
     """What is offered beside the quote: (why, the button's words, setting=value)."""
-    if recipe.feature_distillation or family not in _READ_FIRST or rows > _FEW_ROWS:
-        return []
-    return [(
-        "With few rows, what the base knows already is worth keeping.", "Hold what the head reads to the base's own features",
-        f"feature_distillation={DISTILLATION:g}",
-    )]
+    found = weights_offered(recipe, unbalanced)
+    if not recipe.feature_distillation and family in _READ_FIRST and rows <= _FEW_ROWS:
+        found.append((
+            "With few rows, what the base knows already is worth keeping.", "Hold what the head reads to the base's own features",
+            f"feature_distillation={DISTILLATION:g}",
+        ))
+    return found
 
 
 def begin(run, path, rows: list) -> str:

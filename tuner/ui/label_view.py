@@ -53,15 +53,6 @@ def classes(counts: list[tuple[str, int, int]]) -> str:
     )
 
 
-def offer_weights(recipe) -> str:
-    """The offer to let all classes weigh alike, for rows that are unbalanced."""
-    if recipe.class_weights == "balanced":
-        return ""
-    return offer(
-        "The classes are unbalanced: a model that always says the largest looks good already.", "Let all classes weigh alike", "class_weights=balanced",
-    )
-
-
 def offer(why: str, words: str, setting: str) -> str:
     """A note with a button that sets "name=value" on the form."""
     return (

@@ -223,9 +223,8 @@ def wire(its, dataset, talk, tabs) -> None:
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         task = tasks.get(recipe.task)
-        if task.LABELLED and rows.is_unbalanced():
-            drawn = label_view.offer_weights(recipe) + drawn
-        drawn = "".join(label_view.offer(*its) for its in task.offers(recipe, sizes.family, worked_on.count)) + drawn
+        offers = task.offers(recipe, sizes.family, worked_on.count, task.LABELLED and rows.is_unbalanced())
+        drawn = "".join(label_view.offer(*its) for its in offers) + drawn
         shown = picture_view.preview(rows, recipe, look) if task.SHOWS == "pictures" else ""
         return drawn, line, quote_view.line(made), quote_view.line(made), gr.Timer(active=measuring), tried, shown
 
