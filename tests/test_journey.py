@@ -160,7 +160,7 @@ def test_the_main_job(app, hub, browser):
     page = open_page(browser, app.url)
 
     # The demo is there, and shows what is learned.
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     assert "1 of 480" in page.inner_text("#row")
     learned = "".join(page.locator("#row .tokens .piece.learned").all_inner_texts())
     assert learned.endswith("<|im_end|>")
@@ -180,13 +180,13 @@ def test_the_main_job(app, hub, browser):
     page.locator("#mean-to-publish input").check()
     page.locator("#publish-name input, #publish-name textarea").first.fill("headline-tuner")
     page.locator("#publish-name input, #publish-name textarea").first.press("Enter")
-    page.wait_for_function("document.querySelector('#publish-check').innerText.includes('alice/headline-tuner is free')", timeout=200_000)
+    page.wait_for_function("document.querySelector('#publish-check').innerText.includes('alice/headline-tuner is free')", timeout=60_000)
     page.click("#start")
-    page.wait_for_selector("#run-status .state-training", timeout=300_000)
-    page.wait_for_function("document.querySelectorAll('#curve .wide polyline.train').length > 0", timeout=200_000)
+    page.wait_for_selector("#run-status .state-training", timeout=90_000)
+    page.wait_for_function("document.querySelectorAll('#curve .wide polyline.train').length > 0", timeout=60_000)
     before = train_loss_points(page)
     page.wait_for_function(
-        f"document.querySelector('#curve .wide polyline.train:not(.raw)').getAttribute('points').split(' ').length > {before}", timeout=200_000,
+        f"document.querySelector('#curve .wide polyline.train:not(.raw)').getAttribute('points').split(' ').length > {before}", timeout=60_000,
     )
     assert page.locator("#samples li").count() >= 1
     if PICTURES:
@@ -195,7 +195,7 @@ def test_the_main_job(app, hub, browser):
 
     # Refresh: the page finds the run again by itself.
     reload(page)
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Fine-tune")
     page.wait_for_selector("#run-status .run-status")
     page.wait_for_selector("#run-status .state-done", timeout=400_000)
@@ -211,7 +211,7 @@ def test_the_main_job(app, hub, browser):
     page.locator("#message textarea").fill("how bees find their way home")
     page.locator("#message textarea").press("Enter")
     for side in ("#chat-base", "#chat-tuned"):
-        page.wait_for_function(f"(document.querySelector('{side} .bot')?.innerText ?? '').length > 5", timeout=300_000)
+        page.wait_for_function(f"(document.querySelector('{side} .bot')?.innerText ?? '').length > 5", timeout=90_000)
     answered(page)
     base_said, tuned_said = page.inner_text("#chat-base .bot"), page.inner_text("#chat-tuned .bot")
     assert base_said != tuned_said
@@ -221,7 +221,7 @@ def test_the_main_job(app, hub, browser):
     page.get_by_label("Which is better?").click()
     page.locator("#message textarea").fill("a rainy day at the market")
     page.locator("#message textarea").press("Enter")
-    page.wait_for_selector("#vote-left:not([disabled])", timeout=300_000)
+    page.wait_for_selector("#vote-left:not([disabled])", timeout=90_000)
     assert "model" not in page.inner_text("#blind-answers h4 >> nth=0") + page.inner_text("#blind-answers h4 >> nth=1")
     picture(page, "blind-light")
     page.click("#vote-right")
@@ -240,10 +240,10 @@ def test_the_main_job(app, hub, browser):
     page.click("#push")
     page.wait_for_selector("#pushed .pushing", timeout=10_000)
     reload(page)  # it goes on without the page, which finds it again
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Chat")
     page.get_by_text("Publish to the Hugging Face Hub").click()
-    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=600_000)
+    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/headline-tuner"]
     assert repo.private and b"In 1 blind comparison" in repo.files["README.md"]
     assert set(repo.files) - {".gitattributes"} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"}
@@ -256,10 +256,10 @@ def test_the_main_job(app, hub, browser):
     picture(page, "published-light")
 
     guest = open_page(browser, link)
-    guest.wait_for_function("document.querySelector('#chat-about')?.innerText.includes('alice/headline-tuner')", timeout=200_000)
+    guest.wait_for_function("document.querySelector('#chat-about')?.innerText.includes('alice/headline-tuner')", timeout=60_000)
     guest.locator("#message textarea").fill("a lighthouse at night")
     guest.locator("#message textarea").press("Enter")
-    guest.wait_for_function("(document.querySelector('#chat-tuned .bot')?.innerText ?? '').length > 5", timeout=300_000)
+    guest.wait_for_function("(document.querySelector('#chat-tuned .bot')?.innerText ?? '').length > 5", timeout=90_000)
     answered(guest)
     picture(guest, "share-link-light")
 
@@ -293,7 +293,7 @@ def do(page, what: str, until: str) -> None:
 
 def test_a_faulty_file_is_put_right_and_learned_from(app, browser, tmp_path):
     page = open_page(browser, app.url)
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     faulty = tmp_path / "faulty.jsonl"
     faulty.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in faulty_rows()))
     page.get_by_label("File", exact=True).check()
@@ -363,7 +363,7 @@ def test_a_faulty_file_is_put_right_and_learned_from(app, browser, tmp_path):
         assert words in shown
     kept = (runs[-1] / "data" / "train.jsonl").read_text() + (runs[-1] / "data" / "held_out.jsonl").read_text()
     assert "café near the river, don’t you" in kept and "jane.doe@corporate-mail.org" in kept
-    page.wait_for_selector("#run-status .state-done", timeout=600_000)
+    page.wait_for_selector("#run-status .state-done", timeout=200_000)
     assert not [words for words in page.complaints if "favicon" not in words and "manifest" not in words]
     page.context.close()
 
@@ -372,7 +372,7 @@ def test_it_can_be_looked_at_dark_and_narrow(app, browser):
     """Every tab fits 390 pixels and has no sideways scrolling; pictures are taken in both modes."""
     for name, dark, narrow in (("dark", True, False), ("narrow", False, True), ("narrow-dark", True, True)):
         page = open_page(browser, app.url + ("/?__theme=dark" if dark else ""), dark, narrow)
-        page.wait_for_selector("#row .piece.learned", timeout=200_000)
+        page.wait_for_selector("#row .piece.learned", timeout=60_000)
         for part in ("Dataset", "Fine-tune", "Chat"):
             tab(page, part)
             time.sleep(0.6)
@@ -385,7 +385,7 @@ def test_it_can_be_looked_at_dark_and_narrow(app, browser):
 def test_bad_input_is_told_in_words(app, browser, tmp_path):
     """A broken file and a bad knob: a sentence on the page, no traceback, and what was there is still there."""
     page = open_page(browser, app.url)
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", \n')
     page.get_by_label("File").check()
@@ -406,14 +406,14 @@ def test_bad_input_is_told_in_words(app, browser, tmp_path):
 def test_a_learning_rate_is_found_before_a_run(app, browser):
     """Its cost is told first; the sweep is drawn while it goes; one click takes its answer over; a reload finds it again."""
     page = open_page(browser, app.url)
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Fine-tune")
     page.get_by_text("Try before you train").click()
     page.wait_for_function("document.querySelector('#trial-quote')?.innerText?.includes('Learning-rate finder about')")
     page.click("#try-rate")
-    page.wait_for_selector("#trial .chart polyline", timeout=300_000)
+    page.wait_for_selector("#trial .chart polyline", timeout=90_000)
     reload(page)
-    page.wait_for_selector("#row .piece.learned", timeout=200_000)
+    page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Fine-tune")
     page.get_by_text("Try before you train").click()
     has_bf16 = models.choose_precision("cpu") == "bfloat16"  # else the same sweep takes three minutes

@@ -61,9 +61,9 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.set_input_files("#file input[type=file]", str(messages))
 
     # The data choose the task; the row with its label and its cut, the classes as a chart.
-    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('messages.jsonl')", timeout=200_000)
+    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('messages.jsonl')", timeout=60_000)
     assert "Text and label" in page.inner_text("#dataset-about") and page.locator("#task input[value=text_labels]").is_checked()
-    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 9", timeout=200_000)
+    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 9", timeout=60_000)
     page.wait_for_selector("#row .tokens .piece.cut")
     assert page.inner_text("#row .tokens .piece.learned").strip().startswith("→")
     page.wait_for_function("document.querySelector('#quote-line')?.innerText?.includes('on this machine')")
@@ -83,10 +83,10 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.locator("#knob-max_steps input").press("Tab")
     page.wait_for_function("document.querySelector('#quote')?.innerText?.includes('40\\nsteps')")
     page.click("#start")
-    page.wait_for_selector("#curve .scores .held-dot", timeout=300_000)
+    page.wait_for_selector("#curve .scores .held-dot", timeout=90_000)
     page.wait_for_function("document.querySelector('#numbers')?.innerText?.includes('macro-F1')")
     picture(page, "labels-training-light")
-    page.wait_for_selector("#run-status .state-done", timeout=600_000)
+    page.wait_for_selector("#run-status .state-done", timeout=200_000)
 
     # Before and after: three classifiers, every class, the matrix with its rows, calibration.
     page.wait_for_selector("#report .matrix")
@@ -107,7 +107,7 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.locator("#try-text textarea").fill("I left my umbrella in the reading room on Monday.\nCan I have the novel for two more weeks?")
     page.get_by_label("Each line is one text").check()
     page.click("#label-it")
-    page.wait_for_function("document.querySelectorAll('#tried .one-tried').length === 2", timeout=300_000)
+    page.wait_for_function("document.querySelectorAll('#tried .one-tried').length === 2", timeout=90_000)
     tried = page.inner_text("#tried")
     assert "by occlusion" in tried and "frozen features" in tried and tried.count("%") >= 20
     picture(page, "labels-try-light")
@@ -116,7 +116,7 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
     page.get_by_text("Publish to the Hugging Face Hub").click()
     page.locator("#repo-name input, #repo-name textarea").first.fill("library-desk")
     page.click("#push")
-    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=600_000)
+    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/library-desk"]
     wanted = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json", "config.json", "tokenizer.json", "tokenizer_config.json"}
     assert wanted <= set(repo.files) and not [name for name in repo.files if name.endswith((".bin", ".jsonl", ".pt"))]
@@ -128,10 +128,10 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
 
     # Whoever has the link can try it.
     guest = open_page(browser, page.get_attribute("#share-link", "href"))
-    guest.wait_for_function("document.querySelector('#chat-about')?.innerText.includes('It knows 9 labels')", timeout=200_000)
+    guest.wait_for_function("document.querySelector('#chat-about')?.innerText.includes('It knows 9 labels')", timeout=60_000)
     guest.locator("#try-text textarea").fill("Why was I charged two euros?")
     guest.click("#label-it")
-    guest.wait_for_selector("#tried .one-tried", timeout=300_000)
+    guest.wait_for_selector("#tried .one-tried", timeout=90_000)
     assert "Kept only with the run itself" in guest.inner_text("#tried")
     assert not complaints(page, guest)
     guest.context.close()
@@ -143,7 +143,7 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
 def test_it_can_be_looked_at_dark_and_narrow(app, browser, name, dark, narrow):  # noqa: F811
     page = open_page(browser, app.url + ("/?__theme=dark" if dark else ""), dark, narrow)
     page.click("#use-demo-text_labels")
-    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 9", timeout=200_000)
+    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 9", timeout=60_000)
     picture(page, f"labels-dataset-{name}")
     tab(page, "Fine-tune")
     page.wait_for_selector("#report .matrix")
@@ -154,7 +154,7 @@ def test_it_can_be_looked_at_dark_and_narrow(app, browser, name, dark, narrow): 
     page.wait_for_function("document.querySelector('#chat-about')?.innerText?.includes('It knows 9 labels')")
     page.locator("#try-text textarea").fill("I left my umbrella in the reading room on Monday.")
     page.click("#label-it")
-    page.wait_for_selector("#tried .one-tried", timeout=300_000)
+    page.wait_for_selector("#tried .one-tried", timeout=90_000)
     picture(page, f"labels-try-{name}")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     page.context.close()

@@ -55,10 +55,10 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
     page.set_input_files("#file input[type=file]", str(brought))
 
     # The data choose the task; findings, classes as a chart, the gallery by class, one as the model sees it.
-    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('my digits.zip')", timeout=200_000)
-    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('name of its folder: 5 classes')", timeout=200_000)
+    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('my digits.zip')", timeout=60_000)
+    page.wait_for_function("document.querySelector('#dataset-about')?.innerText?.includes('name of its folder: 5 classes')", timeout=60_000)
     assert "Picture and label" in page.inner_text("#dataset-about")
-    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 5", timeout=200_000)
+    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 5", timeout=60_000)
     found = page.inner_text("#findings")
     assert "Pictures that cannot be read" in found and "Files that are no pictures" in found and "Tiny pictures" in found
     page.wait_for_selector("#row .one-picture img")
@@ -83,7 +83,7 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
     page.locator("#knob-epochs input").press("Tab")
     page.click("#start")
     page.wait_for_selector("#curve .scores .held-dot", timeout=120_000)
-    page.wait_for_selector("#run-status .state-done", timeout=600_000)
+    page.wait_for_selector("#run-status .state-done", timeout=200_000)
     assert "stay frozen in 16 bits" in page.inner_text("#run-status")
     page.wait_for_selector("#report .matrix")
     page.locator("#report .matrix button").first.click()
@@ -99,7 +99,7 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
     page.set_input_files("#try-pictures input[type=file]", sent)
     page.wait_for_function("document.querySelector('#try-pictures')?.innerText?.replace(/\\s/g, '').includes('8.png')")
     page.click("#label-it")
-    page.wait_for_function("document.querySelectorAll('#tried .one-tried').length === 2", timeout=300_000)
+    page.wait_for_function("document.querySelectorAll('#tried .one-tried').length === 2", timeout=90_000)
     tried = page.inner_text("#tried")
     assert "by occlusion" in tried and "covered in turn" in tried and "frozen features" in tried and tried.count("%") >= 20
     assert page.locator("#tried .regions i").count() >= 1
@@ -110,13 +110,13 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
     page.set_input_files("#try-pictures input[type=file]", [{"name": "broken.png", "mimeType": "image/png", "buffer": coded(noise(1))[:90]}])
     page.wait_for_function("document.querySelector('#try-pictures')?.innerText?.replace(/\\s/g, '').includes('broken.png')")
     page.click("#label-it")
-    page.wait_for_function("document.body.innerText.includes('is cut off or damaged')", timeout=200_000)
+    page.wait_for_function("document.body.innerText.includes('is cut off or damaged')", timeout=60_000)
 
     # Published, downloaded again, equal; with its head, its labels and how it sees pictures.
     page.get_by_text("Publish to the Hugging Face Hub").click()
     page.locator("#repo-name input, #repo-name textarea").first.fill("my-digits")
     page.click("#push")
-    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=600_000)
+    page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/my-digits"]
     wanted = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json", "config.json", "preprocessor_config.json"}
     assert wanted <= set(repo.files) and not [name for name in repo.files if name.endswith((".bin", ".jsonl", ".pt", ".png", ".jpg"))]
@@ -132,7 +132,7 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
 def test_it_can_be_looked_at_dark_and_narrow(app, browser, name, dark, narrow):  # noqa: F811
     page = open_page(browser, app.url + ("/?__theme=dark" if dark else ""), dark, narrow)
     page.click("#use-demo-image_labels")
-    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 5", timeout=200_000)
+    page.wait_for_function("document.querySelectorAll('#survey .classes li').length === 5", timeout=60_000)
     page.get_by_label("Gallery by class").check()
     page.wait_for_function("document.querySelectorAll('#row .thumbs img').length === 36")
     picture(page, f"pictures-dataset-{name}")
@@ -145,7 +145,7 @@ def test_it_can_be_looked_at_dark_and_narrow(app, browser, name, dark, narrow): 
     page.wait_for_function("document.querySelector('#chat-about')?.innerText?.includes('It knows 5 labels')")
     page.set_input_files("#try-pictures input[type=file]", [{"name": "noise.png", "mimeType": "image/png", "buffer": coded(noise(1))}])
     page.click("#label-it")
-    page.wait_for_selector("#tried .one-tried", timeout=300_000)
+    page.wait_for_selector("#tried .one-tried", timeout=90_000)
     picture(page, f"pictures-try-{name}")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     page.context.close()
