@@ -143,6 +143,15 @@ def tab(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
+def name_repository(page, name: str) -> None:
+    """Write the repository's name as somebody who types: a click within milliseconds of it would still send the proposed one."""
+    field = page.locator("#repo-name input, #repo-name textarea").first
+    field.fill(name)
+    field.press("Tab")
+    page.wait_for_timeout(500)
+    assert field.input_value() == name
+
+
 def train_loss_points(page) -> int:
     """How many points the visible training curve has."""
     lines = page.locator("#curve .wide polyline.train:not(.raw)")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.stand_in_hub import StandInHub
-from tests.test_journey import CHROMIUM, App, browser, open_page, picture, tab  # noqa: F401
+from tests.test_journey import CHROMIUM, App, browser, name_repository, open_page, picture, tab  # noqa: F401
 from tuner import starter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +114,7 @@ def test_from_a_file_of_texts_to_a_verified_classifier(app, hub, browser, messag
 
     # Published, downloaded again, equal; with its head, its labels and its figures.
     page.get_by_text("Publish to the Hugging Face Hub").click()
-    page.locator("#repo-name input, #repo-name textarea").first.fill("library-desk")
+    name_repository(page, "library-desk")
     page.click("#push")
     page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/library-desk"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.drawn import coded, noise
 from tests.stand_in_hub import StandInHub
-from tests.test_journey import CHROMIUM, App, browser, open_page, picture, tab  # noqa: F401
+from tests.test_journey import CHROMIUM, App, browser, name_repository, open_page, picture, tab  # noqa: F401
 from tests.test_label_journey import complaints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +114,7 @@ def test_from_a_zip_of_pictures_to_a_verified_classifier(app, hub, browser, brou
 
     # Published, downloaded again, equal; with its head, its labels and how it sees pictures.
     page.get_by_text("Publish to the Hugging Face Hub").click()
-    page.locator("#repo-name input, #repo-name textarea").first.fill("my-digits")
+    name_repository(page, "my-digits")
     page.click("#push")
     page.wait_for_function("document.querySelector('#pushed')?.innerText?.includes('Published and verified')", timeout=240_000)
     repo = hub.repos["model", "alice/my-digits"]
