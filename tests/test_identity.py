@@ -224,6 +224,22 @@ def test_a_file_of_an_event_is_its_browsers_own(tmp_path):
     assert through("/gradio_api/upload", BOB, "POST", uploads=tmp_path)["uploads"].parent != folder.parent
 
 
+@pytest.mark.parametrize("status, wanted", [(404, (204, b"")), (200, (200, b"half")), (500, (500, b"half"))])
+def test_the_progress_of_an_upload_that_is_over_is_empty_and_no_fault(status, wanted):
+    said = []
+
+    async def gradio(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"4"), (b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"half"})
+
+    async def send(message):
+        said.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/gradio_api/upload_progress", "query_string": b"upload_id=x", "headers": []}
+    asyncio.run(sessions.Sessions(gradio, Path("/tmp/none"))(scope, None, send))
+    assert (said[0]["status"], said[1]["body"]) == wanted and bool(said[0]["headers"]) is (status != 404)
+
+
 def test_files_are_taken_out_of_what_is_served(home, tmp_path):
     """Even of one name, and the folders that they lay in go too."""
     paths = [tmp_path / "own" / number / "sha" / "rows.jsonl" for number in "12"]

@@ -355,10 +355,26 @@ def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypa
     assert other.read("report") == whole.read("report")
 
 
-def test_patience_counts_evaluations_without_a_better_macro_f1(bases_of, home, quick):
-    run = label_run(bases_of("bert"), patience=1, learning_rate=1e-6, evaluations=8)
+@pytest.mark.parametrize("scores, falls, counted, best", [
+    ([0.1] * 9, [3.0, 2.5, 2.0, 2.0, 2.1, 1.0], 4, 2),  # macro-F1 stands still: the loss decides, and still falls at first
+    ([0.1, 0.2, 0.3, 0.3, 0.9], [3.0, 3.1, 3.2, 3.3, 1.0], 4, 2),  # the loss only rises: macro-F1 decides
+    ([0.5] + [0.1] * 8, [3.0, 2.9, 2.8, 2.7, 2.8, 1.0], 5, 0),  # a lower loss puts the end off, and is not taken for better
+])
+def test_patience_waits_for_both_macro_f1_and_loss(bases_of, home, quick, scores, falls, counted, best):
+    from tuner.tasks import label_learning
+
+    measure, asked = label_learning.Learning.measure, []
+
+    def measured(self):
+        asked.append(None)
+        return {**measure(self), "macro_f1": scores[len(asked) - 1], "loss": falls[len(asked) - 1]}
+
+    quick.setattr(label_learning.Learning, "measure", measured)
+    run = label_run(bases_of("bert"), patience=1, evaluations=8)
     train.train(run)
-    assert len(losses(run)) < 12 and "The macro-F1 on held-out rows has not improved in 1 evaluations" in notes(run)
+    evals = [its for its in run.events()[0] if its["kind"] == "eval"]
+    assert len(evals) == counted and [its["step"] for its in evals if its["best"]][-1] == evals[best]["step"]
+    assert "Neither macro-F1 nor loss on held-out rows has improved in 1 evaluations" in notes(run)
 
 
 def test_rows_of_another_task_are_refused_in_words(bases_of, home):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,19 +91,31 @@ def test_the_views_of_pictures_are_their_own():
 # Trying -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_brought_is_read_and_not_decoded(tmp_path, monkeypatch):
-    """The page's process opens no stranger's picture."""
-    (tmp_path / "a.png").write_bytes(b"anything")
+def test_what_is_brought_leaves_gradios_cache_at_once_and_is_not_decoded(tmp_path, home, monkeypatch):
+    """The page's process opens no stranger's picture, and nobody is served one."""
+    sent = [tmp_path / "up" / "x" / "a.png", tmp_path / "up" / "y" / "b.png"]
+    for path in sent:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"anything")
     monkeypatch.setattr(pictures, "take", lambda *_: pytest.fail("it was decoded"))
-    found = try_view.pictures_of([str(tmp_path / "a.png")], str(tmp_path / "a.png"))
+    held = try_view.hold([], list(map(str, sent)), "alice")
+    assert not list((tmp_path / "up").rglob("*.png")) and all(Path(path).is_relative_to(home / "uploads" / "alice") for path, _ in held)
+    found = try_view.pictures_of(held)
     assert len(found) == 2 and base64.b64decode(found[0]["picture"]) == b"anything" and found[0]["file"] == "a.png"
+    *_, words = try_view.told(held)
+    assert "2 pictures to label: a.png, b.png" in words
     with pytest.raises(UserError, match="no picture to label"):
-        try_view.pictures_of(None, None)
+        try_view.pictures_of([])
+    try_view.let_go(held)
+    assert not [path for path in (home / "uploads").rglob("*") if path.is_file()]
     with pytest.raises(UserError, match="not here any more"):
-        try_view.pictures_of([str(tmp_path / "b.png")], None)
+        try_view.pictures_of(held)
     monkeypatch.setattr(try_view, "MOST_BYTES", 3)
+    sent[0].parent.mkdir(parents=True, exist_ok=True)
+    sent[0].write_bytes(b"anything")
     with pytest.raises(UserError, match="Bring a smaller copy"):
-        try_view.pictures_of([str(tmp_path / "a.png")], None)
+        try_view.hold(held, [str(sent[0])], "alice")
+    assert not [path for path in (home / "uploads").rglob("*") if path.is_file()]
 
 
 def test_the_camera_s_box_hands_over_a_path():

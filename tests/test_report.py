@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,17 +184,46 @@ def test_a_short_budget_leaves_fewer_answers_the_same_ones_and_says_so(many, mon
     assert whole["answers"]["asked"] == whole["answers"]["of"] == 40 and not any("were answered" in its for its in whole["says"])
     none = report.make(*many, seconds=0)
     assert none["answers"]["asked"] == 0 and none["answers"]["short"] is None and none["probe"]["share"] == plans.LEAST_PROBE
-    assert {name: none[name] for name in ("base", "tuned", "difference")} == {name: whole[name] for name in ("base", "tuned", "difference")}
     assert all(its["tuned"]["text"] is None for its in none["rows"]["improved"])
     assert any("0 of 40 held-out rows were answered" in its for its in none["says"])
 
     clock, plain = itertools.count(), answer.answers
     monkeypatch.setattr(answer, "answers", lambda *its: plain(*its[:-1]))  # the steps of a batch do not look at it
     monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))  # each look at it takes a second
-    some = report.make(*many, seconds=8)
+    some = report.make(*many, seconds=10)
     assert some["answers"]["made"] == 16 and some["examples"] == whole["examples"]
     write_json(run.folder / "report.json", none)
     assert report.make(*many, repeat=figures.of(run)) == none
+
+
+@pytest.mark.parametrize("time_for", [0, 16, 29, 40])
+def test_fewer_rows_are_measured_where_all_would_take_too_long_the_seeds_first_and_that_is_said(many, monkeypatch, time_for):
+    run, held = many[0], many[5]
+    whole, now, plain = report.make(*many), [0.0], report.measure
+    order = list(range(40))
+    random.Random(f"{run.recipe.seed}/measured").shuffle(order)
+
+    def slow(path, some, *more, **ways):
+        now[0] += sum(len(row.ids) for row in some)  # a second a token
+        return plain(path, some, *more, **ways)
+
+    tokens = [len(held.encoded[index].ids) for index in order]
+    asked, least = (sum(len(row.ids) for row in probe.rows(its, many[3])) for its in (list(probe.items()), probe.choose(plans.LEAST_PROBE, run.recipe.seed)))
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        patch.setattr(report, "measure", slow)
+        seconds = 2 * sum(tokens[:time_for]) + 2 * plans.LEAST_PROBE * asked + 0.5
+        some = report.make(*many, seconds=seconds)
+    count = max(16, time_for)
+    assert (some["held_out_rows"], some["held_out_of"], some["probe"]["share"], some["answers"]["made"]) == (count, 40, plans.LEAST_PROBE, 0)
+    assert now[0] == 2 * sum(tokens[:count]) + 2 * least  # the time it had, but that the probe is drawn by items and not by tokens
+    alone = report.measure(fast.Path(many[2], many[3].pad_token_id, many[1]["fast"]), [held.encoded[index] for index in order[:count]], hits=True)
+    assert some["tuned"]["loss"] == pytest.approx(alone["loss"], rel=1e-3) and some["tuned"]["token_accuracy"] == pytest.approx(alone["token_accuracy"])
+    assert some["held_out_tokens"] == alone["tokens"] and some["rows_better"] + some["rows_worse"] <= count
+    assert any(f"Measured on {count} of 40 held-out rows, drawn with the seed" in its for its in some["says"]) is (count < 40)
+    assert report.make(*many, repeat=some) == some
+    if count == 40:
+        assert [some[who] for who in ("base", "tuned", "difference")] == [whole[who] for who in ("base", "tuned", "difference")]
 
 
 def test_a_batch_that_stalls_is_dropped_when_the_time_is_over(many, monkeypatch):
@@ -222,7 +252,7 @@ def test_part_of_the_rows_are_the_first_of_the_seeds_order(many, monkeypatch):
     """Whole batches; what is counted is unbiased, and what changed most is shown whether it is counted or not."""
     monkeypatch.setattr(report, "FIRST_ANSWERS", 8)
     whole = report.make(*many)
-    some = report.make(*many, repeat={"probe": whole["probe"], "answers": {"made": 24}})
+    some = report.make(*many, repeat={"held_out_rows": 40, "probe": whole["probe"], "answers": {"made": 24}})
     assert some["answers"]["made"] == 24 and 8 <= some["answers"]["asked"] < 24
     assert some["rows"]["improved"] == whole["rows"]["improved"] and some["examples"] == whole["examples"]
     assert any(f"{some['answers']['asked']} of 40 held-out rows were answered" in its for its in some["says"])

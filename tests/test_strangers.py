@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import drawn
 from tests.finished_run import finished_run
 from tests.space import HOST, Space, Visitor
 from tests.stand_in_hub import Fault, StandInHub
@@ -320,8 +321,25 @@ def test_a_file_is_its_senders_alone(space, alice, bob, third):
         assert refused.get("status") == 403 and MARK not in json.dumps(refused)
     taken = alice.run(alice.event("file", "upload"), values={file: [{"path": path, "orig_name": "zebra.jsonl", "meta": {"_type": "gradio.FileData"}}]})
     assert taken["success"] and "zebra.jsonl" in json.dumps(taken)
-    assert not Path(path).exists() and alice.get(f"/gradio_api/file={path}").status in (403, 404)
+    assert not Path(path).exists()
+    gone = alice.get(f"/gradio_api/file={path}")
+    assert (gone.status, gone.body) == (204, b"") and bob.get(f"/gradio_api/file={path}").status == 403
     assert Path(same).exists()  # bob's own is still there for him
+
+
+def test_a_picture_that_is_tried_leaves_the_cache_as_it_comes(space, alice, bob):
+    alice.open()
+    for box, picture in (("try-pictures", [drawn.coded(drawn.noise(1)), drawn.coded(drawn.noise(2))]), ("try-camera", [drawn.coded(drawn.noise(3))])):
+        paths = [alice.upload(f"{number}.png", its).json()[0] for number, its in enumerate(picture)]
+        sent = [{"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}} for path in paths]
+        event = alice.event(box, "upload" if box == "try-pictures" else "input")
+        taken = alice.run(event, values={alice.id_of(box): sent if box == "try-pictures" else sent[0]})
+        assert taken["success"] and "to label: 0.png" in json.dumps(taken)
+        assert not any(Path(path).exists() for path in paths) and not any(path in json.dumps(taken) for path in paths)
+        for path in paths:
+            assert alice.get(f"/gradio_api/file={path}").body == b"" and bob.get(f"/gradio_api/file={path}").status == 403
+    held = [path for path in (Path(space.env["TUNER_HOME"]) / "uploads").rglob("*") if path.is_file()]
+    assert len([path for path in held if path.read_bytes() in {drawn.coded(drawn.noise(number)) for number in (1, 2, 3)}]) == 3
 
 
 def test_no_other_file_is_served(space, alice):

@@ -153,6 +153,13 @@ def verdict(measure: dict) -> str:
     return "a little worse" if measure["general"] and measure["unit"] == "nats" and low <= NOTICED_NATS else "worse"
 
 
+def rows_measured(rows: int | None, held_out: int | None) -> str:
+    """Which held-out rows a loss was measured on: "all 60 rows", "24 of 60 rows"; "" where nobody knows."""
+    if rows is None or held_out is None:
+        return f"{rows or held_out:,} rows" if rows or held_out else ""
+    return f"all {held_out:,} rows" if rows >= held_out else f"{rows:,} of {held_out:,} rows"
+
+
 def _rows(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
@@ -175,6 +182,8 @@ def verdicts(report: dict, last_step: int) -> list[str]:
         said.append(f"No clear change on rows it never saw: {moved}, which may be chance.")
     if 1 < rows < FEW_ROWS:
         said.append(f"With {rows} held-out rows the intervals are rough.")
+    if rows < (of := report.get("held_out_of", rows)):
+        said.append(f"Measured on {rows:,} of {of:,} held-out rows, drawn with the seed: all of them would have taken longer than a report may.")
     if report["best_step"] < last_step:
         said.append(f"The version of step {report['best_step']:,} is kept, not that of the last step ({last_step:,}): the held-out loss was lowest there.")
     told = report["answers"]

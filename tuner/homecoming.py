@@ -230,7 +230,7 @@ def _check_checkpoints(folder: Path, bad) -> None:
         best = kept.get("best")
         right = (
             isinstance(best, dict) and _number(kept.get("elapsed_s")) and _whole(best.get("worse"), 0)
-            and (best.get("step") is None or _whole(best["step"], 0)) and isinstance(best.get("loss"), (int, float))
+            and (best.get("step") is None or _whole(best["step"], 0)) and all(isinstance(best.get(its, best.get("loss")), (int, float)) for its in ("loss", "lowest"))
             and isinstance(score := best.get("score", []), list) and len(score) < 10 and all(isinstance(its, (int, float)) for its in score)
             and (kept.get("measured_at") is None or _whole(kept["measured_at"], 0))
         )

@@ -12,8 +12,8 @@ from tuner.sizes import Sizes
 
 # A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
 EVALUATION_SHARE = 0.1
-# What the report at the end may take: the larger of this share of the run's own time and so many seconds. The losses of all
-# held-out rows are always measured; questions of the probe and answers are fewer where they would not fit.
+# What the report at the end may take: the larger of this share of the run's own time and so many seconds. Answers, then
+# questions of the probe, then rows whose losses are measured are fewer where they would not fit, and the report says so.
 REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 # The least of the probe that still says something; the shortest and the longest answer, fitted to the rows' own.
 LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256

@@ -102,9 +102,10 @@ def versions() -> str:
 def limits(run) -> list[str]:
     """What nobody should expect of this adapter, as far as its run can tell."""
     recipe, plan, receipt = run.recipe, run.read("plan"), run.read("data/receipt")
+    measured = (run.read("report") or {}).get("held_out_rows", receipt["held_out_rows"])
     said = [
         "It has the base model's knowledge and faults, and its dataset's; what is right in style may be wrong in fact.",
-        f"It was measured on {receipt['held_out_rows']} held-out rows of the same dataset and on the probe only: nothing is known of other subjects, languages or formats.",
+        f"It was measured on {measured:,} held-out rows of the same dataset and on the probe only: nothing is known of other subjects, languages or formats.",
         tasks.get(recipe.task).practised(recipe),
     ]
     if recipe.quantisation == "nf4":

@@ -151,7 +151,7 @@ class Recipe:
         low=1, high=100,
     )
     patience: int = knob(
-        4, "Patience", "Stop after this many evaluations without a better one; 0 never stops early.", low=0, high=100,
+        4, "Patience", "Stop after this many evaluations without a better one (of labels: neither macro-F1 nor loss); 0 never stops early.", low=0, high=100,
     )
     sample_prompt: str = knob(
         "", "Fixed prompt", "Answered after each evaluation, so that you can watch it learn. Empty takes a held-out row.",

@@ -19,6 +19,8 @@ NOTHING = 1e-4
 TEXT_TOKENS, LONGER = 64, 1.5
 # More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
 MOST_ANSWERS = 1000
+# Held-out rows whose losses are measured whatever time that takes; then twice as many at a time, in the seed's order.
+FIRST_MEASURED = 16
 # Rows answered before those that changed most: by then the metrics have something to stand on.
 FIRST_ANSWERS = 16
 MOST_CHANGED, EXAMPLES = 10, 5
@@ -69,10 +71,11 @@ def make(
     run, plan: dict, model, tokenizer, held_rows, held_set, best_step: int, seconds: float = math.inf, repeat: dict | None = None,
     on_status=lambda words: None,
 ) -> dict:
-    """The report of a PeftModel against its own base, on all held-out rows.
+    """The report of a PeftModel against its own base, on all held-out rows that there is time for.
 
     Args:
-        seconds: see `plan.report_budget_s`; where they do not suffice, fewer rows are answered, the same ones for the same seed.
+        seconds: see `plan.report_budget_s`; where they do not suffice, fewer rows are answered, then fewer of the probe's
+            questions asked, then fewer rows measured: each time the seed's first so many.
         repeat: an earlier report of the same run, whose amount of work is done again whatever time it takes.
         on_status: called with words as it goes on.
 
@@ -84,28 +87,25 @@ def make(
     """
     began, seed = time.monotonic(), run.recipe.seed
     path = fast.Path(model, tokenizer.pad_token_id, plan["fast"])
-    on_status("Comparing with the base model on all held-out rows")
-    base, tuned = _both(model, lambda: measure(path, held_set.encoded, hits=True))
-    if max(abs(after - before) for after, before in zip(tuned["row_losses"], base["row_losses"])) < NOTHING:
+    asked_tokens = sum(len(row.ids) for row in probe.rows(list(probe.items()), tokenizer))
+    rows, tokens_per_s = _losses(path, held_set, seconds, asked_tokens, seed, repeat and repeat["held_out_rows"], on_status)
+    if abs(rows["tuned"] - rows["base"]).max() < NOTHING:
         raise UserError(
             "The adapter changed nothing: every held-out row has the loss it had before. Raise the learning rate or the "
             "number of steps."
         )
-    tokens_per_s = 2 * sum(len(row.ids) for row in held_set.encoded) / (time.monotonic() - began)
-    rows = _by_row(held_set.owners, base, tuned)
+    base, tuned = (_whole(rows, name) for name in ("base", "tuned"))
     left = lambda: seconds - (time.monotonic() - began)  # noqa: E731
     on_status("Asking general questions, before and after")
-    probed = _probe(path, tokenizer, seed, left(), tokens_per_s, repeat and repeat["probe"]["share"])
+    probed = _probe(path, tokenizer, seed, left(), asked_tokens, tokens_per_s, repeat and repeat["probe"]["share"])
     told = _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s, repeat and repeat["answers"], on_status)
+    told["answers"]["of"] = len(set(held_set.owners))
     change, weights = rows["tuned"] - rows["base"], rows["tokens"]
     loss = figures.interval(change, weights, seed)
     steps = [event["step"] for event in run.events(kind="eval")[0]]
     made = {
-        "held_out_rows": len(rows["place"]), "held_out_tokens": tuned["tokens"], "best_step": best_step,
-        **{
-            name: {"loss": its["loss"], "perplexity": perplexity(its["loss"]), "token_accuracy": its["token_accuracy"]}
-            for name, its in (("base", base), ("tuned", tuned))
-        },
+        "held_out_rows": len(rows["place"]), "held_out_of": len(set(held_set.owners)), "held_out_tokens": int(rows["tokens"].sum()),
+        "best_step": best_step, "base": base, "tuned": tuned,
         "change": tuned["loss"] / base["loss"] - 1,
         "difference": {
             "loss": loss, "perplexity": _of_perplexity(base["loss"], loss),
@@ -131,6 +131,46 @@ def _of_perplexity(base_loss: float, loss: dict) -> dict:
     return {**loss, **{name: moved(loss[name]) for name in ("mean", "low", "high")}}
 
 
+def _losses(path: fast.Path, held_set, seconds: float, asked_tokens: int, seed: int, repeat: int | None, on_status) -> tuple[dict, float]:
+    """Losses of held-out rows by base and tuned model: of all, or of the seed's first so many that leave time for the least of the probe.
+
+    Args:
+        asked_tokens: of the whole probe.
+        repeat: of so many rows, whatever time that takes.
+
+    Returns:
+        What `_by_row` gives, and tokens a second through both.
+    """
+    of_row: dict[int, list[int]] = {}
+    for index, owner in enumerate(held_set.owners):
+        of_row.setdefault(owner, []).append(index)
+    order = sorted(of_row)
+    random.Random(f"{seed}/measured").shuffle(order)
+    long = {place: sum(len(held_set.encoded[index].ids) for index in of_row[place]) for place in order}
+    began, chosen, found, tokens, most = time.monotonic(), [], [], 0, FIRST_MEASURED
+    while len(chosen) < min(len(order), repeat or len(order)):
+        batch = order[len(chosen) : min(len(chosen) + most, repeat or len(order))]
+        if chosen and repeat is None:
+            spent = time.monotonic() - began
+            per_s = tokens / spent
+            left_s = seconds - spent - 2 * plans.LEAST_PROBE * asked_tokens / per_s
+            ends = np.cumsum([2 * long[place] for place in batch])
+            batch = batch[: int(np.searchsorted(ends, left_s * per_s, "right"))]
+        if not batch:
+            break
+        on_status(f"Comparing with the base model on held-out rows: {len(chosen):,} of {len(order):,}")
+        which = [index for place in batch for index in of_row[place]]
+        before, after = _both(path.model, lambda: measure(path, [held_set.encoded[index] for index in which], hits=True))  # noqa: B023
+        found.append(([held_set.owners[index] for index in which], before, after))
+        chosen += batch
+        tokens += 2 * sum(long[place] for place in batch)
+        if repeat is None and len(batch) < most:  # no further, so that the same batches are made again
+            break
+        most *= 2
+    base, tuned = ({name: [its for part in found for its in part[who][name]] for name in ("row_losses", "row_tokens", "row_hits")} for who in (1, 2))
+    return _by_row([owner for part in found for owner in part[0]], base, tuned), tokens / (time.monotonic() - began)
+
+
 def _by_row(owners: list[int], base: dict, tuned: dict) -> dict[str, np.ndarray]:
     """Sequences put together to the rows they come from, in the rows' order.
 
@@ -148,11 +188,17 @@ def _by_row(owners: list[int], base: dict, tuned: dict) -> dict[str, np.ndarray]
     }
 
 
-def _probe(path: fast.Path, tokenizer, seed: int, left_s: float, tokens_per_s: float, share: float | None) -> dict:
+def _whole(rows: dict[str, np.ndarray], name: str) -> dict:
+    """One model's figures over all learned tokens of the rows."""
+    tokens = rows["tokens"].sum()
+    loss = float((rows[name] * rows["tokens"]).sum() / tokens)
+    return {"loss": loss, "perplexity": perplexity(loss), "token_accuracy": float(rows[f"{name}_hits"].sum() / tokens)}
+
+
+def _probe(path: fast.Path, tokenizer, seed: int, left_s: float, asked_tokens: int, tokens_per_s: float, share: float | None) -> dict:
     """The forgetting probe: all of it, or the part that takes no more than half of the time that is left."""
     if share is None:
-        needed_s = 2 * sum(len(row.ids) for row in probe.rows(list(probe.items()), tokenizer)) / tokens_per_s
-        share = min(1.0, max(plans.LEAST_PROBE, left_s / 2 / needed_s))
+        share = min(1.0, max(plans.LEAST_PROBE, left_s / 2 / (2 * asked_tokens / tokens_per_s)))
     chosen = probe.choose(share, seed)
     rows = probe.rows(chosen, tokenizer)
     base, tuned = _both(path.model, lambda: measure(path, rows))
@@ -160,7 +206,7 @@ def _probe(path: fast.Path, tokenizer, seed: int, left_s: float, tokens_per_s: f
 
 
 def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: float, repeat: dict | None, on_status) -> dict:
-    """Held-out rows answered by both models, in batches, for as long as there is time.
+    """Measured rows answered by both models, in batches, for as long as there is time.
 
     The order is the seed's; after the first few come the rows that changed most, which are shown side by side. What is
     counted is the seed's first so many rows, so that the rows shown weigh no more than others.
@@ -211,7 +257,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
 
     return {
         "answers": {
-            "asked": len(counted), "made": len(said), "of": len(order), "most_tokens": longest,
+            "asked": len(counted), "made": len(said), "most_tokens": longest,
             **_compared([said[index] for index in counted], lambda its, _: its["ended"], [""] * len(counted), "stopped", seed),
             "short": _short(counted, said, wanted, seed),
         },

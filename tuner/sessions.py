@@ -55,11 +55,15 @@ class Sessions:
         if rest.startswith(("file=", "file/")):
             if not self._may_read(rest[5:], own):
                 return await _refuse(send, 403, "This file was not made for you.")
+            if not os.path.exists(rest[5:]):  # one's own, taken out of the cache as it came; the page asks to show it all the same
+                return await _refuse(send, 204, "")
             return await self.app(scope, receive, send)
         try:
             scope = _renamed(scope, rest, browser)
         except ValueError:
             return await _refuse(send, 400, _NOT_OURS)
+        if rest.startswith("upload_progress"):
+            return await self.app(scope, receive, _over_is_empty(send))
         if rest.startswith("upload"):
             # Random as well, since browsers without cookies share the folder.
             return await self.app({**scope, "tuner_uploads": own / secrets.token_hex(16)}, receive, send)
@@ -95,6 +99,22 @@ class Sessions:
             await send(message)
 
         return given
+
+
+def _over_is_empty(send):
+    """The progress of an upload that is over already, which Gradio calls not found: empty, so that a page asks no more and no console complains."""
+    over = False
+
+    async def given(message):
+        nonlocal over
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            over = True
+            message = {**message, "status": 204, "headers": [(name, value) for name, value in message["headers"] if name not in (b"content-length", b"content-type")]}
+        elif over:
+            message = {**message, "body": b""}
+        await send(message)
+
+    return given
 
 
 def browser_of(scope) -> str:

@@ -187,7 +187,7 @@ class Tuning(Trainer):
         self.meter = telling.Meter(run, plan["steps"], began)
         self.learning = tasks.get(recipe.task).learning(run, path, tokenizer, held_rows, self.held, SAMPLES, SAMPLE_TOKENS)
         # A resumed run reads this back from its checkpoint.
-        self.best = {"loss": math.inf, "score": [math.inf], "step": None, "worse": 0}
+        self.best = {"loss": math.inf, "score": [math.inf], "step": None, "lowest": math.inf, "worse": 0}
         self.measured_at: int | None = None
         # What the newest checkpoint holds, and the random states after the last whole step.
         self.saved_at, self.random = 0, None
@@ -354,9 +354,12 @@ class Tuning(Trainer):
         """Take over what was measured at a step: its events, the best so far, and whether to go on."""
         self.measured_at, loss, score = step, measured["loss"], self.learning.score(measured)
         best = score < self.best["score"]
-        self.best = (
-            {"loss": loss, "score": score, "step": step, "worse": 0} if best else {**self.best, "worse": self.best["worse"] + 1}
-        )
+        # Macro-F1 stands still while a classifier's loss still falls: patience waits for both. For chat they are one.
+        hope = best or loss < self.best["lowest"]
+        self.best = {
+            **({"loss": loss, "score": score, "step": step} if best else {its: self.best[its] for its in ("loss", "score", "step")}),
+            "lowest": min(loss, self.best["lowest"]), "worse": 0 if hope else self.best["worse"] + 1,
+        }
         self.run.log("eval", step=step, loss=loss, **self.learning.figures(measured), rows=len(self.held), best=best)
         self.learning.tell(step, measured)
         self.seen.evaluation(step, loss, self.best["step"])
@@ -368,7 +371,7 @@ class Tuning(Trainer):
         elif self.is_over and step < self.plan["steps"]:
             self.run.log(
                 "note",
-                message=f"The {self.learning.BEST_BY} has not improved in {self.recipe.patience} evaluations, so training "
+                message=f"{self.learning.NOT_BETTER} in {self.recipe.patience} evaluations, so training "
                 f"ends early. The version of step {self.best['step']} is kept.",
             )
             self.control.should_training_stop = True
@@ -409,7 +412,7 @@ class Tuning(Trainer):
         checkpoint = Path(resume_from_checkpoint)
         set_peft_model_state_dict(self.model, checkpoints.load_adapter(checkpoint))
         kept = read_json(checkpoint / "tuning.json")
-        self.best = {"score": [kept["best"]["loss"]], **kept["best"]}
+        self.best = {"score": [kept["best"]["loss"]], "lowest": kept["best"]["loss"], **kept["best"]}
         self.saved_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
         self.measured_at = kept.get("measured_at", self.saved_at)
         if self.saved_at <= self.plan.get("longer_from", -1):  # its owner wants more, whatever patience said

@@ -3,7 +3,7 @@
 import json
 import re
 
-from tuner import near
+from tuner import figures, near
 from tuner.encode import Encoded  # noqa: F401
 from tuner.errors import UserError, shorten
 from tuner.tasks import NoRow
@@ -552,22 +552,16 @@ def report(run, plan: dict, model, tokenizer, held: tuple, best_step: int, **mor
 
 def measures(report: dict) -> list[dict]:
     """See `figures.measures`."""
-    from tuner import figures
-
     return figures.measures(report)
 
 
 def advice(report: dict) -> list[str]:
     """See `figures.advice`."""
-    from tuner import figures
-
     return figures.advice(report)
 
 
 def printed(report: dict) -> list[str]:
     """The report's figures as lines for a terminal."""
-    from tuner import figures
-
     return [f"{its['name']:<32} {its['base']:>10} -> {its['tuned']:>10}   {its['change']:<32} {its['of']}" for its in map(figures.shown, measures(report))]
 
 
@@ -584,7 +578,7 @@ def tiles_of(measured: dict) -> list[tuple[str, str, str]]:
 def tiles(report: dict) -> list[tuple[str, str, str]]:
     """Before and after as a strip of figures: (value, name, what it is)."""
     return [
-        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", f"held-out loss, all {report['held_out_rows']:,} rows", "Lower is better, on rows it never saw"),
+        (f"{report['base']['loss']:.3f} → {report['tuned']['loss']:.3f}", f"held-out loss, {figures.rows_measured(report['held_out_rows'], report.get('held_out_of', report['held_out_rows']))}", "Lower is better, on rows it never saw"),
         (f"{report['change']:+.0%}", "change", "Of the held-out loss"),
         (f"{report['rows_better']} of {report['held_out_rows']}", "rows better", "Held-out rows that became likelier"),
         (f"{report['best_step']:,}", "best step", "The version that is kept"),

@@ -14,7 +14,7 @@ class Learning:
     """
 
     # What the best version is best by, in words.
-    BEST_BY = "held-out loss"
+    NOT_BETTER = "The held-out loss has not improved"
 
     def __init__(self, run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):
         self.run, self.path, self.tokenizer, self.held, self.sample_tokens = run, path, tokenizer, held, sample_tokens

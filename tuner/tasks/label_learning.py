@@ -48,7 +48,7 @@ class Learning:
         shown: rows that are shown, with what the model says of them, and these encoded.
     """
 
-    BEST_BY = "macro-F1 on held-out rows"
+    NOT_BETTER = "Neither macro-F1 nor loss on held-out rows has improved"
 
     def __init__(self, run, path, held: list, shown: tuple[list[dict], list]):
         self.run, self.path, self.held, self.shown = run, path, held, shown

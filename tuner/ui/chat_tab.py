@@ -236,7 +236,7 @@ def wire(its, train, tabs) -> None:
         return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
-    def label_it(text, second, each_line, files, shot, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
+    def label_it(text, second, each_line, held, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
         """Labels for what was written; words first, since a model may have to be loaded."""
         visitor = page.visitor(browser_id, token)
         if choice == BASE_CHOICE:
@@ -244,10 +244,22 @@ def wire(its, train, tabs) -> None:
         yield drawing.notice("Getting the model ready …")
         try:
             subject = subject_of(choice, adapter_id, base_model, visitor)
-            yield try_view.label(page, subject, try_view.brought(subject, text, second, each_line is True, files, shot), explain is True)
+            yield try_view.label(page, subject, try_view.brought(subject, text, second, each_line is True, held), explain is True)
         except UserError:
             yield try_view.nothing()
             raise
+
+    @in_words
+    def hold(sent, held, browser_id, token: gr.OAuthToken | None):
+        """Pictures leave Gradio's cache as they come."""
+        if not sent:
+            return [gr.skip()] * 5
+        return try_view.told(try_view.hold(held, sent if isinstance(sent, list) else [sent], page.visitor(browser_id, token).owner))
+
+    @in_words
+    def let_go(held):
+        try_view.let_go(held)
+        return try_view.told([])
 
     def task_of(choice, adapter_id, form_task, visitor) -> tuple[str, dict, bool]:
         """The task of what is chosen, what its plan keeps for that, and whether there is a model to ask."""
@@ -379,9 +391,13 @@ def wire(its, train, tabs) -> None:
     train.knobs["task"].change(follow_form, chosen, [its.about, *panels], **quiet)
     trying = its.trying
     its.trying.go.click(
-        label_it, [trying.text, trying.second, trying.each_line, trying.files, trying.camera, trying.explain, its.subject, its.adapter_id, train.knobs["base_model"], *who], [trying.out],
+        label_it, [trying.text, trying.second, trying.each_line, trying.held, trying.explain, its.subject, its.adapter_id, train.knobs["base_model"], *who], [trying.out],
         concurrency_limit=4, **quiet,
     )
+    fills = [trying.files, trying.camera, trying.held, trying.held_row, trying.listed]
+    for box, sent in ((trying.files, trying.files.upload), (trying.camera, trying.camera.input)):
+        sent(hold, [box, trying.held, *who], fills, **quiet)
+    trying.forget.click(let_go, [trying.held], fills, **quiet)
     its.adapter_id.submit(**its.arrive)
     spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
     its.show_card.click(show_card, [its.subject, its.name, *who], [its.card], **quiet)

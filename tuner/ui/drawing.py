@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from tuner import figures
 from tuner.errors import shorten
 
 # Buttons inside our own HTML speak through their data-do.
@@ -280,17 +281,10 @@ def curve(steps: list[dict], evals: list[dict], total: int, held_out: int | None
     if not steps and not evals:
         words = empty("The curve appears with the first step.", "Two lines: what it learns from, and what it is measured on.")
         return f'<div class="curve">{words}</div>'
-    measured = rows_measured(evals[-1].get("rows") if evals else None, held_out)
+    measured = figures.rows_measured(evals[-1].get("rows") if evals else None, held_out)
     wide = _curve(steps, evals, total, measured, 760, 340)
     narrow = _curve(steps, evals, total, measured, 360, 260)
     return f'<div class="curve"><div class="wide">{wide}</div><div class="narrow">{narrow}</div></div>'
-
-
-def rows_measured(rows: int | None, held_out: int | None) -> str:
-    """Which held-out rows a loss was measured on: "all 60 rows", "24 of 60 rows"; "" where nobody knows."""
-    if rows is None or held_out is None:
-        return f"{rows or held_out:,} rows" if rows or held_out else ""
-    return f"all {held_out:,} rows" if rows >= held_out else f"{rows:,} of {held_out:,} rows"
 
 
 def _curve(steps, evals, total, measured, width, height) -> str:
@@ -463,7 +457,7 @@ def losses(its: dict) -> str:
     """Before and best, and on which rows: a report measures all of them, a run that goes perhaps a part."""
     if not its.get("best_loss"):
         return "—"
-    return f"{its['first_loss']:.3f} → {its['best_loss']:.3f}<br><span class=quiet>{rows_measured(its.get('rows'), its.get('held_out_rows'))}</span>"
+    return f"{its['first_loss']:.3f} → {its['best_loss']:.3f}<br><span class=quiet>{figures.rows_measured(its.get('rows'), its.get('held_out_rows'))}</span>"
 
 
 def when(seconds: float) -> str:

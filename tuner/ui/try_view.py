@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import pictures, tasks
+from tuner import pictures, sessions, tasks
 from tuner.errors import UserError, shorten
 from tuner.ui import drawing, label_view
 
@@ -48,6 +48,11 @@ def draw(page) -> SimpleNamespace:
             its.camera = camera(
                 label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], height=190, elem_id="try-camera", scale=1, min_width=260,
             )
+        # Where what was sent lies now, out of Gradio's hands: [(path, name)].
+        its.held = gr.State([])
+        with gr.Row(visible=False, elem_id="try-held-row") as its.held_row:
+            its.listed = gr.HTML("", elem_id="try-held")
+            its.forget = gr.Button("Clear", size="sm", elem_id="try-forget", scale=0, min_width=90)
         with gr.Row(elem_id="try-line"):
             its.each_line = gr.Checkbox(False, label="Each line is one text", elem_id="each-line", scale=1, min_width=170)
             its.explain = gr.Checkbox(True, label="Show what mattered", elem_id="explain", scale=1, min_width=170)
@@ -93,28 +98,50 @@ def values_of(text: str, second: str, each_line: bool, pair: bool) -> list:
     return [list(its) for its in zip(*lines)] if pair else lines[0]
 
 
-def brought(subject, text: str, second: str, each_line: bool, files: list[str] | None, shot: str | None) -> list:
+def hold(held: list, sent: list[str], owner: str) -> list:
+    """Take what was sent out of Gradio's cache at once, beside what is held already: [(path, name)].
+
+    Raises:
+        UserError: one is too large; then nothing that was sent now is held.
+    """
+    taken = sessions.take_out(sent, owner)
+    large = next(((path.stat().st_size, name) for path, name in taken if path.stat().st_size > MOST_BYTES), None)
+    if large:
+        let_go(taken)
+        raise UserError(f"{shorten(large[1], 60)} has {large[0] / 2**20:,.0f} MiB; the most of one picture here is {MOST_BYTES / 2**20:.0f} MiB. Bring a smaller copy.")
+    return [*held, *((str(path), name) for path, name in taken)]
+
+
+def let_go(held: list) -> None:
+    """Remove what is held."""
+    for path, _ in held:
+        Path(path).unlink(missing_ok=True)
+
+
+def told(held: list) -> list:
+    """What the page shows of what is held: the two boxes empty again, the names, and a way to clear them."""
+    names = ", ".join(drawing.text(shorten(name, 40)) for _, name in held[:12]) + (f" and {len(held) - 12:,} more" if len(held) > 12 else "")
+    words = f'<p class="quiet">{len(held):,} picture{"s" if len(held) > 1 else ""} to label: {names}</p>' if held else ""
+    return [None, None, held, gr.update(visible=bool(held)), words]
+
+
+def brought(subject, text: str, second: str, each_line: bool, held: list) -> list:
     """What was brought for a model of this kind; see `values_of` and `pictures_of`."""
     if tasks.get(subject.task).TRIED == "picture":
-        return pictures_of(files, shot)
+        return pictures_of(held)
     return values_of(text, second, each_line, (subject.plan.get("labels") or {}).get("pair") is True)
 
 
-def pictures_of(files: list[str] | None, shot: str | None) -> list[dict]:
-    """What was brought as pictures, one value for each, as the task's `item` takes it; read here, decoded elsewhere.
+def pictures_of(held: list) -> list[dict]:
+    """What is held, one value for each picture, as the task's `item` takes it; read here, decoded elsewhere.
 
     Raises:
-        UserError: none was, or one is too large.
+        UserError: there is none, or none any more.
     """
-    found = []
-    for path in map(Path, [*(files or []), *([shot] if shot else [])]):
-        try:
-            size = path.stat().st_size
-            if size > MOST_BYTES:
-                raise UserError(f"{shorten(path.name, 60)} has {size / 2**20:,.0f} MiB; the most of one picture here is {MOST_BYTES / 2**20:.0f} MiB. Bring a smaller copy.")
-            found.append({"picture": base64.b64encode(path.read_bytes()).decode(), "file": path.name})
-        except OSError:
-            raise UserError("A picture is not here any more. Choose it again.") from None
+    try:
+        found = [{"picture": base64.b64encode(Path(path).read_bytes()).decode(), "file": name} for path, name in held]
+    except OSError:
+        raise UserError("A picture is not here any more. Clear them and choose them again.") from None
     if not found:
         raise UserError("There is no picture to label. Choose or drop one, paste it, or take one with the camera.")
     return found
