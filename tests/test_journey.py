@@ -144,8 +144,10 @@ def tab(page, name: str) -> None:
 
 
 def name_repository(page, name: str) -> None:
-    """Write the repository's name as somebody who types: a click within milliseconds of it would still send the proposed one."""
+    """Write the repository's name at a person's pace: within milliseconds of opening, and before a click, the proposed one would win."""
     field = page.locator("#repo-name input, #repo-name textarea").first
+    field.wait_for()
+    page.wait_for_timeout(500)
     field.fill(name)
     field.press("Tab")
     page.wait_for_timeout(500)
