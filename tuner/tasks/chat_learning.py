@@ -13,7 +13,7 @@ class Learning:
         samples, sample_tokens: how many prompts, answered with how many tokens at most.
     """
 
-    # What the best version is best by, in words.
+    # What is said when patience has run out.
     NOT_BETTER = "The held-out loss has not improved"
 
     def __init__(self, run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):

@@ -48,6 +48,7 @@ class Learning:
         shown: rows that are shown, with what the model says of them, and these encoded.
     """
 
+    # What is said when patience has run out.
     NOT_BETTER = "Neither macro-F1 nor loss on held-out rows has improved"
 
     def __init__(self, run, path, held: list, shown: tuple[list[dict], list]):

@@ -43,10 +43,10 @@ def draw(page) -> SimpleNamespace:
             )
         with gr.Row(visible=False, elem_id="try-pictures-row") as its.picture_row:
             its.files = gr.File(
-                label="Pictures: choose, or drop several here", file_types=list(pictures.ENDINGS), file_count="multiple", height=190, elem_id="try-pictures", scale=1, min_width=260,
+                label="Pictures: choose, or drop several here", file_types=list(pictures.ENDINGS), file_count="multiple", height=230, elem_id="try-pictures", scale=1, min_width=260,
             )
             its.camera = camera(
-                label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], height=190, elem_id="try-camera", scale=1, min_width=260,
+                label="Or one from the camera, or pasted", sources=["webcam", "clipboard"], height=230, elem_id="try-camera", scale=1, min_width=260,
             )
         # Where what was sent lies now, out of Gradio's hands: [(path, name)].
         its.held = gr.State([])
