@@ -8,7 +8,7 @@ import pytest
 from tests.bench import quote as bench
 from tests.small import base_entry
 from tests.small_run import RECORDS
-from tuner import hub, sizes
+from tuner import hub, machine, sizes, starter
 
 
 def test_a_case_is_quoted_run_and_told(home, base, monkeypatch, tmp_path):
@@ -23,12 +23,27 @@ def test_a_case_is_quoted_run_and_told(home, base, monkeypatch, tmp_path):
     assert told["quoted_gib"] == pytest.approx(sum(told["memory"].values())) and told["quoted_s"] > 0
     assert 0.3 < told["rehearsed_gib"] <= told["taken_gib"] * 1.05 and told["rehearsed_s"] > 0
     assert sum(told["phases"].values()) == pytest.approx(told["taken_s"], rel=0.05) and 0 <= told["others"] <= 1
+    assert told["pace"] is None  # this home's machine was never measured
     json.dumps(told)
+
+
+@pytest.mark.parametrize("disturbed, runs", [({}, 1), ({"pace": 0.8}, 3), ({"others": 0.2}, 3), ({"pace": None}, 1)])
+def test_a_run_that_was_disturbed_is_made_again_and_told_as_it_was(home, monkeypatch, capsys, disturbed, runs):
+    made = []
+    monkeypatch.setattr(bench, "home", lambda: home)
+    monkeypatch.setattr(starter, "prepare", lambda: None)
+    monkeypatch.setattr(machine, "wait_until_measured", lambda: None)
+    monkeypatch.setattr(machine, "known", lambda: {"measured": {"torch": "2", "gemm_gflops": {"float32": 1.0}, "precision": "float32"}})
+    monkeypatch.setattr(bench, "knob_s", dict)
+    monkeypatch.setattr(bench, "run_one", lambda name, case: made.append(name) or {**GOOD, "name": name, **disturbed})
+    assert bench.main(["headlines"]) == 0 and made == ["headlines"] * runs
+    shown = capsys.readouterr().out
+    assert f"| {disturbed.get('others', 0.02):.0%} | {'' if disturbed.get('pace', 0.98) is None else format(disturbed.get('pace', 0.98), '.0%')} |" in shown
 
 
 GOOD = {
     "name": "a", "counts": True, "steps": 10, "quoted_gib": 1.05, "rehearsed_gib": 1.0, "taken_gib": 1.0, "quoted_s": 95.0,
-    "rehearsed_s": 99.0, "taken_s": 100.0, "others": 0.02,
+    "rehearsed_s": 99.0, "taken_s": 100.0, "others": 0.02, "pace": 0.98,
 }
 
 

@@ -87,7 +87,7 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     run = runs.create(owner, recipe, dataset)
     runs.fetch_base(run)
     runs.claim(run)
-    pace = [_pace()]
+    before = _pace()
     other = _others_share()
     next(other)
     began = time.time()
@@ -104,7 +104,8 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
         "taken_gib": usage.ru_maxrss / 2**20, "taken_s": taken_s, "steps": made.steps, "tokens": made.tokens,
         "plan": noted["plan"], "passes_s": noted["rehearsed"]["passes_s"], "ratios": _taught(noted["kind"]), "others": other.send(usage.ru_utime + usage.ru_stime),
     }
-    result["pace"] = min(*pace, _pace())
+    after = _pace()
+    result["pace"] = None if before is None or after is None else min(before, after)
     result["phases"] = _phases(run, began, began + taken_s)
     # Enough to ask other constants about the same run later.
     result["rows"] = {"lengths": figures.lengths.tolist(), "learned": figures.learned, "held_lengths": figures.held_lengths.tolist()}
@@ -124,11 +125,12 @@ def _others_share():
     yield max(0.0, busy - ours - 0.02 * (own.user + own.system)) / ((time.time() - began) * (psutil.cpu_count() or 1))
 
 
-def _pace() -> float:
-    """How fast a matrix product is at this moment, as a share of what was measured when the machine was."""
+def _pace() -> float | None:
+    """How fast a matrix product is at this moment, as a share of what was measured when the machine was; None where it was not."""
     from tuner import child, machine
 
-    seen = machine.known()["measured"]
+    if not (seen := machine.known().get("measured")):
+        return None
     asked = f"from tuner import models; print(max(models.matmul_gflops({seen['precision']!r}, 0.1) for _ in range(3)))"
     done = subprocess.run([sys.executable, "-c", asked], env=child.environment(), capture_output=True, text=True, check=True, cwd=ROOT)
     return float(done.stdout) / seen["gemm_gflops"][seen["precision"]]
@@ -175,7 +177,7 @@ def table(results: list[dict], say=print) -> bool:
                 off["rehearsal"][what].append(rehearsed / taken - 1)
             shown = (f"{quoted:.2f}", f"{rehearsed:.2f}", f"{taken:.2f}") if unit == "gib" else (f"{quoted:.0f} s", f"{rehearsed:.0f} s", f"{taken:.0f} s")
             cells += [*shown, f"{quoted / taken - 1:+.0%}", f"{rehearsed / taken - 1:+.0%}"]
-        say(f"| {its['name']}{'' if its['counts'] else ' (not counted)'} | {its['steps']} | {' | '.join(cells)} | {its['others']:.0%} | {its['pace']:.0%} |")
+        say(f"| {its['name']}{'' if its['counts'] else ' (not counted)'} | {its['steps']} | {' | '.join(cells)} | {its['others']:.0%} | {'' if its['pace'] is None else format(its['pace'], '.0%')} |")
     good = True
     for who, its in off.items():
         for what, values in its.items():
@@ -236,7 +238,7 @@ def main(asked: list[str]) -> int:
                 continue
             for _ in range(3):
                 result = run_one(name, case)
-                if result["others"] <= 0.1 and result["pace"] >= 0.9:
+                if result["others"] <= 0.1 and (result["pace"] or 1.0) >= 0.9:
                     break
                 print(f"{name}: others took {result['others']:.0%} of the cores, products at {result['pace']:.0%} of the measured speed", file=sys.stderr, flush=True)
             known[name] = result
