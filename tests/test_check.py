@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests import faulty
 from tests.bad_inputs import cases
 from tests.test_bad_inputs import check_words
 from tests.test_structure import ROOT
-from tuner import check, child, data, scan
+from tuner import check, child, data, encode, lease, scan
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 from tuner.tasks import chat
@@ -285,6 +286,31 @@ def sleepers(monkeypatch):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("another_is_asked_first", [False, True])
+def test_a_child_out_of_time_is_told_so_whenever_it_is_found_dead(home, large, sleepers, monkeypatch, another_is_asked_first):
+    """It may die between two looks at it, and whoever asks about another dataset may be the one to wait for it."""
+    dataset, other = kept("anna", 0), kept("bob", 0)
+    check.begin(dataset, None)
+    [process] = check._children.values()
+    alive = lease.is_alive
+
+    def dies(its):
+        if its and its["pid"] == process.pid:
+            process.kill()
+            process.wait()
+            process.returncode = child.OUT_OF_TIME
+        return alive(its)
+
+    if another_is_asked_first:
+        dies({"pid": process.pid, "started": 0.0})
+        assert check.progress(other) is None
+    else:
+        monkeypatch.setattr(lease, "is_alive", dies)
+    with pytest.raises(UserError, match=re.escape(encode.ENDLESS)):
+        check.progress(dataset)
+    assert check.progress(dataset) is None and not check._out_of_time and not check._children
 
 
 def kept(owner: str, number: int) -> data.Dataset:

@@ -373,11 +373,13 @@ def _spawn(dataset: data.Dataset, look: scan.Look | None) -> None:
     write_json(dataset.folder / "todo.json", {"look": look.__dict__ if look else None})
     process = child.spawn("tuner.check", str(dataset.folder), folder=dataset.folder, log=dataset.folder / "log.txt")
     _children[process.pid], _owners[process.pid] = process, dataset.owner
+    _out_of_time.discard(process.pid)
     write_json(dataset.folder / "process.json", child.stamp(process.pid))
 
 
 _children: dict[int, subprocess.Popen] = {}  # so that ended ones are waited for and leave no zombies
 _owners: dict[int, str] = {}  # pid -> whose dataset it looks at
+_out_of_time: set[int] = set()  # those that were ended for their time, until that is told
 _starting = threading.Lock()  # so that two who come at once do not take the same place
 _OWN_FIRST = "Waiting for your other datasets"
 
@@ -410,24 +412,29 @@ def progress(dataset: data.Dataset) -> Progress | None:
     Raises:
         UserError: the last one ended with these words, or without any.
     """
-    codes = {pid: process.poll() for pid, process in list(_children.items()) if process.poll() is not None}
-    for pid in codes:
-        _forget(pid)
+    # Whether it lives is asked first: what a dead one left, its code and its words, is whole by then.
+    process = read_json(dataset.folder / "process.json")
+    is_alive = bool(process) and lease.is_alive(process)
+    for pid, its in list(_children.items()):
+        if its.poll() is not None:
+            _forget(pid)
+            if its.returncode == child.OUT_OF_TIME:  # kept until its own dataset is asked for, whoever was asked about now
+                _out_of_time.add(pid)
     refused = read_json(dataset.folder / "refused.json")
     if refused:
         (dataset.folder / "refused.json").unlink(missing_ok=True)
         fresh = data.find(dataset.owner, dataset.id)
         dataset.steps = fresh.steps
         raise UserError(*refused["problems"])
-    process = read_json(dataset.folder / "process.json")
     if not process:
         return None
-    if not lease.is_alive(process):
+    if not is_alive:
         (dataset.folder / "process.json").unlink(missing_ok=True)
         if (dataset.folder / "ended").exists():
             (dataset.folder / "ended").unlink()
             return None
-        if codes.get(process["pid"]) == child.OUT_OF_TIME:
+        if process["pid"] in _out_of_time:
+            _out_of_time.discard(process["pid"])
             raise UserError(encode.ENDLESS if dataset.ready else pictures.ENDLESS)
         raise UserError("The check ended early, perhaps for want of memory. Try again, or bring fewer rows.")
     its = read_json(dataset.folder / "progress.json")
