@@ -9,6 +9,7 @@ and begins a new visit, as when somebody reloads the page.
 """
 
 import argparse
+import math
 import os
 import random
 import re
@@ -163,14 +164,15 @@ class Outcome:
         return percentile([took for its in self.took_s.values() for took in its], 0.95)
 
     def grown(self) -> dict[str, tuple[int, int]]:
-        """The containers that are longer after the last batch than after the one before.
+        """The containers that are longer after the last batch than after any before: what leaks grows with each, what is bounded goes up and down.
 
         What leaks with each click or visit adds one for every visitor; a few more or less are connections that are open now.
         """
-        before, after = self.held[-2:]
+        after = self.held[-1]
+        before = {way: max(its.get(way, 0) for its in self.held[1:-1]) for way in after}
         return {
-            way: (before.get(way, 0), count) for way, count in after.items()
-            if way not in WHOLE and not GROWS.search(way) and count - before.get(way, 0) >= max(2, len(self.seen) // 2)
+            way: (before[way], count) for way, count in after.items()
+            if way not in WHOLE and not GROWS.search(way) and count - before[way] >= max(2, len(self.seen) // 2)
         }
 
     def table(self) -> str:
@@ -187,10 +189,11 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def go(app: Served, visitors: int, batches: int, rounds: int, base: str, think_s: float = 0.5, on_batch=lambda number: None) -> Outcome:
+def go(app: Served, visitors: int, batches: int, rounds: int, base: str, think_s: float = 0.5, on_batch=lambda number: None, most_s: float = math.inf) -> Outcome:
     """So many visitors, each so many rounds a batch, while a run trains.
 
     Args:
+        batches: the most; three at least, then none is begun after `most_s` seconds.
         base: the base model that is trained and chatted with, by its Hub id.
         think_s: about how long a visitor waits between two clicks.
     """
@@ -204,19 +207,30 @@ def go(app: Served, visitors: int, batches: int, rounds: int, base: str, think_s
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     people = [Person(app.url, number, base, think_s) for number in range(visitors)]
-    held = [app.holds()]
+    held, began = [app.holds()], time.monotonic()
     try:
         with ThreadPoolExecutor(visitors) as pool:
             for number in range(batches):
                 list(pool.map(lambda person: [person.round() for _ in range(rounds)], people))
-                time.sleep(0.5)  # what a connection leaves behind is put away when it is closed
-                held.append(app.holds())
+                held.append(_settled(app, held[-1]["files"]))
                 on_batch(number)
+                if number >= 2 and time.monotonic() - began >= most_s:
+                    break
     finally:
         ended.set()
         watcher.join()
     trainer.do("poll")
     return Outcome([person.seen for person in people], held, "state-training" in str(trainer.shown("run-status")))
+
+
+def _settled(app: Served, files: int) -> dict[str, int]:
+    """What the process holds once a batch's connections are closed, for which it has five seconds: what leaks stays."""
+    for _ in range(10):
+        time.sleep(0.5)
+        holds = app.holds()
+        if holds["files"] <= files:
+            break
+    return holds
 
 
 def main() -> int:
@@ -238,7 +252,7 @@ def main() -> int:
         with Served(Path(folder), shared=True, sessions=2 * asked.visitors, waits_s=None, HF_HUB_OFFLINE="1") as app:
             began = time.monotonic()
             told = lambda number: print(f"{time.monotonic() - began:.0f} s: batch {number + 1} of {batches}", file=sys.stderr, flush=True)  # noqa: E731
-            found = go(app, asked.visitors, batches, 1, STARTER_MODEL, asked.think, told)
+            found = go(app, asked.visitors, batches, 1, STARTER_MODEL, asked.think, told, asked.minutes * 60)
     print(f"{asked.visitors} visitors, {(time.monotonic() - began) / 60:.1f} minutes\n\n{found.table()}\n")
     warm, last = found.held[max(1, len(found.held) // 5)]["rss_mib"], found.held[-1]["rss_mib"]
     must = {

@@ -85,11 +85,13 @@ def test_a_child_finds_what_is_found_here(home, large, tmp_path, eyes, monkeypat
     assert going is not None and 0 < len(rows) < data.HEAD and rows.came_in == data.HEAD
     assert rows.row(0)["messages"] and len(rows.tokens.flags) == len(rows)
     process = psutil.Process(json.loads((dataset.folder / "process.json").read_text())["pid"])
+    process.suspend()  # so that it is still checking while that is asked
     assert "HF_TOKEN" not in process.environ() and not any("secretsecret" in value for value in process.environ().values())
     with pytest.raises(UserError, match="The rows are still being checked. Put them right when that is done"):
         check.fix(dataset, "cut", "split", faulty.RECIPE, str(eyes))
     with pytest.raises(UserError, match="The rows are still being checked"):
         check.whole(dataset)
+    process.resume()
     there = wait(dataset, look)
     wait_for_end(dataset)
     assert len(check.whole(dataset)) == len(there)
