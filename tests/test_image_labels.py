@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -375,28 +373,6 @@ def test_the_card_loads_it_and_what_is_published_is_checked(run):
         "labels": plan["labels"],
     })
     assert found["prompts"] == 5 and found["moved"] > 0
-
-
-def test_the_command_line_checks_quotes_trains_reports_and_asks(home, tmp_path):
-    """From a zip to a label, as anybody would from a terminal, on the starter that ships with the project."""
-    shapes_zip(tmp_path / "shapes.zip", 10)
-
-    def tuner(*words: str) -> str:
-        its = subprocess.run([sys.executable, "-m", "tuner", *words], capture_output=True, text=True, timeout=200, cwd=ROOT)
-        assert its.returncode == 0, its.stdout + its.stderr
-        return its.stdout
-
-    told = json.loads(tuner("check", str(tmp_path / "shapes.zip"), "--json"))
-    assert told["task"] == "image_labels" and told["receipt"]["rows_in"] == 30
-    settings = ("task=image_labels", "base_model=tuner-presets/digits-resnet", f"dataset={tmp_path / 'shapes.zip'}", "epochs=1", "evaluations=1")
-    quoted = json.loads(tuner("quote", "digits", *settings, "--json"))
-    assert quoted["memory_gib"] > 0
-    tuner("train", "digits", *settings)
-    [run] = runs.mine("local")
-    assert "frozen" in tuner("report", run.id)
-    (tmp_path / "one.png").write_bytes(coded(shape("disc", 99)))
-    answer = json.loads(tuner("chat", run.id, "--prompt", str(tmp_path / "one.png"), "--json"))
-    assert set(answer["tuned"]) == set(SHAPES) and abs(sum(answer["tuned"].values()) - 1) < 1e-4
 
 
 def test_pictures_that_are_gone_end_a_run_in_words(home, tmp_path, quick, bases_of):

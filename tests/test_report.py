@@ -221,6 +221,7 @@ def test_fewer_rows_are_measured_where_all_would_take_too_long_the_seeds_first_a
     assert some["tuned"]["loss"] == pytest.approx(alone["loss"], rel=1e-3) and some["tuned"]["token_accuracy"] == pytest.approx(alone["token_accuracy"])
     assert some["held_out_tokens"] == alone["tokens"] and some["rows_better"] + some["rows_worse"] <= count
     assert any(f"Measured on {count} of 40 held-out rows, drawn with the seed" in its for its in some["says"]) is (count < 40)
+    assert any("the losses are those of all" in its for its in some["says"]) is (count == 40)
     assert report.make(*many, repeat=some) == some
     if count == 40:
         assert [some[who] for who in ("base", "tuned", "difference")] == [whole[who] for who in ("base", "tuned", "difference")]

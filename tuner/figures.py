@@ -192,7 +192,7 @@ def verdicts(report: dict, last_step: int) -> list[str]:
         if stops < 0.9:
             said.append(f"Of its answers {100 * stops:.0f} % end by themselves within {told['most_tokens']} tokens (base: {100 * told['base']['stopped']:.0f} %). The others run on.")
     if told["asked"] < told["of"]:
-        said.append(f"{told['asked']:,} of {told['of']:,} held-out rows were answered, chosen by the seed, to keep to the time; the losses are those of all.")
+        said.append(f"{told['asked']:,} of {told['of']:,} held-out rows were answered, chosen by the seed, to keep to the time{'; the losses are those of all' if rows == of else ''}.")
     return said + [report["probe"]["says"]]
 
 
