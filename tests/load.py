@@ -164,15 +164,14 @@ class Outcome:
         return percentile([took for its in self.took_s.values() for took in its], 0.95)
 
     def grown(self) -> dict[str, tuple[int, int]]:
-        """The containers that are longer after the last batch than after any before: what leaks grows with each, what is bounded goes up and down.
+        """The containers that are longer after the last batch than after the one before.
 
         What leaks with each click or visit adds one for every visitor; a few more or less are connections that are open now.
         """
-        after = self.held[-1]
-        before = {way: max(its.get(way, 0) for its in self.held[1:-1]) for way in after}
+        before, after = self.held[-2:]
         return {
-            way: (before[way], count) for way, count in after.items()
-            if way not in WHOLE and not GROWS.search(way) and count - before[way] >= max(2, len(self.seen) // 2)
+            way: (before.get(way, 0), count) for way, count in after.items()
+            if way not in WHOLE and not GROWS.search(way) and count - before.get(way, 0) >= max(2, len(self.seen) // 2)
         }
 
     def table(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import starters
 from tests.stand_in_hub import StandInHub
 from tuner import models, starter
 from tuner.recipe import STARTER_MODEL
@@ -40,26 +41,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def starter_folder(tmp_path_factory) -> Path:
-    """The converted starter, made once; the stand-in Hub serves it as the original repository."""
-    home = tmp_path_factory.mktemp("starter-home")
-    before = os.environ.get("TUNER_HOME")
-    os.environ["TUNER_HOME"] = str(home)
-    try:
-        return starter.prepare()
-    finally:
-        if before is None:
-            os.environ.pop("TUNER_HOME")
-        else:
-            os.environ["TUNER_HOME"] = before
-
-
-@pytest.fixture(scope="module")
-def hub(starter_folder):
+def hub(tmp_path_factory):
     with StandInHub() as hub:
-        files = {path.name: path.read_bytes() for path in starter_folder.iterdir() if path.name != "what_it_is.json"}
-        files["README.md"] = b"---\nlicense: apache-2.0\n---\n"
-        hub.add_repo(STARTER_MODEL, files=files)
+        starters.serve(hub, STARTER_MODEL, tmp_path_factory.mktemp("starter-home"))
         hub.users["hf_test_alice"] = "alice"
         yield hub
 

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 
+from tests import starters
 from tests.drawn import coded, shape
 from tests.hub_client import ALICE, ROOT
 from tests.stand_in_hub import StandInHub
@@ -18,12 +19,9 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    with StandInHub() as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNER_HOME", str(tmp_path_factory.mktemp("starter-home")))
+    with StandInHub() as server:
         if starter.of(MINILM).is_installed():
-            folder = starter.of(MINILM).prepare()
-            files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "what_it_is.json"}
-            server.add_repo(MINILM, files={**files, "README.md": b"---\nlicense: apache-2.0\n---\n"})
+            starters.serve(server, MINILM, tmp_path_factory.mktemp("starter-home"))
         yield server
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import starters
 from tests.stand_in_hub import StandInHub
 from tests.test_journey import CHROMIUM, App, browser, name_repository, open_page, picture, tab  # noqa: F401
 from tuner import starter
@@ -23,11 +24,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """The stand-in Hub with the encoder's own files, as they lie in its package."""
-    with StandInHub() as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNER_HOME", str(tmp_path_factory.mktemp("starter-home")))
-        folder = starter.of(MINILM).prepare()
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "what_it_is.json"}
-        hub.add_repo(MINILM, files={**files, "README.md": b"---\nlicense: apache-2.0\n---\n"})
+    with StandInHub() as hub:
+        starters.serve(hub, MINILM, tmp_path_factory.mktemp("starter-home"))
         hub.users["hf_test_alice"] = "alice"
         yield hub
 

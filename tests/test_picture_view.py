@@ -110,6 +110,11 @@ def test_what_is_brought_leaves_gradios_cache_at_once_and_is_not_decoded(tmp_pat
     assert not [path for path in (home / "uploads").rglob("*") if path.is_file()]
     with pytest.raises(UserError, match="not here any more"):
         try_view.pictures_of(held)
+    sent[0].parent.mkdir(parents=True)
+    sent[0].write_bytes(b"anything")
+    with pytest.raises(UserError, match="That would be 33 pictures at once; the most is 32"):
+        try_view.hold([(str(sent[1]), "b.png")] * 32, [str(sent[0])], "alice")
+    assert not [path for path in (home / "uploads").rglob("*") if path.is_file()]
     monkeypatch.setattr(try_view, "MOST_BYTES", 3)
     sent[0].parent.mkdir(parents=True, exist_ok=True)
     sent[0].write_bytes(b"anything")

@@ -171,7 +171,8 @@ def verdicts(report: dict, last_step: int) -> list[str]:
         last_step: where training ended; the version that is kept may be an earlier one.
     """
     said, base, tuned, loss = [], report["base"], report["tuned"], report["difference"]["loss"]
-    rows, moved = report["held_out_rows"], f"the loss went from {base['loss']:.4f} to {tuned['loss']:.4f}"
+    rows, of = report["held_out_rows"], report.get("held_out_of", report["held_out_rows"])
+    moved = f"the loss went from {base['loss']:.4f} to {tuned['loss']:.4f}"
     if loss["low"] is None:
         said.append(f"One held-out row alone says little: there {moved}.")
     elif loss["high"] < 0:
@@ -182,7 +183,7 @@ def verdicts(report: dict, last_step: int) -> list[str]:
         said.append(f"No clear change on rows it never saw: {moved}, which may be chance.")
     if 1 < rows < FEW_ROWS:
         said.append(f"With {rows} held-out rows the intervals are rough.")
-    if rows < (of := report.get("held_out_of", rows)):
+    if rows < of:
         said.append(f"Measured on {rows:,} of {of:,} held-out rows, drawn with the seed: all of them would have taken longer than a report may.")
     if report["best_step"] < last_step:
         said.append(f"The version of step {report['best_step']:,} is kept, not that of the last step ({last_step:,}): the held-out loss was lowest there.")

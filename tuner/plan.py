@@ -17,8 +17,8 @@ EVALUATION_SHARE = 0.1
 REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 # The least of the probe that still says something; the shortest and the longest answer, fitted to the rows' own.
 LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256
-# A mean over fewer held-out rows says nothing.
-FEWEST_ROWS = 16
+# A mean over fewer held-out rows says nothing. So many are measured at the end whatever that takes; then twice as many at a time.
+FEWEST_ROWS = FIRST_MEASURED = 16
 # Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
 # Below this many tokens at once a micro-batch pays for being small, about as much as checkpointing costs.

@@ -140,7 +140,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
         longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
         told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / cost.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
-        time["before and after"] = min(both + asked + told, plans.report_budget_s(sum(time.values())))
+        least = both * min(1.0, plans.FIRST_MEASURED / held_count) + plans.LEAST_PROBE * asked
+        time["before and after"] = max(least, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
     else:
         if recipe.feature_distillation:  # the training rows go once through the untouched base
             time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * rest

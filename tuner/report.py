@@ -19,8 +19,6 @@ NOTHING = 1e-4
 TEXT_TOKENS, LONGER = 64, 1.5
 # More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
 MOST_ANSWERS = 1000
-# Held-out rows whose losses are measured whatever time that takes; then twice as many at a time, in the seed's order.
-FIRST_MEASURED = 16
 # Rows answered before those that changed most: by then the metrics have something to stand on.
 FIRST_ANSWERS = 16
 MOST_CHANGED, EXAMPLES = 10, 5
@@ -99,12 +97,12 @@ def make(
     on_status("Asking general questions, before and after")
     probed = _probe(path, tokenizer, seed, left(), asked_tokens, tokens_per_s, repeat and repeat["probe"]["share"])
     told = _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s, repeat and repeat["answers"], on_status)
-    told["answers"]["of"] = len(set(held_set.owners))
+    told["answers"]["of"] = held_out = len(set(held_set.owners))
     change, weights = rows["tuned"] - rows["base"], rows["tokens"]
     loss = figures.interval(change, weights, seed)
     steps = [event["step"] for event in run.events(kind="eval")[0]]
     made = {
-        "held_out_rows": len(rows["place"]), "held_out_of": len(set(held_set.owners)), "held_out_tokens": int(rows["tokens"].sum()),
+        "held_out_rows": len(rows["place"]), "held_out_of": held_out, "held_out_tokens": int(rows["tokens"].sum()),
         "best_step": best_step, "base": base, "tuned": tuned,
         "change": tuned["loss"] / base["loss"] - 1,
         "difference": {
@@ -147,7 +145,7 @@ def _losses(path: fast.Path, held_set, seconds: float, asked_tokens: int, seed: 
     order = sorted(of_row)
     random.Random(f"{seed}/measured").shuffle(order)
     long = {place: sum(len(held_set.encoded[index].ids) for index in of_row[place]) for place in order}
-    began, chosen, found, tokens, most = time.monotonic(), [], [], 0, FIRST_MEASURED
+    began, chosen, found, tokens, most = time.monotonic(), [], [], 0, plans.FIRST_MEASURED
     while len(chosen) < min(len(order), repeat or len(order)):
         batch = order[len(chosen) : min(len(chosen) + most, repeat or len(order))]
         if chosen and repeat is None:

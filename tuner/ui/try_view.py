@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import pictures, sessions, tasks
+from tuner import labelling, pictures, sessions, tasks
 from tuner.errors import UserError, shorten
 from tuner.ui import drawing, label_view
 
@@ -102,9 +102,12 @@ def hold(held: list, sent: list[str], owner: str) -> list:
     """Take what was sent out of Gradio's cache at once, beside what is held already: [(path, name)].
 
     Raises:
-        UserError: one is too large; then nothing that was sent now is held.
+        UserError: one is too large, or they are too many at once; then nothing that was sent now is held.
     """
     taken = sessions.take_out(sent, owner)
+    if len(held) + len(taken) > labelling.MOST_ITEMS:
+        let_go(taken)
+        raise UserError(f"That would be {len(held) + len(taken):,} pictures at once; the most is {labelling.MOST_ITEMS}. Label those that are here, clear them, then bring more.")
     large = next(((path.stat().st_size, name) for path, name in taken if path.stat().st_size > MOST_BYTES), None)
     if large:
         let_go(taken)
