@@ -358,7 +358,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, quick, monkeypa
 @pytest.mark.parametrize("scores, falls, counted, best", [
     ([0.1] * 9, [3.0, 2.5, 2.0, 2.0, 2.1, 1.0], 4, 2),  # macro-F1 stands still: the loss decides, and still falls at first
     ([0.1, 0.2, 0.3, 0.3, 0.9], [3.0, 3.1, 3.2, 3.3, 1.0], 4, 2),  # the loss only rises: macro-F1 decides
-    ([0.5] + [0.1] * 8, [3.0, 2.9, 2.8, 2.7, 2.8, 1.0], 5, 0),  # a lower loss puts the end off, and is not taken for better
+    ([0.5, 0.6] + [0.1] * 7, [3.0, 2.9, 2.8, 2.7, 2.8, 1.0], 5, 1),  # a lower loss puts the end off, and is not taken for better
+    ([0.1] * 9, [3.0, 3.1, 3.2, 3.3, 3.4, 3.5, 3.6, 3.7, 3.8], 5, 0),  # nothing is better than a new head's guesses: the first half is waited for
+    ([0.1] * 3 + [0.2] + [0.1] * 5, [3.0, 3.1, 3.2, 3.3, 3.4, 3.5, 3.6, 3.7, 3.8], 5, 3),  # and whoever begins late is not ended before
 ])
 def test_patience_waits_for_both_macro_f1_and_loss(bases_of, home, quick, scores, falls, counted, best):
     from tuner.tasks import label_learning

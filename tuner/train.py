@@ -354,8 +354,10 @@ class Tuning(Trainer):
         """Take over what was measured at a step: its events, the best so far, and whether to go on."""
         self.measured_at, loss, score = step, measured["loss"], self.learning.score(measured)
         best = score < self.best["score"]
-        # Macro-F1 stands still while a classifier's loss still falls: patience waits for both. For chat they are one.
-        hope = best or loss < self.best["lowest"]
+        # Macro-F1 stands still while a classifier's loss still falls: patience waits for both. For chat they are one. And a new
+        # head knows nothing: while no version is better than its first guesses, only the second half of the steps counts.
+        begins = self.learning.NEW_HEAD and not self.best["step"] and 2 * step < self.plan["steps"]
+        hope = best or loss < self.best["lowest"] or begins
         self.best = {
             **({"loss": loss, "score": score, "step": step} if best else {its: self.best[its] for its in ("loss", "score", "step")}),
             "lowest": min(loss, self.best["lowest"]), "worse": 0 if hope else self.best["worse"] + 1,
@@ -372,7 +374,7 @@ class Tuning(Trainer):
             self.run.log(
                 "note",
                 message=f"{self.learning.NOT_BETTER} in {self.recipe.patience} evaluations, so training "
-                f"ends early. The version of step {self.best['step']} is kept.",
+                f"ends early.{f' The version of step {kept} is kept.' if (kept := self.best['step']) else ''}",
             )
             self.control.should_training_stop = True
 

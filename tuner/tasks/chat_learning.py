@@ -15,6 +15,8 @@ class Learning:
 
     # What is said when patience has run out.
     NOT_BETTER = "The held-out loss has not improved"
+    # Whether the model begins with a part that nobody has trained.
+    NEW_HEAD = False
 
     def __init__(self, run, path, tokenizer, held_rows: list[dict], held: list, samples: int, sample_tokens: int):
         self.run, self.path, self.tokenizer, self.held, self.sample_tokens = run, path, tokenizer, held, sample_tokens

@@ -50,6 +50,8 @@ class Learning:
 
     # What is said when patience has run out.
     NOT_BETTER = "Neither macro-F1 nor loss on held-out rows has improved"
+    # Whether the model begins with a part that nobody has trained.
+    NEW_HEAD = True
 
     def __init__(self, run, path, held: list, shown: tuple[list[dict], list]):
         self.run, self.path, self.held, self.shown = run, path, held, shown
