@@ -45,6 +45,12 @@ def test_the_report_has_all_three_classifiers_and_every_class():
     assert "Wrong, and most sure of it: there are none." in page
 
 
+@pytest.mark.parametrize("weights, offered", [("none", True), ("balanced", False)])
+def test_a_class_that_is_never_found_has_advice_that_is_not_followed_already(weights, offered):
+    [said] = tasks.get("text_labels").advice(report(class_weights=weights))
+    assert "bring more rows of it" in said and ("set class_weights to balanced" in said) is offered
+
+
 def test_the_matrix_leads_to_its_rows_only_for_whose_run_it_is():
     mine, theirs = (label_view.report(report(), pressable) for pressable in (True, False))
     assert sorted(re.findall(r'data-do="(cell:\d:\d)"', mine)) == ["cell:0:0", "cell:0:1", "cell:1:0", "cell:2:2"]

@@ -115,7 +115,9 @@ def advice(report: dict) -> list[str]:
         said.append("Train longer, with a higher learning rate, or take the simpler classifier.")
     weak = [name for name, its in zip(report["classes"], report["tuned"]["by_class"]) if its["rows"] and its["f1"] == 0]
     if weak:
-        said.append(f"It never gets {', '.join(shorten(name, 30) for name in weak[:3])} right: bring more rows of it, or set class_weights to balanced.")
+        names, each = ", ".join(shorten(name, 30) for name in weak[:3]), "it" if len(weak) == 1 else "each"
+        weights = "" if report.get("class_weights") == "balanced" else ", or set class_weights to balanced"
+        said.append(f"It never gets {names} right: bring more rows of {each}{weights}.")
     return said
 
 

@@ -52,7 +52,7 @@ def make(
     most = _majority(truths(path, train_set.encoded), len(rows))
     on_status("Looking for what was forgotten")
     made = {
-        "held_out_rows": len(rows), "train_rows": len(train_rows), "best_step": best_step, "classes": path.names, "several": path.several,
+        "held_out_rows": len(rows), "train_rows": len(train_rows), "best_step": best_step, "classes": path.names, "several": path.several, "class_weights": recipe.class_weights,
         "majority": _scored(truth, most, recipe.seed),
         "base": {**_measured(truth, base, path.several, recipe.seed), "strength": line.strength, "rows": len(train_set.encoded)},
         "tuned": _measured(truth, tuned, path.several, recipe.seed),
