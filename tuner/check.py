@@ -412,14 +412,15 @@ def progress(dataset: data.Dataset) -> Progress | None:
     Raises:
         UserError: the last one ended with these words, or without any.
     """
-    # Whether it lives is asked first: what a dead one left, its code and its words, is whole by then.
+    # Whether it lives is asked first: what a dead one left, its code and its words, is whole by then. A child of ours lives
+    # until it was waited for: the system calls it dead as soon as its first thread is, while its code cannot be had yet.
     process = read_json(dataset.folder / "process.json")
-    is_alive = bool(process) and lease.is_alive(process)
     for pid, its in list(_children.items()):
-        if its.poll() is not None:
-            _forget(pid)
-            if its.returncode == child.OUT_OF_TIME:  # kept until its own dataset is asked for, whoever was asked about now
+        if (code := its.poll()) is not None:
+            if code == child.OUT_OF_TIME:  # kept until its own dataset is asked for, whoever was asked about now
                 _out_of_time.add(pid)
+            _forget(pid)
+    is_alive = bool(process) and (process["pid"] in _children or lease.is_alive(process))
     refused = read_json(dataset.folder / "refused.json")
     if refused:
         (dataset.folder / "refused.json").unlink(missing_ok=True)
