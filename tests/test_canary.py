@@ -177,6 +177,7 @@ def test_every_flow_and_its_failures(stage):
     page.put("subject", run_id(stage))
     page.do("meet")
     page.put("message", "Where is the cat?")
+    page.do("say")
     assert "assistant" in str(page.do("answer").data)
 
     # Publishing: every way in which the Hub may fail, with what was sent in its words; then to another's repository; then well.
@@ -197,6 +198,7 @@ def test_every_flow_and_its_failures(stage):
     page.put("adapter-id", "alice/animals")
     page.do("arrive", "adapter-id")
     page.put("message", "Where is the dog?")
+    page.do("say")
     assert "assistant" in str(page.do("answer").data)
     stage.child("tuner.chat_worker").kill()
     for kind in ("401", "403", "500", "429", "timeout", "truncate"):
@@ -204,7 +206,9 @@ def test_every_flow_and_its_failures(stage):
         stage.refused("read_hub")
         page.do("arrive", "adapter-id")
         page.do("mean")
-        stage.refused("answer")
+        page.put("message", "Where is the dog?")
+        page.do("say")
+        assert "message is empty" not in stage.refused("answer")
     hub.faults.clear()
     page.put("hub-id", f"alice/{CANARY}")  # pasted into the wrong field
     stage.refused("read_hub")

@@ -269,6 +269,46 @@ def test_the_head_alone_is_shown_as_the_whole_would_show_it(home, eyes):
 
 
 
+# Pasted text -------------------------------------------------------------------------------------------------------
+
+
+def pasted(folder, text: str) -> data.Dataset:
+    path = folder / "pasted"
+    path.write_text(text, "utf-8")
+    return data.create("anna", "Pasted rows", {"kind": "paste"}, [(path, "The pasted text")])
+
+
+def test_a_small_paste_is_read_without_waiting_for_a_process(home, tmp_path, sleepers):
+    dataset = pasted(tmp_path, '{"prompt": "a", "completion": "b"}\n' * 5)
+    check.wait_for_head(dataset)
+    assert dataset.ready and dataset.count == 5 and not sleepers
+    again = pasted(tmp_path, '{"prompt": "a", "completion": "b"}\n' * 5)
+    assert again.ready, "the same rows are known again"
+
+
+def test_what_is_wrong_with_a_small_paste_is_told_and_nothing_of_it_stays(home, tmp_path, sleepers):
+    dataset = pasted(tmp_path, "prompt,completion\na,b\nc\0,d\n")
+    with pytest.raises(UserError, match="The pasted text holds a NUL character in line 3"):
+        check.wait_for_head(dataset)
+    assert not dataset.folder.exists() and not sleepers
+
+
+@pytest.mark.parametrize("what", ["large", "many", "grows", "fails"])
+def test_what_this_process_had_better_not_read_is_a_childs(home, tmp_path, monkeypatch, what):
+    """Too long; a header whose name each of many rows repeats; and whatever goes wrong in a way that nobody thought of."""
+    text = {"large": "word " * 60_000, "many": "prompt,completion\n" + "1,2\n" * 1_501, "grows": "n" * 2_000 + ",b\n" + "1,2\n" * 5_000, "fails": '{"prompt": "a", "completion": "b"}\n' * 5}[what]
+    if what == "fails":
+        monkeypatch.setattr(data.reading, "read_pasted", lambda *_: 1 / 0)
+    dataset = pasted(tmp_path, text)
+
+    def begin(*_):
+        raise UserError("A child is to read it.")
+
+    monkeypatch.setattr(check, "begin", begin)
+    with pytest.raises(UserError, match="A child is to read it"):
+        check.wait_for_head(dataset)
+
+
 # Many at once -----------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +325,7 @@ def sleepers(monkeypatch):
     monkeypatch.setattr(child, "spawn", spawn)
     monkeypatch.setattr(check, "_children", {})
     monkeypatch.setattr(check, "_owners", {})
+    monkeypatch.setattr(check, "_folders", {})
     yield started
     for process in started:
         process.kill()
@@ -357,10 +398,10 @@ def test_one_person_has_two_checks_at_once_and_the_third_waits_or_is_told(home, 
     assert check.progress(third) is None
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n')
-    pasted, began = data.create("anna", "Pasted rows", {"kind": "paste"}, [(path, "rows.jsonl")]), time.monotonic()
+    brought, began = data.create("anna", "rows.jsonl", {"kind": "file"}, [(path, "rows.jsonl")]), time.monotonic()
     with pytest.raises(UserError, match="2 of your datasets are being read and checked at this moment, and 2 at once are the most"):
-        check.wait_for_head(pasted)
-    assert time.monotonic() - began < 2 and not pasted.folder.exists() and len(sleepers) == 2
+        check.wait_for_head(brought)
+    assert time.monotonic() - began < 2 and not brought.folder.exists() and len(sleepers) == 2
     check.begin(kept("bob", 0), None)  # nobody else is held up by her
     sleepers[0].kill()
     sleepers[0].wait()

@@ -58,6 +58,34 @@ def test_a_page_that_is_being_answered_is_not_pushed_out_by_newer_visits():
     assert list(streams) == ["c", "a", "d"] and streams["a"] == ["an answer"]
 
 
+def test_a_page_that_is_open_for_long_holds_no_more_than_at_first(home):
+    """Gradio itself keeps each component that an update made anew under a number of its own, once a click reads it."""
+    import asyncio
+
+    import gradio as gr
+
+    with gr.Blocks() as demo:
+        box = gr.Dropdown(["a", "b"], value="a")
+        box.change(lambda its: gr.skip(), [box], [box])
+        box.input(lambda its: its, [box], [box])
+    visit = page._Visit(demo)
+
+    async def look() -> None:
+        for fn in demo.fns.values():
+            data = await demo.preprocess_data(fn, ["a"], visit)
+            await demo.postprocess_data(fn, gr.skip() if fn is demo.fns[0] else data[0], visit)
+
+    asyncio.run(look())
+    held = len(visit.blocks_config.blocks), len(visit.config_values)
+    for _ in range(5):
+        asyncio.run(look())
+    assert (len(visit.blocks_config.blocks), len(visit.config_values)) == held
+    page.make_app(page.Page(None))
+    from gradio import state_holder
+
+    assert type(state_holder.StateHolder.__getitem__.__globals__["SessionState"](demo)) is page._Visit
+
+
 def test_no_thread_stays_behind_a_download():
     """Each fetch draws its progress with a class of its own, and tqdm gives each class a thread that never ends."""
     before = threading.active_count()

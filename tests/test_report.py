@@ -227,6 +227,18 @@ def test_fewer_rows_are_measured_where_all_would_take_too_long_the_seeds_first_a
         assert [some[who] for who in ("base", "tuned", "difference")] == [whole[who] for who in ("base", "tuned", "difference")]
 
 
+def test_all_rows_can_be_measured_later_whatever_time_it_takes(many, capsys):
+    """And from then on these are the numbers, also when it is made again."""
+    run, whole = many[0], report.make(*many)
+    short = report.make(*many, seconds=0)
+    assert (short["held_out_rows"], short["answers"]["asked"], short["probe"]["share"]) == (16, 0, plans.LEAST_PROBE)
+    write_json(run.folder / "report.json", short)
+    for more, wanted in (((), short), (("--all",), whole), ((), whole)):
+        assert cli.main(["report", run.id, "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out) == wanted == run.read("report")
+    assert whole["held_out_rows"] == 40
+
+
 def test_a_batch_that_stalls_is_dropped_when_the_time_is_over(many, monkeypatch):
     whole, now, calls = report.make(*many), [0.0], []
     batch, step = answer.answers, answer.advance

@@ -25,6 +25,9 @@ from tuner.recipe import Recipe
 
 # Up to here a check takes about a second, less than starting a process for it.
 SMALL_ROWS, SMALL_BYTES = 1_500, 3 * 2**20
+# Pasted text up to here is read by this process, in some hundredths of a second: it is JSON, a table or plain text and nothing
+# that unpacks. What has more rows than a small check, or more text by the names that each row repeats, is the child's again.
+SMALL_PASTE_BYTES, SMALL_PASTE_TEXT = 256 * 2**10, 4 * 2**20
 # What reading a stranger's file may allocate: several times what a million rows need.
 MEMORY_BYTES = 3 * 2**30
 # Children that read and check at once, of everybody together; of one person see `limits.CHECKS`. Whoever comes later waits so long.
@@ -372,13 +375,14 @@ def _spawn(dataset: data.Dataset, look: scan.Look | None) -> None:
         (dataset.folder / name).unlink(missing_ok=True)
     write_json(dataset.folder / "todo.json", {"look": look.__dict__ if look else None})
     process = child.spawn("tuner.check", str(dataset.folder), folder=dataset.folder, log=dataset.folder / "log.txt")
-    _children[process.pid], _owners[process.pid] = process, dataset.owner
+    _children[process.pid], _owners[process.pid], _folders[process.pid] = process, dataset.owner, dataset.folder
     _out_of_time.discard(process.pid)
     write_json(dataset.folder / "process.json", child.stamp(process.pid))
 
 
 _children: dict[int, subprocess.Popen] = {}  # so that ended ones are waited for and leave no zombies
 _owners: dict[int, str] = {}  # pid -> whose dataset it looks at
+_folders: dict[int, Path] = {}  # pid -> that dataset's folder
 _out_of_time: set[int] = set()  # those that were ended for their time, until that is told
 _starting = threading.Lock()  # so that two who come at once do not take the same place
 _OWN_FIRST = "Waiting for your other datasets"
@@ -403,6 +407,7 @@ def _require_place(owner: str) -> None:
 
 def _forget(pid: int) -> subprocess.Popen | None:
     _owners.pop(pid, None)
+    _folders.pop(pid, None)
     return _children.pop(pid, None)
 
 
@@ -420,7 +425,7 @@ def progress(dataset: data.Dataset) -> Progress | None:
             if code == child.OUT_OF_TIME:  # kept until its own dataset is asked for, whoever was asked about now
                 _out_of_time.add(pid)
             _forget(pid)
-    is_alive = bool(process) and (process["pid"] in _children or lease.is_alive(process))
+    is_alive = bool(process) and (_folders.get(process["pid"]) == dataset.folder or lease.is_alive(process))
     refused = read_json(dataset.folder / "refused.json")
     if refused:
         (dataset.folder / "refused.json").unlink(missing_ok=True)
@@ -513,6 +518,8 @@ def wait_for_head(dataset: data.Dataset, seconds: float = 60.0) -> None:
     if dataset.ready:  # the same files were read before
         return
     try:
+        if _read_here(dataset):
+            return
         begin(dataset, None)
         deadline = time.monotonic() + seconds
         while not (dataset.folder / "head.json").exists():
@@ -533,6 +540,25 @@ def wait_for_head(dataset: data.Dataset, seconds: float = 60.0) -> None:
         stop(dataset)  # a child that writes its last word would bring the folder back
         shutil.rmtree(dataset.folder, ignore_errors=True)
         raise
+
+
+def _read_here(dataset: data.Dataset) -> bool:
+    """Read a small paste at once, instead of waiting for a process to begin; whether that was it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if dataset.source.get("kind") != "paste" or not dataset.files or (dataset.folder / dataset.files[0][0]).stat().st_size > SMALL_PASTE_BYTES:
+        return False
+    try:
+        data.read_files(dataset, most=(SMALL_ROWS, SMALL_PASTE_TEXT))
+    except UserError:
+        raise
+    except Exception:  # whatever it was, the child meets it again, behind its limits
+        (dataset.folder / "head.json").unlink(missing_ok=True)
+        data.read_head.cache_clear()
+        return False
+    return True
 
 
 def stream(dataset: data.Dataset, records: Iterator[dict], notes: list[str], seconds: float = 60.0) -> None:

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     its.add_argument("settings", nargs="*", metavar="field=value")
     its = verb("report", _report, "measure a finished run again")
     its.add_argument("what", metavar="RUN")
+    its.add_argument("--all", action="store_true", help="all held-out rows, where the report had time for some; whatever time it takes")
     its = verb("push", _push, "publish a finished run's adapter, download it again and verify it")
     its.add_argument("what", metavar="RUN")
     its.add_argument("repo", metavar="REPO_ID", help="name, or user/name of your own account")
@@ -478,7 +479,7 @@ def _report(asked) -> int:
     from tuner import report, tasks
 
     run = _run(asked.what)
-    made = report.remake(run, _say)
+    made = report.remake(run, _say, asked.all)
     if asked.json:
         print(json.dumps(made, ensure_ascii=False))
         return 0

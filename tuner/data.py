@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -342,23 +343,29 @@ def _drop_passing(owner: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+class Larger(Exception):
+    """The records come to more than was meant to be taken."""
+
+
 def take(
     dataset: Dataset, records: Iterable[dict | Broken], notes: list[str], on_head: Callable[[], None] | None = None,
-    files: list[tuple[Path, str]] = (),
+    files: list[tuple[Path, str]] = (), most: tuple[float, float] = (math.inf, math.inf),
 ) -> None:
     """Write the records of a dataset: the head first, then all; whoever reads meets either whole.
 
     Args:
         on_head: called once the head can be read.
         files: what the records are read from, so that the same files are known again.
+        most: records, and characters that they may come to as they are kept.
 
     Raises:
         UserError: as the records' reader raises it.
+        Larger: they come to more; nothing but the head is kept then.
     """
     folder, counts = dataset.folder, {"count": 0, "broken": 0}
     album = pictures.Album(folder / pictures.STORE)
     first: list[str] | None = []
-    size = 0
+    size, whole = 0, 0
 
     def keep_head() -> None:
         nonlocal first
@@ -368,7 +375,7 @@ def take(
             on_head()
 
     def texts() -> Iterator[str]:
-        nonlocal size
+        nonlocal size, whole
         for record in records:
             counts["count"] += 1
             if counts["count"] % 5_000 == 0:  # a small archive can hold what no disk has room for
@@ -379,6 +386,9 @@ def take(
                 record = album.keep(record)
             # A lone surrogate cannot be kept; what cannot be kept is made visible.
             text = to_text(record).encode("utf-8", "replace").decode()
+            whole += len(text)
+            if counts["count"] > most[0] or whole > most[1]:
+                raise Larger
             if first is not None:
                 first.append(text)
                 size += len(text)
@@ -401,11 +411,15 @@ def take(
         (folder / stored).unlink(missing_ok=True)
 
 
-def read_files(dataset: Dataset, on_progress: Callable[[float], None] | None = None) -> None:
+def read_files(dataset: Dataset, on_progress: Callable[[float], None] | None = None, most: tuple[float, float] = (math.inf, math.inf)) -> None:
     """Read the files that a dataset was created with.
+
+    Args:
+        most: see `take`.
 
     Raises:
         UserError: they cannot be read; the words say where and why.
+        Larger: see `take`.
     """
     notes: list[str] = []
     files = [(dataset.folder / stored, title) for stored, title in dataset.files]
@@ -413,7 +427,7 @@ def read_files(dataset: Dataset, on_progress: Callable[[float], None] | None = N
         records = reading.read_pasted(files[0][0].read_text("utf-8"), notes)
     else:
         records = reading.read(files, notes, dataset.folder, on_progress)
-    take(dataset, records, notes, files=files)
+    take(dataset, records, notes, files=files, most=most)
 
 
 def read_hub(

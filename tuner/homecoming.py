@@ -193,8 +193,10 @@ _PLAN = {
     "evaluate_at": lambda its: isinstance(its, list) and all(_whole(step, 0) for step in its),
     "evaluated_rows": lambda its: isinstance(its, list) and all(_whole(row, 0) for row in its),
     "fast": lambda its: isinstance(its, dict) and len(its) < 20 and all(type(value) in (bool, int, str, type(None)) for value in its.values()),
-    "longer_from": lambda its: _whole(its, 0),
+    "longer_from": lambda its: _whole(its, 0), "rows_from": lambda its: _whole(its, 0),
 }
+# What only a run has that was trained longer.
+_NOT_ALWAYS = {"longer_from", "rows_from"}
 
 
 def _whole(its, least: int) -> bool:
@@ -208,7 +210,7 @@ def _check_plan(folder: Path, recipe: Recipe, bad) -> None:
     known = {**_PLAN, **tasks.get(recipe.task).PLANNED}
     if wrong := [name for name, its in plan.items() if name not in known or not known[name](its)]:
         raise bad(f"its plan says {shorten(wrong[0], 30)}: {shorten(plan[wrong[0]], 40)}")
-    if missing := set(known) - {"longer_from"} - set(plan):
+    if missing := set(known) - _NOT_ALWAYS - set(plan):
         raise bad(f"its plan lacks {sorted(missing)[0]}")
 
 

@@ -17,8 +17,14 @@ EVALUATION_SHARE = 0.1
 REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 # The least of the probe that still says something; the shortest and the longest answer, fitted to the rows' own.
 LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256
-# A mean over fewer held-out rows says nothing. So many are measured at the end whatever that takes; then twice as many at a time.
-FEWEST_ROWS = FIRST_MEASURED = 16
+# A step of a batch of answers takes about as long as a pass forward over so many tokens.
+ANSWER_STEP_TOKENS = 64
+# The next batch of answers is begun where there is time for so many times the longest before it.
+BATCH_MARGIN = 1.2
+# A mean over fewer held-out rows says little: a run has fewer evaluations rather than of fewer rows, down to so many evaluations.
+FEWEST_ROWS, FEWEST_EVALUATIONS = 16, 3
+# So many are measured at the end whatever that takes; then twice as many at a time.
+FIRST_MEASURED = 16
 # Tokens in memory at once: wide enough for fast products, few enough that what is kept of them stays modest.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
 # Below this many tokens at once a micro-batch pays for being small, about as much as checkpointing costs.
@@ -223,7 +229,8 @@ def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> t
     """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
 
     Counted in tokens, not timed, so that a resumed run evaluates at the same steps; the one before the first step counts
-    too. Short runs have three evaluations of at least FEWEST_ROWS rows, whatever the share; never are there more than wanted.
+    too. Where that leaves no room for FEWEST_EVALUATIONS of FEWEST_ROWS rows, as in runs of less than about 200 rows, it is
+    fewer rows; never less than one, nor more evaluations than wanted.
     """
     count, rows = how_often(steps, tokens, len(lengths), sum(lengths), wanted)
     chosen = random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows)
@@ -231,8 +238,10 @@ def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> t
     while (count + 1) * sum(lengths[index] for index in chosen) > EVALUATION_SHARE * tokens * 3:
         if len(chosen) > FEWEST_ROWS:
             chosen.pop()
-        elif count > 3:
+        elif count > FEWEST_EVALUATIONS:
             count -= 1
+        elif len(chosen) > 1:
+            chosen.remove(max(chosen, key=lengths.__getitem__))  # the longest, so that as many as can be are left
         else:
             break
     chosen.sort()
@@ -248,8 +257,8 @@ def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wante
     """How many evaluations after the one before the first step, of how many held-out rows."""
     budget = EVALUATION_SHARE * tokens * 3
     mean = held_tokens / held_rows
-    fewest = min(held_rows, FEWEST_ROWS)
-    count = min(wanted, steps, max(3, int(budget / (fewest * mean)) - 1))
-    return count, min(held_rows, max(fewest, int(budget / (count + 1) / mean)))
+    few = min(held_rows, FEWEST_ROWS)
+    count = min(wanted, steps, max(FEWEST_EVALUATIONS, int(budget / (few * mean)) - 1))
+    return count, min(held_rows, max(1, int(budget / (count + 1) / mean)))
 
 

@@ -139,9 +139,10 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
         asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
         longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-        told = cost.answer_s(its, 1.8 * longest * math.ceil(held_count / cost.ANSWERS_AT_ONCE[reach.device]), reach) * BATCH_OF_ANSWERS * rest
-        least = both * min(1.0, plans.FIRST_MEASURED / held_count) + plans.LEAST_PROBE * asked
-        time["before and after"] = max(least, min(both + asked + told, plans.report_budget_s(sum(time.values()))))
+        batch = cost.answer_s(its, 1.8 * longest, reach) * BATCH_OF_ANSWERS * rest
+        first = 2 * longest * plans.ANSWER_STEP_TOKENS * both / max(1.0, 2 * per_row * held_count)
+        batches = math.ceil(held_count / cost.ANSWERS_AT_ONCE[reach.device])
+        time["before and after"] = _report_s(both, held_count, asked, first, batch, batches, plans.report_budget_s(sum(time.values())))
     else:
         if recipe.feature_distillation:  # the training rows go once through the untouched base
             time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * rest
@@ -163,6 +164,20 @@ def _once(rows: Rows) -> Work:
     """All training rows in passes forward."""
     found = Work(rows.lengths.total, 0, rows.lengths.squares, len(rows.lengths), rows.lengths.total / cost.MEASURED_AT_ONCE, 0)
     return found.times(rows.scale)
+
+
+def _report_s(both: float, held_count: float, asked: float, first: float, batch: float, batches: int, budget: float) -> float:
+    """Seconds of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise.
+
+    Args:
+        both: seconds to measure all held-out rows before and after; `asked`: to ask all questions of the probe.
+        first: seconds that the first batch of answers is thought to take; `batch`: that one takes; `batches`: of all rows.
+    """
+    measured = min(both, max(both * min(1.0, plans.FIRST_MEASURED / held_count), budget - plans.LEAST_PROBE * asked))
+    probed = asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / asked))
+    left = budget - measured - probed
+    more = 1 + max(0, math.floor(left / batch - plans.BATCH_MARGIN)) if left >= max(first, batch) else 0
+    return measured + probed + batch * min(batches, more)
 
 
 def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach: Reach) -> float:

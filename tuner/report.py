@@ -227,8 +227,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     at_once = cost.ANSWERS_AT_ONCE[plan["device"]]
     said: dict[int, dict] = {}
-    # A step of one batch takes about as long as a forward pass over as many tokens as fast.TOKENS_STEP.
-    batch_s = 2 * longest * fast.TOKENS_STEP / tokens_per_s
+    batch_s = 2 * longest * plans.ANSWER_STEP_TOKENS / tokens_per_s
     for start in range(0, len(todo), at_once):
         if (start >= repeat["made"]) if repeat else (left() < batch_s):
             break
@@ -243,7 +242,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
         for index, one, other in zip(batch, before, after):
             said[index] = {name: {"text": text, "ended": why == "stop"} for name, (text, why) in (("base", one), ("tuned", other))}
         spent = time.monotonic() - began
-        batch_s = 1.2 * (max(batch_s / 1.2, spent) if start else spent)
+        batch_s = plans.BATCH_MARGIN * (max(batch_s / plans.BATCH_MARGIN, spent) if start else spent)
     counted = order[: next((number for number, index in enumerate(order) if index not in said), len(order))]
 
     def shown(index: int) -> dict:
@@ -316,12 +315,17 @@ def load_tuned(run):
     return model, loaded.tokenizer, plan
 
 
-def remake(run, on_status=lambda words: None) -> dict:
-    """Measure a finished run again from its folder; the same numbers come out."""
+def remake(run, on_status=lambda words: None, whole: bool = False) -> dict:
+    """Measure a finished run again from its folder; the same numbers come out.
+
+    Args:
+        whole: measure and answer all held-out rows now, whatever time that takes; from then on these numbers come out.
+    """
     model, tokenizer, plan = load_tuned(run)
     held_rows = run.rows("held_out")
     held = held_rows, survey.of(held_rows, tokenizer, run.recipe)
     best_step = (run.read("report") or {}).get("best_step", 0)
-    made = tasks.get(run.recipe.task).report(run, plan, model, tokenizer, held, best_step, repeat=figures.of(run), on_status=on_status)
+    repeat = None if whole else figures.of(run)
+    made = tasks.get(run.recipe.task).report(run, plan, model, tokenizer, held, best_step, seconds=math.inf, repeat=repeat, on_status=on_status)
     write_json(run.folder / "report.json", made)
     return made

@@ -130,19 +130,33 @@ def make_plan(recipe, decided: dict, path, train_set, held_set, weights: str, it
 
 
 def lengthen(run: Run, plan: dict, steps: int, train_set, held_set) -> dict:
-    """The plan of a run that is to take more steps than it was begun with: the same rows are measured, at more steps."""
+    """The plan of a run that is to take more steps than it was begun with: the same rows are measured, at more steps.
+
+    A run so short that it could measure few rows measures more from here on, beginning with the step that it goes on from;
+    what was best by the few does not count any more.
+    """
     lengths = [len(row.ids) for row in train_set.encoded]
     tokens = sum(lengths) * steps / math.ceil(len(lengths) / run.recipe.batch_size)
-    evaluate_at, _ = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], run.recipe.evaluations, run.recipe.seed)
+    evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], run.recipe.evaluations, run.recipe.seed)
+    going_on_from = max(checkpoints.steps(run.folder / "checkpoints"), default=0)
     longer = {
-        **plan, "steps": steps, "longer_from": max(checkpoints.steps(run.folder / "checkpoints"), default=0),
+        **plan, "steps": steps, "longer_from": going_on_from,
         "evaluate_at": [*plan["evaluate_at"], *(step for step in evaluate_at if step > plan["steps"])],
     }
+    before = len(plan["evaluated_rows"])
+    if before < plans.FEWEST_ROWS and before < len(sampled):
+        longer |= {"evaluated_rows": sampled, "rows_from": going_on_from}
+        run.log("note", message=f"It is measured on {len(sampled)} held-out rows from step {going_on_from:,} on, where the shorter run had work for {before}.")
     write_json(run.folder / "plan.json", longer)
     run.log(
         "note", message=f"Trained longer: {steps:,} steps instead of {plan['steps']:,}. From here on the learning rate is that of the longer run.",
     )
     return longer
+
+
+def _nothing_yet() -> dict:
+    """The best version before anything was measured."""
+    return {"loss": math.inf, "score": [math.inf], "step": None, "lowest": math.inf, "worse": 0}
 
 
 class _Leaving:
@@ -187,7 +201,7 @@ class Tuning(Trainer):
         self.meter = telling.Meter(run, plan["steps"], began)
         self.learning = tasks.get(recipe.task).learning(run, path, tokenizer, held_rows, self.held, SAMPLES, SAMPLE_TOKENS)
         # A resumed run reads this back from its checkpoint.
-        self.best = {"loss": math.inf, "score": [math.inf], "step": None, "lowest": math.inf, "worse": 0}
+        self.best = _nothing_yet()
         self.measured_at: int | None = None
         # What the newest checkpoint holds, and the random states after the last whole step.
         self.saved_at, self.random = 0, None
@@ -325,7 +339,7 @@ class Tuning(Trainer):
         """Measure the held-out rows and what the task shows of them; keep a checkpoint; say if this is the best."""
         step = self.state.global_step
         # Asked at every start and again at the end of an epoch: a resumed run measures where an uninterrupted one does.
-        due = step == 0 or step in self.plan["evaluate_at"] or self.run.stop_asked() or self.is_out_of_time
+        due = step in (0, self.plan.get("rows_from"), *self.plan["evaluate_at"]) or self.run.stop_asked() or self.is_out_of_time
         if due and step != self.measured_at:
             with checkpoints.random_untouched(), self.meter.not_training():
                 self.model.eval()
@@ -419,6 +433,8 @@ class Tuning(Trainer):
         self.measured_at = kept.get("measured_at", self.saved_at)
         if self.saved_at <= self.plan.get("longer_from", -1):  # its owner wants more, whatever patience said
             self.best["worse"] = 0
+        if self.saved_at <= self.plan.get("rows_from", -1):  # measured on other rows than from here on
+            self.best, self.measured_at = _nothing_yet(), None
         self.meter.resume(self.saved_at, kept["elapsed_s"])
         self.seen.resume(self.saved_at)
 

@@ -13,6 +13,8 @@ import fastapi
 import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
+from gradio import state_holder
+from gradio.blocks import Block
 from gradio.data_classes import _StaticFiles
 from gradio.utils import LRUCache
 
@@ -214,6 +216,16 @@ def build(page: Page) -> gr.Blocks:
     return demo
 
 
+class _Visit(state_holder.SessionState):
+    """What a visit's page holds. Gradio 6.31 makes a component anew with each update, under another number, and keeps it under
+    that as well once a click reads it: one component more with each look at a run, for as long as the page is open."""
+
+    def __setitem__(self, number: int, value) -> None:
+        if isinstance(value, Block):
+            value._id = number
+        super().__setitem__(number, value)
+
+
 class _Visits(dict):
     """Visit -> its clicks that are not answered yet. Gradio 6.31 keeps an empty set for each visit there ever was."""
 
@@ -245,6 +257,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     uploads.add_route(parent, demo)
     demo.queue(max_size=256, default_concurrency_limit=8)
     demo.state_session_capacity = MOST_SESSIONS
+    state_holder.SessionState = _Visit
     demo._queue.pending_event_ids_session = _Visits()
     demo._queue.pending_messages_per_session = _Streams(demo._queue.pending_messages_per_session.max_size)
     app = gr.mount_gradio_app(

@@ -1,5 +1,6 @@
 """The third tab: base and tuned side by side, or something to label; and publishing what came out."""
 
+import secrets
 import time
 from types import SimpleNamespace
 
@@ -14,6 +15,12 @@ BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which i
 BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
 # From the first moment on: a link to an adapter chooses the second before the visitor's own runs are known.
 _ALWAYS = [("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
+# Conversations that are answered at once; later ones wait for a place, in the order in which they came.
+MOST_ANSWERS = 16
+# A message that waits for so long is one whose page was closed.
+FORGOTTEN_S = 3600.0
+# What stands in the place of an answer whose first word is not there yet.
+PENDING = "…"
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
 UPDATE_S = 0.08
 
@@ -40,6 +47,8 @@ def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
                 }
             its.tally = gr.HTML("", elem_id="tally")
         its.blind_id, its.blind_said = gr.State(""), gr.State({})
+        # What is being answered, and under which number. Not states: an answer that waited begins with what was sent with it.
+        its.asked, its.ticket = (gr.Textbox("", visible="hidden", show_label=False, container=False, elem_id=name) for name in ("asked", "ticket"))
         with gr.Row(elem_id="chat-line"):
             its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
             its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
@@ -141,68 +150,131 @@ def wire(its, train, tabs) -> None:
             return sharing.find(str(choice).removeprefix(SHARED)).subject(visitor.owner, visitor.token)
         return chat.of_run(runs.find(visitor.owner, str(choice)))
 
+    tickets: dict[str, float] = {}  # the number of each message that waits or is being answered -> since when; out of here, its answer ends
+    answering: set[str] = set()  # those of them that are being answered
+
     @in_words
-    def answer(message, base_said, tuned_said, choice, adapter_id, view, system, temperature, top_p, longest, base_model, browser_id, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        message, untouched = (message or "").strip(), [gr.skip()] * 6
+    def say(message, base_said, tuned_said, choice, view, ticket):
+        """What was written stands in the conversation at once, and how long the answer may take is told; whoever is before."""
+        message, now, skip = (message or "").strip(), time.monotonic(), gr.skip()
         if not message:
-            raise Hint("The message is empty. Write something first.")
-        sampling = chat.check_sampling(max_new_tokens=longest, temperature=temperature, top_p=top_p, seed=time.time_ns() % 2**31 if temperature else 0)
-        base_talk, tuned_talk = _plain(base_said), _plain(tuned_said)
-        if view == BLIND:
-            yield from compare(visitor.owner, choice, message, system or "", sampling)
+            raise UserError("The message is empty. Write something first.")
+        if ticket in tickets:  # Enter, while Send is at rest: what was written stays in the box
+            raise gr.Error(_GOING, visible=False, print_exception=False)
+        for old in [old for old, since in list(tickets.items()) if now - since > FORGOTTEN_S]:  # the page was closed while it waited
+            tickets.pop(old, None)
+        ticket = secrets.token_hex(8)
+        tickets[ticket] = now
+        talks = {"base": _plain(base_said), "tuned": _plain(tuned_said)}
+        for name in _speakers(view, choice != BASE_CHOICE) if view != BLIND else ():
+            talks[name] += [{"role": "user", "content": message}, {"role": "assistant", "content": PENDING}]
+        said = (talks["base"], talks["tuned"]) if view != BLIND else (skip, skip)
+        test = (_blind_answers(_unsaid(message)), "", *[gr.update(interactive=False)] * 3) if view == BLIND else [skip] * 5
+        return ticket, message, "", *said, drawing.notice(_line(len(answering))), *test, gr.update(interactive=False), gr.update(interactive=True)
+
+    @in_words
+    def answer(ticket, message, base_said, tuned_said, choice, adapter_id, view, system, temperature, top_p, longest, base_model, browser_id, token: gr.OAuthToken | None):
+        """The answer to what `say` has put into the conversation."""
+        if ticket not in tickets:  # stopped while it waited
+            yield [gr.skip()] * 9
             return
-        yield "", base_talk, tuned_talk, drawing.notice("Getting the model ready …"), *untouched
+        answering.add(ticket)
+        try:
+            visitor = page.visitor(browser_id, token)
+            sampling = chat.check_sampling(max_new_tokens=longest, temperature=temperature, top_p=top_p, seed=time.time_ns() % 2**31 if temperature else 0)
+            if view == BLIND:
+                pieces = compare(visitor.owner, choice, message, system or "", sampling)
+            else:
+                pieces = converse(visitor, message, base_said, tuned_said, choice, adapter_id, view, system, sampling, base_model)
+            for shown in pieces:
+                if ticket not in tickets:
+                    return
+                yield shown
+        except Exception:
+            if ticket in tickets:  # else nobody waits for it any more
+                raise
+        finally:
+            answering.discard(ticket)
+            tickets.pop(ticket, None)
+
+    def converse(visitor, message, base_said, tuned_said, choice, adapter_id, view, system, sampling, base_model):
+        """Base, tuned or both go on with their conversations."""
+        skip = gr.skip()
+        untouched = [skip] * 5
+        yield skip, skip, drawing.notice(_READYING), skip, *untouched
         subject = subject_of(choice, adapter_id, base_model, visitor)
-        speakers = {}
-        if view != TUNED or not subject.adapter_dir:
-            speakers["base"] = base_talk
-        if view != BASE and subject.adapter_dir:
-            speakers["tuned"] = tuned_talk
+        talks = {"base": _plain(base_said), "tuned": _plain(tuned_said)}
+        speakers = {name: talks[name] for name in _speakers(view, bool(subject.adapter_dir))}
         asked = {}
         for name, talk in speakers.items():
-            talk.append({"role": "user", "content": message})
+            if not _is_pending(talk):
+                raise UserError("This is not what the page sends. Reload it, then try again.")
             turns = [{"role": "system", "content": system}] if (system or "").strip() else []
-            asked[name] = (subject, [*turns, *talk], name == "tuned")
-        for talk in speakers.values():
-            talk.append({"role": "assistant", "content": ""})
-        about = _about(subject)
-        yield "", base_talk, tuned_talk, about, *untouched
+            # The message as it was written: Gradio takes indentation out of what a conversation holds.
+            asked[name] = (subject, [*turns, *talk[:-2], {"role": "user", "content": message}], name == "tuned")
+        about, said = _about(subject), dict.fromkeys(speakers, "")
+        yield skip, skip, about, skip, *untouched
         shown = time.monotonic()
         try:
             for name, piece in page.worker.answers(asked, **sampling):
-                speakers[name][-1]["content"] += piece
+                said[name] += piece
+                speakers[name][-1]["content"] = said[name] or PENDING
                 if time.monotonic() - shown > UPDATE_S:
                     shown = time.monotonic()
-                    yield gr.skip(), base_talk, tuned_talk, gr.skip(), *untouched
+                    yield talks["base"], talks["tuned"], skip, skip, *untouched
         except UserError:
             for talk in speakers.values():
-                del talk[-2:]
-            yield message, base_talk, tuned_talk, gr.skip(), *untouched
+                talk[-1]["content"] = PENDING  # `put_back` takes it from here
+            yield talks["base"], talks["tuned"], skip, skip, *untouched
             raise
-        for talk in speakers.values():
-            talk[-1]["content"] = talk[-1]["content"].strip() or "(it ended without a word)"
-        yield gr.skip(), base_talk, tuned_talk, about, *untouched
+        for name, talk in speakers.items():
+            talk[-1]["content"] = said[name].strip() or "(it ended without a word)"
+        yield talks["base"], talks["tuned"], about, skip, *untouched
+
+    def put_back(ticket, asked, message, base_said, tuned_said, view, blind_id):
+        """The end of a message that was stopped or met an error: what got no answer is the message again, unless another one
+        was begun; what was answered in part stays."""
+        tickets.pop(ticket, None)
+        skip, talks = gr.skip(), [_plain(base_said), _plain(tuned_said)]
+        unanswered = [talk for talk in talks if _is_pending(talk)]
+        in_part = view == BOTH and len(unanswered) == 1 and all(len(talk) >= 2 and talk[-2] == unanswered[0][-2] for talk in talks)
+        for talk in unanswered:
+            talk[-2:] = [talk[-2], {"role": "assistant", "content": "(stopped before its first word)"}] if in_part else []
+        in_blind = view == BLIND and not blind_id and bool(asked)
+        lost = in_blind or unanswered and not in_part
+        back = asked if lost and not (message or "").strip() else skip
+        return (
+            back, *(talks if unanswered else [skip] * 2), "" if lost else skip, _no_answers() if in_blind else skip,
+            gr.update(interactive=True), gr.update(interactive=False),
+        )
+
+    def ended(ticket):
+        """Send can be pressed again, unless another message is on its way already."""
+        return [gr.skip()] * 2 if ticket in tickets else [gr.update(interactive=True), gr.update(interactive=False)]
+
+    def clear(ticket):
+        tickets.pop(ticket, None)
+        return [], [], gr.update(interactive=True), gr.update(interactive=False)
 
     def compare(owner, choice, message, system, sampling):
         """Two answers without names: which is which is the engine's secret until there is a vote."""
         if not _is_mine(choice):
             raise Hint("Choose one of your runs under “Model” first: its tuned model is compared with its base.")
         test_id = blind.begin(owner, choice)
-        said = {"prompt": message, "left": "", "right": ""}
+        said = _unsaid(message)
         skip, locked, ready = gr.skip(), [gr.update(interactive=False)] * 3, [gr.update(interactive=True)] * 3
-        yield "", skip, skip, drawing.notice("Getting the model ready …"), _blind_answers(said), "", {}, *locked
+        yield skip, skip, drawing.notice(_READYING), _blind_answers(said), "", {}, *locked
         shown = time.monotonic()
         try:
             for side, piece in blind.answers(owner, choice, test_id, page.worker, message, system, **sampling):
                 said[side] += piece
                 if time.monotonic() - shown > UPDATE_S:
                     shown = time.monotonic()
-                    yield skip, skip, skip, "", _blind_answers(said), *[skip] * 5
+                    yield skip, skip, "", _blind_answers(said), *[skip] * 5
         except UserError:
-            yield message, skip, skip, "", _no_answers(), "", {}, *locked
+            yield skip, skip, "", _no_answers(), "", {}, *locked
             raise
-        yield skip, skip, skip, "", _blind_answers(said), test_id, said, *ready
+        yield skip, skip, "", _blind_answers(said), test_id, said, *ready
 
     def voting(better):
         @in_words
@@ -228,7 +300,9 @@ def wire(its, train, tabs) -> None:
         return last, *[talk[:-2] if len(talk) >= 2 and talk[-2]["content"] == last else talk for talk in talks]
 
     @in_words
-    def retry(base_said, tuned_said):
+    def retry(base_said, tuned_said, ticket):
+        if ticket in tickets:
+            raise Hint(_GOING)
         return take_back(base_said, tuned_said)
 
     @in_words
@@ -282,8 +356,9 @@ def wire(its, train, tabs) -> None:
         return [_of_the_base(task), *_switch(task, plan, ready)]
 
     @in_words
-    def meet(choice, adapter_id, form_task, view, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+    def meet(choice, adapter_id, form_task, view, ticket, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
+        tickets.pop(ticket, None)  # an answer of the one before would go on in it
         visitor = page.visitor(browser_id, token)
         task, plan, ready = task_of(choice, adapter_id, form_task, visitor)
         ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
@@ -362,21 +437,29 @@ def wire(its, train, tabs) -> None:
         run = chosen_run(choice, visitor)
         return publish_shown(run, publish.open_up(run, visitor.token), request)
 
-    talk = dict(
-        fn=answer, inputs=[its.message, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
-        outputs=[its.message, its.base, its.tuned, its.about, its.blind, its.blind_id, its.blind_said, *its.votes.values()], concurrency_limit=16, **quiet,
+    buttons, votes = [its.send, its.stop], list(its.votes.values())
+    at_once = dict(
+        fn=say, inputs=[its.message, its.base, its.tuned, its.subject, its.view, its.ticket],
+        outputs=[its.ticket, its.asked, its.message, its.base, its.tuned, its.about, its.blind, its.blind_id, *votes, *buttons], queue=False, **quiet,
     )
-    redo = dict(fn=retry, inputs=[its.base, its.tuned], outputs=[its.message, its.base, its.tuned], **quiet)
-    busy = dict(fn=lambda: (gr.update(interactive=False), gr.update(interactive=True)), outputs=[its.send, its.stop], queue=False, **quiet)
-    ready = dict(fn=lambda: (gr.update(interactive=True), gr.update(interactive=False)), outputs=[its.send, its.stop], queue=False, **quiet)
-    begun = [its.send.click(**busy), its.message.submit(**busy), its.retry.click(**redo).success(**busy)]
-    going = [start.then(**talk) for start in begun]
-    for answering in going:
-        answering.then(**ready)
-        answering.failure(**ready)
+    # Several at once, as far as Gradio goes: one that was stopped may take a while to end, and must not swallow the next.
+    talk = dict(
+        fn=answer, inputs=[its.ticket, its.asked, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
+        outputs=[its.base, its.tuned, its.about, its.blind, its.blind_id, its.blind_said, *votes], concurrency_limit=MOST_ANSWERS, trigger_mode="multiple", **quiet,
+    )
+    redo = dict(fn=retry, inputs=[its.base, its.tuned, its.ticket], outputs=[its.message, its.base, its.tuned], **quiet)
+    over = dict(fn=ended, inputs=[its.ticket], outputs=buttons, queue=False, **quiet)
+    unanswered = dict(
+        fn=put_back, inputs=[its.ticket, its.asked, its.message, its.base, its.tuned, its.view, its.blind_id],
+        outputs=[its.message, its.base, its.tuned, its.about, its.blind, *buttons], queue=False, **quiet,
+    )
+    for start in (its.send.click(**at_once), its.message.submit(**at_once), its.retry.click(**redo).success(**at_once)):
+        answered = start.success(**talk)
+        answered.success(**over)
+        answered.failure(**unanswered)
     its.edit.click(**redo)
-    its.stop.click(cancels=going, **ready)
-    its.clear.click(lambda: ([], [], gr.update(interactive=True), gr.update(interactive=False)), None, [its.base, its.tuned, its.send, its.stop], cancels=going, queue=False, **quiet)
+    its.stop.click(**unanswered)
+    its.clear.click(clear, [its.ticket], [its.base, its.tuned, *buttons], queue=False, **quiet)
     its.view.change(change_view, [its.view], [its.base, its.tuned, its.blind_panel, its.redo], **quiet)
     for better, button in its.votes.items():
         button.click(voting(better), [its.subject, its.blind_id, its.blind_said, *who], [its.blind, its.tally, *its.votes.values(), its.blind_in_card], **quiet)
@@ -385,9 +468,9 @@ def wire(its, train, tabs) -> None:
     voted = [its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card]
     chosen = [its.subject, its.adapter_id, train.knobs["task"], *who]
     its.subject.change(
-        meet, [its.subject, its.adapter_id, train.knobs["task"], its.view, *who],
+        meet, [its.subject, its.adapter_id, train.knobs["task"], its.view, its.ticket, *who],
         [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.show_card, *panels], **quiet,
-    )
+    ).then(**over)
     train.knobs["task"].change(follow_form, chosen, [its.about, *panels], **quiet)
     trying = its.trying
     its.trying.go.click(
@@ -404,6 +487,32 @@ def wire(its, train, tabs) -> None:
     its.push.click(push, [its.subject, its.name, its.private, *who], published, **spin)
     its.publish_timer.tick(poll, [its.subject, its.publish_seen, *who], published, concurrency_limit=None, trigger_mode="once", **quiet)
     its.open_up.click(open_up, [its.subject, *who], published, **spin)
+
+
+_READYING = "Getting the model ready …"
+_GOING = "Your last message is being answered. Wait for its end, or stop it."
+
+
+def _line(ahead: int) -> str:
+    """What is said until an answer begins, where so many are being given."""
+    if ahead < MOST_ANSWERS:
+        return _READYING
+    return f"Many are asking just now: {ahead} answers are being written, and yours comes after those that wait already …"
+
+
+def _speakers(view, tuned: bool) -> list[str]:
+    """Who answers in this view, where there is a tuned model or not."""
+    return [*(["base"] if view != TUNED or not tuned else []), *(["tuned"] if view != BASE and tuned else [])]
+
+
+def _is_pending(talk: list[dict]) -> bool:
+    """Whether a conversation ends with a message that has no answer yet."""
+    return len(talk) >= 2 and talk[-1] == {"role": "assistant", "content": PENDING} and talk[-2]["role"] == "user"
+
+
+def _unsaid(message: str) -> dict:
+    """A blind test's message, and both answers before their first word."""
+    return {"prompt": message, "left": "", "right": ""}
 
 
 def _panels(its) -> list:
