@@ -219,6 +219,10 @@ def test_a_page_that_was_closed_while_it_waited_is_forgotten(page, click, monkey
     _, held = send(click, "Where is the cat?")
     tickets = inspect.getclosurevars(inspect.unwrap(page[1]["say"].fn)).nonlocals["tickets"]
     assert held["ticket"] in tickets
-    monkeypatch.setattr(chat_tab, "FORGOTTEN_S", -1.0)
-    send(click, "Hi")
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_tab, "FORGOTTEN_S", -1.0)
+        send(click, "Hi")
     assert held["ticket"] not in tickets
+    monkeypatch.setattr(chat_tab, "MOST_WAITING", 3)
+    last = [send(click, "Hi")[1]["ticket"] for _ in range(9)]
+    assert list(tickets) == last[-4:]

@@ -238,16 +238,17 @@ def test_a_finished_run_teaches_the_next_quote(base, home, quick):
     assert machine.runs_known() == 0
     train.train(run)
     [known] = [kept for its_ in json.loads((home / "machine.json").read_text()).values() for kept in its_["runs"]]
-    assert known["kind"] == run.read("quote")["kind"] and set(known["ratios"]) == {"start", "train", "rest"}
+    assert known["kind"] == run.read("quote")["kind"] and set(known["ratios"]) == {"start", "train", "answers"}
 
 
 def test_what_was_learned_changes_the_part_it_is_about(home, its):
     before = quoted(its)
-    reach = replace(TWO_CORES, known=(("rest", 1.0), ("start", 3.0), ("train", 2.0)))
+    reach = replace(TWO_CORES, known=(("answers", 0.5), ("start", 3.0), ("train", 2.0)))
     after = quoted(its, reach=reach)
     assert after.time["training"] == pytest.approx(2 * before.time["training"])
     assert after.time["getting ready"] == pytest.approx(3 * before.time["getting ready"])
-    assert after.time["measuring"] == before.time["measuring"]
+    assert after.time["measuring"] == pytest.approx(2 * before.time["measuring"]), "products too"
+    assert after.time["answers"] == pytest.approx(0.5 * before.time["answers"])
 
 
 def test_taken_by_quoted_is_told_part_by_part():
@@ -264,9 +265,22 @@ def test_taken_by_quoted_is_told_part_by_part():
     told.append({"kind": "result", "t": clock + 74})  # the report's minute says nothing of the rest
     found = rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)
     assert found["start"] == pytest.approx(15 / 10) and found["train"] == pytest.approx(2.0)
-    assert found["rest"] == pytest.approx((clock + 14 - 117 - 80) / 10)
+    assert found["answers"] == pytest.approx((clock + 14 - 117 - 80 - 2.0 * 5) / 5)
 
 
 def test_kinds_of_arithmetic_are_told_apart(its):
     assert cost.kind(Recipe(), its) == "fast" and cost.kind(Recipe(lora_dropout=0.1), its) == "plain"
     assert cost.kind(Recipe(), replace(its, family="mamba")) == "plain"
+
+
+@pytest.mark.parametrize(("both", "asked", "first", "batch", "batches", "budget", "wanted"), [
+    (20, 10, 5, 5, 3, 60, 20 + 10 + 15),  # all of it
+    (20, 10, 5, 5, 9, 60, 20 + 10 + 5 * 5),  # 30 s are left: a sixth would be begun with 5 s left, and needs 6
+    (20, 60, 5, 5, 9, 60, 20 + 20 + 3 * 5),  # half of the probe's time, and answers in the other half
+    (20, 60, 30, 5, 9, 60, 20 + 20),  # the first batch is thought to take longer than there is
+    (200, 40, 5, 5, 9, 60, 50 + 10),  # fewer rows are measured, so that a quarter of the probe can be asked
+    (1000, 40, 5, 5, 9, 60, 160 + 10),  # the first 16 of 100 rows, whatever it takes
+])
+def test_a_report_is_quoted_as_it_keeps_to_its_time(both, asked, first, batch, batches, budget, wanted):
+    """As `report.make` decides: rows, then questions, then answers in whole batches."""
+    assert quote._report_s(both, 100, asked, first, batch, batches, budget) == pytest.approx(wanted)

@@ -297,6 +297,38 @@ def test_a_finished_run_is_trained_longer(base, home, quick, settings):
     assert "12 steps instead of 8" in notes(longer)
 
 
+def test_a_short_run_that_is_trained_longer_is_measured_on_more_rows(base, home, quick):
+    """What was best by the few rows that it had work for does not count by the many; killed on the way, it ends the same."""
+    from tests.test_train import Killed, at_step, killed
+
+    records = [{"prompt": f"Count {n}.", "completion": f"{n} {n + 1}"} for n in range(80)]
+    quick.setattr(runs, "start", lambda run, token=None: runs.claim(run))
+    quick.setattr(train.plans, "EVALUATION_SHARE", 0.1)
+    ended = []
+    for kill_at in (None, 10, 20):
+        run = small_run(base, records=records, held_out_share=0.3, max_steps=8, patience=0, evaluations=3)
+        train.train(run)
+        few = run.read("plan")["evaluated_rows"]
+        best = [event for event in events(run, "eval") if event["best"]][-1]
+        assert len(few) < 5 and (run.folder / "checkpoints" / "checkpoint-8").exists()
+        runs.longer(run, 8.0)
+        run = runs.find(run.owner, run.id)
+        if kill_at:
+            with quick.context() as here:
+                at_step(here, kill_at, killed)
+                with pytest.raises(Killed):
+                    train.train(run)
+        train.train(run)
+        plan, later = run.read("plan"), [event for event in events(run, "eval") if event["rows"] > len(few)]
+        assert plan["rows_from"] == plan["longer_from"] == 8 and len(plan["evaluated_rows"]) > 2 * len(few)
+        assert f"measured on {len(plan['evaluated_rows'])} held-out rows from step 8 on, where the shorter run had work for {len(few)}" in notes(run)
+        assert later[0]["step"] == 8 and later[0]["best"] and best["rows"] == len(few)
+        assert {event["step"] for event in later} == {8, *(step for step in plan["evaluate_at"] if step > 8)}
+        assert run.read("report")["best_step"] == min(later, key=lambda event: event["loss"])["step"]
+        ended.append((losses(run), adapter_hash(run.adapter_dir), run.read("report")["best_step"]))
+    assert ended[0] == ended[1] == ended[2]
+
+
 def test_patience_does_not_end_at_once_what_was_asked_to_go_on(base, home, quick):
     run = small_run(base, learning_rate=5e-2, patience=1, epochs=8.0, evaluations=16)
     train.train(run)

@@ -38,7 +38,7 @@ class Reach:
         op_us: what one small operation costs by itself.
         import_s, import_gib: the training process before it has done anything.
         measured: whether these figures were seen on this machine.
-        known: part of a run ("start", "train", "rest") -> taken / quoted, in the finished runs of this kind here.
+        known: part of a run ("start", "train", "answers") -> taken / quoted, in the finished runs of this kind here.
     """
 
     device: str

@@ -127,26 +127,27 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     # A tuned model answers about as long as its rows do; the base runs on.
     answered = min(SAMPLE_TOKENS, 1.2 * rows.learned / max(1, len(rows.lengths)))
     encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
-    rest = reach.ratio("rest")
+    # Passes are as fast or slow as training's, which is products too; answers, a token after the other, wait for memory.
+    passes, words = reach.ratio("train"), reach.ratio("answers")
     time = {
         "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
-        "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * reach.ratio("train"),
-        "training": cost.training_s(recipe, its, plan, work, reach) * reach.ratio("train"),
-        "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * rest,
-        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE * rest,
+        "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * passes,
+        "training": cost.training_s(recipe, its, plan, work, reach) * passes,
+        "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * passes,
+        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE * words,
     }
     if tasks.get(recipe.task).ANSWERS:
-        both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * rest
-        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * rest
+        both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
+        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
         longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-        batch = cost.answer_s(its, 1.8 * longest, reach) * BATCH_OF_ANSWERS * rest
+        batch = cost.answer_s(its, 1.8 * longest, reach) * BATCH_OF_ANSWERS * words
         first = 2 * longest * plans.ANSWER_STEP_TOKENS * both / max(1.0, 2 * per_row * held_count)
         batches = math.ceil(held_count / cost.ANSWERS_AT_ONCE[reach.device])
         time["before and after"] = _report_s(both, held_count, asked, first, batch, batches, plans.report_budget_s(sum(time.values())))
     else:
         if recipe.feature_distillation:  # the training rows go once through the untouched base
-            time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * rest
-        time["answers"], time["before and after"] = 0.0, _classifier_report_s(recipe, its, rows, plan, one_held.times(2 * held_count), reach) * rest
+            time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * passes
+        time["answers"], time["before and after"] = 0.0, _classifier_report_s(recipe, its, rows, plan, one_held.times(2 * held_count), reach) * passes
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     # A run that trains one short row at a time needs most when it measures; measured on processors, where that was seen.
     if reach.device == "cpu":

@@ -218,7 +218,7 @@ def learn(run) -> None:
 
 
 def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_at: float) -> dict[str, float]:
-    """Part of a run -> seconds taken / seconds quoted: "start", "train", "rest"."""
+    """Part of a run -> seconds taken / seconds quoted: "start", "train", "answers"."""
     said = noted["time"]
     tries = sum(noted["rehearsed"]["passes_s"])
     found = {"start": (rehearsed_at - tries - started) / said["getting ready"]}
@@ -234,5 +234,6 @@ def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_a
             trained = per_token * sum(event["tokens"] for event in steps)
             # Without the report: how long that takes is decided by what it may take.
             ended = next((event["t"] for event in events if event["t"] > rehearsed_at and event.get("state") == "checking"), events[-1]["t"])
-            found["rest"] = (ended - rehearsed_at - trained) / (said["measuring"] + said["answers"])
+            if said["answers"]:  # the passes that measure are taken to be as fast as those that train
+                found["answers"] = (ended - rehearsed_at - trained - found["train"] * said["measuring"]) / said["answers"]
     return {part: float(np.clip(ratio, 0.1, 10)) for part, ratio in found.items()}

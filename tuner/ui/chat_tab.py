@@ -17,8 +17,8 @@ BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
 _ALWAYS = [("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
 # Conversations that are answered at once; later ones wait for a place, in the order in which they came.
 MOST_ANSWERS = 16
-# A message that waits for so long is one whose page was closed.
-FORGOTTEN_S = 3600.0
+# A message that waits for so long is one whose page was closed; and no more are remembered than this.
+FORGOTTEN_S, MOST_WAITING = 3600.0, 10_000
 # What stands in the place of an answer whose first word is not there yet.
 PENDING = "…"
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
@@ -161,8 +161,9 @@ def wire(its, train, tabs) -> None:
             raise UserError("The message is empty. Write something first.")
         if ticket in tickets:  # Enter, while Send is at rest: what was written stays in the box
             raise gr.Error(_GOING, visible=False, print_exception=False)
-        for old in [old for old, since in list(tickets.items()) if now - since > FORGOTTEN_S]:  # the page was closed while it waited
-            tickets.pop(old, None)
+        for number, (old, since) in enumerate(reversed(list(tickets.items()))):
+            if now - since > FORGOTTEN_S or number >= MOST_WAITING:
+                tickets.pop(old, None)
         ticket = secrets.token_hex(8)
         tickets[ticket] = now
         talks = {"base": _plain(base_said), "tuned": _plain(tuned_said)}
