@@ -132,14 +132,12 @@ def test_whoever_comes_while_all_places_are_taken_is_told(click):
 def test_a_second_message_waits_in_its_box_until_the_first_is_answered(click):
     """Enter is there while Send is at rest; nothing is lost, and the two do not write over each other."""
     _, held = send(click, "Where is the cat?")
-    for message in ("And the dog?", "Where is the cat?"):
+    for message in ("And the dog?", "Where is the cat?", " "):
         with pytest.raises(gr.Error, match="being answered") as told:
             list(click("say", message=message, base_said=held["base_said"], tuned_said=[], ticket=held["ticket"]))
         assert not told.value.visible
     with pytest.raises(gr.Error, match="being answered"):
         list(click("retry", base_said=held["base_said"], tuned_said=[], ticket=held["ticket"]))
-    with pytest.raises(gr.Error, match="The message is empty"):
-        list(click("say", message=" ", base_said=held["base_said"], tuned_said=[], ticket=held["ticket"]))
     *_, last = click("answer", **held)
     assert last[0] == said(["Where is the cat?", "On the mat."])[0]
     send(click, "And the dog?", base_said=last[0], ticket=held["ticket"])
@@ -207,6 +205,15 @@ def test_an_error_leaves_a_message_to_be_put_back(page, click, monkeypatch):
     assert shown[-2][0][-1]["content"] == "On "
     [back] = click("put_back", **{**held, "base_said": shown[-1][0], "asked": held["message"], "message": "", "blind_id": ""})
     assert back[:2] == ["Where is the cat?", *said(["Hello", "Hi."])]
+
+
+def test_an_empty_message_changes_nothing_and_is_told(click):
+    shown, held = send(click, "  ", base_said=said(["Hello", "Hi."])[0])
+    assert shown[:2] == ["", ""] and all(map(is_skip, shown[2:]))
+    with pytest.raises(gr.Error, match="The message is empty"):
+        list(click("answer", **held))
+    [back] = click("put_back", **{**held, "asked": "", "message": "", "blind_id": ""})
+    assert all(map(is_skip, back[:5])) and back[5]["interactive"] is True
 
 
 def test_a_blind_question_is_shown_at_once_and_the_last_vote_is_over(click):

@@ -48,7 +48,7 @@ def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
             its.tally = gr.HTML("", elem_id="tally")
         its.blind_id, its.blind_said = gr.State(""), gr.State({})
         # What is being answered, and under which number. Not states: an answer that waited begins with what was sent with it.
-        its.asked, its.ticket = (gr.Textbox("", visible="hidden", show_label=False, container=False, elem_id=name) for name in ("asked", "ticket"))
+        its.asked, its.ticket = (gr.Textbox("", show_label=False, container=False, elem_id=name) for name in ("asked", "ticket"))
         with gr.Row(elem_id="chat-line"):
             its.message = gr.Textbox(show_label=False, placeholder="Write something, then press Enter", elem_id="message", scale=6, lines=1, max_lines=6, container=False, min_width=200)
             its.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=90)
@@ -157,10 +157,10 @@ def wire(its, train, tabs) -> None:
     def say(message, base_said, tuned_said, choice, view, ticket):
         """What was written stands in the conversation at once, and how long the answer may take is told; whoever is before."""
         message, now, skip = (message or "").strip(), time.monotonic(), gr.skip()
-        if not message:
-            raise UserError("The message is empty. Write something first.")
         if ticket in tickets:  # Enter, while Send is at rest: what was written stays in the box
             raise gr.Error(_GOING, visible=False, print_exception=False)
+        if not message:  # which `answer` says: Gradio shows no words of what is outside its queue
+            return "", "", *[skip] * 11
         for number, (old, since) in enumerate(reversed(list(tickets.items()))):
             if now - since > FORGOTTEN_S or number >= MOST_WAITING:
                 tickets.pop(old, None)
@@ -176,6 +176,8 @@ def wire(its, train, tabs) -> None:
     @in_words
     def answer(ticket, message, base_said, tuned_said, choice, adapter_id, view, system, temperature, top_p, longest, base_model, browser_id, token: gr.OAuthToken | None):
         """The answer to what `say` has put into the conversation."""
+        if not message:
+            raise Hint("The message is empty. Write something first.")
         if ticket not in tickets:  # stopped while it waited
             yield [gr.skip()] * 9
             return
