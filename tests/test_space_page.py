@@ -134,11 +134,16 @@ def test_who_is_not_signed_in_reads_one_thing_and_is_offered_nothing_that_cannot
     page.wait_for_selector(".toast-body.warning")
     title = page.evaluate("(() => { const its = document.querySelector('.toast-body .toast-title'); return [getComputedStyle(its, '::before').content, getComputedStyle(its).fontSize] })()")
     assert title == ['"Mind"', "0px"] and "The message is empty" in page.inner_text(".toast-body")
-    page.wait_for_function("[...document.querySelectorAll('#chat-base .error')].length > 0")  # Gradio's pill is there, and not over the conversation
     assert not page.locator("#chat-base .error").is_visible()
     picture(page, f"space-toast-{name}")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 1
+    # Gradio's own pill is there, and not over the row that the error did not touch.
+    tab(page, "Dataset")
+    page.locator("#source").get_by_text("Hub", exact=True).click()
+    page.click("#read-hub")
+    page.wait_for_function("document.querySelectorAll('[data-testid=status-tracker] > .error').length > 0")
+    assert not any(its.is_visible() for its in page.locator("[data-testid=status-tracker] > .error").all())
     page.context.close()
 
 
