@@ -267,6 +267,7 @@ def main() -> int:
             began = time.monotonic()
             told = lambda number: print(f"{time.monotonic() - began:.0f} s: batch {number + 1} of {batches}", file=sys.stderr, flush=True)  # noqa: E731
             found = go(app, asked.visitors, batches, 1, STARTER_MODEL, asked.think, told, asked.minutes * 60)
+            said = app.log.read_text()[-3000:] if found.wrong else ""
     print(f"{asked.visitors} visitors, {(time.monotonic() - began) / 60:.1f} minutes\n\n{found.table()}\n")
     warm, last = found.held[max(1, len(found.held) // 5)]["rss_mib"], found.held[-1]["rss_mib"]
     must = {
@@ -280,6 +281,8 @@ def main() -> int:
     print("\n".join(f"{'yes' if holds else 'NO '}  {words}" for words, holds in must.items()))
     for words in [*found.wrong[:10], *[f"{way}: {a} -> {b}" for way, (a, b) in found.grown().items()][:10]]:
         print(f"     {words}")
+    if said:
+        print(f"\nThe app's log ends with:\n{said}")
     return 0 if all(must.values()) else 1
 
 

@@ -1,11 +1,13 @@
 """The page as a whole: header, three tabs, who the visitor is, errors in words, and the server around it."""
 
+import ctypes
 import functools
 import inspect
 import logging
 import os
 import secrets
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -275,8 +277,25 @@ def _own_files() -> list[str]:
     return [str(path) for path in child.PROJECT_ROOT.iterdir() if not Path(gr.__file__).is_relative_to(path)]
 
 
+# glibc's numbers for what `mallopt` sets, and to what.
+_MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**17), "M_MMAP_THRESHOLD": (-3, 2**18), "M_ARENA_MAX": (-8, 2)}
+# A connection is kept for a while after each answer: a page that looks once a second needs no new one, nor does a proxy.
+KEEP_ALIVE_S = 75
+
+
+def _hold_little() -> None:
+    """Give memory back as it is freed. With an arena for each thread that answers, and a pool of Arrow's own, the process keeps
+    what each burst of clicks needed, and more with every one (tests/bench/RESULTS.md)."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    with suppress(OSError, AttributeError):  # a system without glibc
+        libc = ctypes.CDLL(None)
+        for number, value in _MALLOC.values():
+            libc.mallopt(number, value)
+
+
 def serve(share: bool = False) -> None:
     """Serve the page until it is stopped."""
+    _hold_little()
     redaction.install(hide_messages=share or on_a_space())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
@@ -297,7 +316,7 @@ def serve(share: bool = False) -> None:
     if share:
         threading.Thread(target=_open_tunnel, args=(host, port), daemon=True).start()
     try:
-        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_S)
     finally:
         page.worker.close()
         page.labeller.close()
