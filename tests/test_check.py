@@ -269,6 +269,21 @@ def test_the_head_alone_is_shown_as_the_whole_would_show_it(home, eyes):
 
 
 
+def test_an_array_that_could_not_be_read_for_another_thread_s_sake_is_read_again(tmp_path, monkeypatch):
+    """Seen in ast.parse of numpy's header, beside fifty visitors."""
+    scan.save(tmp_path / "a.npy", np.arange(3))
+    plain, calls = np.load, []
+
+    def fails_first(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise SystemError
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(np, "load", fails_first)
+    assert scan.load(tmp_path / "a.npy").tolist() == [0, 1, 2] and len(calls) == 2
+
+
 # Pasted text -------------------------------------------------------------------------------------------------------
 
 

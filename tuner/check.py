@@ -182,7 +182,7 @@ def _gather(dataset: data.Dataset, steps: int, state: fixes.State, look: scan.Lo
     )
     if not (folder / "near.npy").exists():
         _find_like_rows(rows, part_of, within, whole, folder, report)
-    rows.same, rows.near = np.load(folder / "same.npy", mmap_mode="r"), np.load(folder / "near.npy", mmap_mode="r")
+    rows.same, rows.near = scan.load(folder / "same.npy"), scan.load(folder / "near.npy")
     return rows
 
 

@@ -199,7 +199,7 @@ class Rows:
         for number in range(1, len(self.parts)):
             rows = np.flatnonzero(part == number)
             if len(rows):
-                found[rows] = np.load(self.parts[number].path.with_suffix(".origins.npy"))[place[rows]]
+                found[rows] = scan.load(self.parts[number].path.with_suffix(".origins.npy"), None)[place[rows]]
         return found
 
     def held_out(self, share: float, seed: int) -> tuple[np.ndarray, str]:

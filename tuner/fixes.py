@@ -52,7 +52,7 @@ class State:
         if known is None:
             return None
         parts = [first, *(scan.Part(first.folder / name, None, first.task) for name in known["parts"])]
-        return cls(parts, np.load(folder / "places.npy", mmap_mode="r"), np.load(folder / "own.npy", mmap_mode="r"), known["steps"])
+        return cls(parts, scan.load(folder / "places.npy"), scan.load(folder / "own.npy"), known["steps"])
 
 
 def step(finding: str, fix: str, recipe: Recipe, tokenizer_dir: str) -> dict:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,20 @@ def save(path: Path, array: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
+def load(path: Path, mode: str | None = "r") -> np.ndarray:
+    """An array that `save` kept, mapped; with None as its mode, read."""
+    with _loading:
+        try:
+            return np.load(path, mmap_mode=mode)
+        except SystemError:
+            return np.load(path, mmap_mode=mode)
+
+
+# numpy reads an array's header with Python's own parser. That of 3.11 fails now and then (SystemError) where another thread is in it
+# as well: once in ten thousand clicks of fifty visitors.
+_loading = threading.Lock()
+
+
 def short_hash(what) -> str:
     return hashlib.sha256(json.dumps(what, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -203,7 +218,7 @@ class Tokens:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokens":
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
+        return cls(*(load(folder / f"{name}.npy") for name in cls.__dataclass_fields__))
 
     def to_lists(self) -> dict[str, list]:
         """The same as JSON takes it."""
@@ -361,7 +376,7 @@ def _without(its: Part, texts: data.Texts) -> np.ndarray:
     """The boilerplate of a dataset, found once in its records and kept for the rows that fixes make, which lie beside it."""
     kept = (its.folder if its.mapping is not None else its.path.parent) / "boilerplate.npy"
     if its.mapping is None and kept.exists():
-        return np.load(kept)
+        return load(kept, None)
     module, said = tasks.get(its.task), []
     for block in texts.blocks():
         for number, text in enumerate(block, len(said) + 1):
@@ -418,14 +433,14 @@ def _help(texts: list[str], start: int):
 
 def rows_of(its: Part) -> np.ndarray:
     """(N,) ROW of a part that was looked at."""
-    return np.load(its.folder / "rows.npy", mmap_mode="r")
+    return load(its.folder / "rows.npy")
 
 
 def keys_of(its: Part) -> np.ndarray:
     """(BANDS, N) band keys of a part that was looked at."""
-    return np.load(its.folder / "bands.npy", mmap_mode="r")
+    return load(its.folder / "bands.npy")
 
 
 def without_of(its: Part) -> np.ndarray:
     """The boilerplate that near duplicates are compared without; of the part that the records are."""
-    return np.load(its.folder / "boilerplate.npy")
+    return load(its.folder / "boilerplate.npy", None)

@@ -219,13 +219,28 @@ def build(page: Page) -> gr.Blocks:
 
 
 class _Visit(state_holder.SessionState):
-    """What a visit's page holds. Gradio 6.31 makes a component anew with each update, under another number, and keeps it under
-    that as well once a click reads it: one component more with each look at a run, for as long as the page is open."""
+    """What a visit's page holds.
+
+    Gradio 6.31 makes a component anew with each update, under another number, and keeps it under that as well once a click reads
+    it: one component more with each look at a run, for as long as the page is open. And it keeps the whole page's configuration
+    once more for each visit, half a megabyte, for links to a page's state, which `gate` does not let through.
+    """
+
+    def __init__(self, blocks: gr.Blocks):
+        super().__init__(blocks)
+        self.config_values = {}
 
     def __setitem__(self, number: int, value) -> None:
         if isinstance(value, Block):
             value._id = number
         super().__setitem__(number, value)
+        self.config_values.clear()
+
+    def _update_config(self, _number: int) -> None:
+        """Nothing: see above."""
+
+    def _update_value_in_config(self, _number: int, _value) -> None:
+        """Nothing: see above."""
 
 
 class _Visits(dict):
