@@ -253,7 +253,7 @@ def test_what_was_learned_changes_the_part_it_is_about(home, its):
 
 def test_taken_by_quoted_is_told_part_by_part():
     noted = {
-        "time": {"getting ready": 10.0, "rehearsal": 2.0, "training": 40.0, "measuring": 5.0, "answers": 5.0}, "tokens": 1000, "steps": 10,
+        "time": {"getting ready": 10.0, "rehearsal": 2.0, "training": 40.0, "measuring": 4.0, "answers": 5.0}, "tokens": 1000, "steps": 10,
         "rehearsed": {"passes_s": [1.0, 1.0]},
     }
     clock, told = 116.0, []
@@ -265,7 +265,10 @@ def test_taken_by_quoted_is_told_part_by_part():
     told.append({"kind": "result", "t": clock + 74})  # the report's minute says nothing of the rest
     found = rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)
     assert found["start"] == pytest.approx(15 / 10) and found["train"] == pytest.approx(2.0)
-    assert found["answers"] == pytest.approx((clock + 14 - 117 - 80 - 2.0 * 5) / 5)
+    assert found["answers"] == pytest.approx((clock + 14 - 117 - 80 - 2.0 * 4) / 5)
+    # Where passes took nearly all of that time, nothing is learned of answers.
+    noted["time"] |= {"measuring": 6.0}
+    assert set(rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)) == {"start", "train"}
 
 
 def test_kinds_of_arithmetic_are_told_apart(its):

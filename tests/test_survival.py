@@ -329,6 +329,25 @@ def test_a_short_run_that_is_trained_longer_is_measured_on_more_rows(base, home,
     assert ended[0] == ended[1] == ended[2]
 
 
+def test_what_is_stopped_before_it_goes_on_longer_stays_what_it_was(base, home, quick):
+    records = [{"prompt": f"Count {n}.", "completion": f"{n} {n + 1}"} for n in range(80)]
+    quick.setattr(runs, "start", lambda run, token=None: runs.claim(run))
+    quick.setattr(train.plans, "EVALUATION_SHARE", 0.1)
+    run = small_run(base, records=records, held_out_share=0.3, max_steps=8, patience=0, evaluations=3)
+    plain = train.Tuning._note
+    quick.setattr(train.Tuning, "_note", lambda self, step, measured: plain(self, step, {**measured, "loss": 2 + abs(step - 5) / 10}))
+    train.train(run)
+    before = adapter_hash(run.adapter_dir), run.read("report")["best_step"]
+    assert before[1] < 8, "the last version is the best: nothing can be lost"
+    runs.longer(run, 8.0)
+    run = runs.find(run.owner, run.id)
+    load = train.models.load_base
+    quick.setattr(train.models, "load_base", lambda *rest, **more: ((run.folder / "stop").touch(), load(*rest, **more))[1])
+    train.train(run)
+    assert run.read("plan")["rows_from"] == 8 and len(losses(run)) == 8 and "None" not in notes(run)
+    assert (adapter_hash(run.adapter_dir), run.read("report")["best_step"]) == before
+
+
 def test_patience_does_not_end_at_once_what_was_asked_to_go_on(base, home, quick):
     run = small_run(base, learning_rate=5e-2, patience=1, epochs=8.0, evaluations=16)
     train.train(run)

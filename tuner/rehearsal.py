@@ -202,6 +202,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 # Learning from runs -----------------------------------------------------------------------------------------------
 
 
+# What share of the time beside training answers have to have taken, for their pace to be learned from it.
+LEAST_LEFT = 0.25
+
+
 def learn(run) -> None:
     """Keep by how much this finished run took longer than its formula said, part by part, for the next quote.
 
@@ -234,6 +238,9 @@ def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_a
             trained = per_token * sum(event["tokens"] for event in steps)
             # Without the report: how long that takes is decided by what it may take.
             ended = next((event["t"] for event in events if event["t"] > rehearsed_at and event.get("state") == "checking"), events[-1]["t"])
-            if said["answers"]:  # the passes that measure are taken to be as fast as those that train
-                found["answers"] = (ended - rehearsed_at - trained - found["train"] * said["measuring"]) / said["answers"]
+            # The passes that measure are taken to be as fast as those that train; what is left says something where it is much.
+            beside = ended - rehearsed_at - trained
+            answered = beside - found["train"] * said["measuring"]
+            if said["answers"] and answered > LEAST_LEFT * beside:
+                found["answers"] = answered / said["answers"]
     return {part: float(np.clip(ratio, 0.1, 10)) for part, ratio in found.items()}

@@ -20,11 +20,15 @@ class Curves:
         # What is in the log was said; a process that ended since may have said it.
         self.said = {event["rule"] for event in run.events()[0] if event["kind"] == "note" and "rule" in event}
 
-    def resume(self, step: int) -> None:
-        """Take the curves up to a checkpoint's step from the log; what came after is done again."""
+    def resume(self, step: int, rows: int) -> None:
+        """Take the curves up to a checkpoint's step from the log; what came after is done again.
+
+        Args:
+            rows: how many held-out rows are measured now; losses of another number of them are another curve.
+        """
         told = self.run.events()[0]
         self.steps = [event for event in events.latest(told, "step") if event["step"] <= step]
-        self.evals = [event for event in events.latest(told, "eval") if event["step"] <= step]
+        self.evals = [event for event in events.latest(told, "eval") if event["step"] <= step and event.get("rows", rows) == rows]
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         self.steps.append({"step": step, "loss": loss, "learning_rate": learning_rate})

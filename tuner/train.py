@@ -159,6 +159,11 @@ def _nothing_yet() -> dict:
     return {"loss": math.inf, "score": [math.inf], "step": None, "lowest": math.inf, "worse": 0}
 
 
+def _best_of(kept: dict) -> dict:
+    """The best version by what a checkpoint keeps."""
+    return {"score": [kept["best"]["loss"]], "lowest": kept["best"]["loss"], **kept["best"]}
+
+
 class _Leaving:
     """What a SIGTERM does: it ends this process at once, or as soon as what must not be cut in two is whole."""
 
@@ -418,8 +423,9 @@ class Tuning(Trainer):
             self.saved_at = self.state.global_step
 
     def go_back(self, checkpoint: Path) -> None:
-        """Be where a checkpoint is, without going on."""
+        """Be where a checkpoint is, without going on: what was best then is."""
         self._load_from_checkpoint(checkpoint)
+        self.best = _best_of(read_json(checkpoint / "tuning.json"))
         self.state.global_step = self.saved_at
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -428,7 +434,7 @@ class Tuning(Trainer):
         checkpoint = Path(resume_from_checkpoint)
         set_peft_model_state_dict(self.model, checkpoints.load_adapter(checkpoint))
         kept = read_json(checkpoint / "tuning.json")
-        self.best = {"score": [kept["best"]["loss"]], "lowest": kept["best"]["loss"], **kept["best"]}
+        self.best = _best_of(kept)
         self.saved_at = int(checkpoint.name.removeprefix(checkpoints.PREFIX))
         self.measured_at = kept.get("measured_at", self.saved_at)
         if self.saved_at <= self.plan.get("longer_from", -1):  # its owner wants more, whatever patience said
@@ -436,7 +442,7 @@ class Tuning(Trainer):
         if self.saved_at <= self.plan.get("rows_from", -1):  # measured on other rows than from here on
             self.best, self.measured_at = _nothing_yet(), None
         self.meter.resume(self.saved_at, kept["elapsed_s"])
-        self.seen.resume(self.saved_at)
+        self.seen.resume(self.saved_at, len(self.held))
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint:

@@ -301,7 +301,9 @@ KEEP_ALIVE_S = 75
 def _hold_little() -> None:
     """Give memory back as it is freed. With an arena for each thread that answers, and a pool of Arrow's own, the process keeps
     what each burst of clicks needed, and more with every one (tests/bench/RESULTS.md)."""
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    import pyarrow
+
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     with suppress(OSError, AttributeError):  # a system without glibc
         libc = ctypes.CDLL(None)
         for number, value in _MALLOC.values():

@@ -151,7 +151,13 @@ def wire(its, train, tabs) -> None:
         return chat.of_run(runs.find(visitor.owner, str(choice)))
 
     tickets: dict[str, float] = {}  # the number of each message that waits or is being answered -> since when; out of here, its answer ends
+    stopped: dict[str, float] = {}  # those whose end somebody asked for, until their turn comes to end
     answering: set[str] = set()  # those of them that are being answered
+
+    def drop(ticket: str) -> None:
+        """Let an answer end, now or before it begins."""
+        if tickets.pop(ticket, None) is not None:
+            stopped[ticket] = time.monotonic()
 
     @in_words
     def say(message, base_said, tuned_said, choice, view, ticket):
@@ -161,9 +167,10 @@ def wire(its, train, tabs) -> None:
             raise gr.Error(_GOING, visible=False, print_exception=False)
         if not message:  # which `answer` says: Gradio shows no words of what is outside its queue
             return "", "", *[skip] * 11
-        for number, (old, since) in enumerate(reversed(list(tickets.items()))):
-            if now - since > FORGOTTEN_S or number >= MOST_WAITING:
-                tickets.pop(old, None)
+        for kept in (tickets, stopped):
+            for number, (old, since) in enumerate(reversed(list(kept.items()))):
+                if (now - since > FORGOTTEN_S or number >= MOST_WAITING) and old not in answering:
+                    kept.pop(old, None)
         ticket = secrets.token_hex(8)
         tickets[ticket] = now
         talks = {"base": _plain(base_said), "tuned": _plain(tuned_said)}
@@ -178,9 +185,11 @@ def wire(its, train, tabs) -> None:
         """The answer to what `say` has put into the conversation."""
         if not message:
             raise Hint("The message is empty. Write something first.")
-        if ticket not in tickets:  # stopped while it waited
+        if stopped.pop(ticket, None) is not None:  # while it waited
             yield [gr.skip()] * 9
             return
+        if ticket not in tickets:
+            raise UserError("Your message waited for very long and was forgotten. Send it again.")
         answering.add(ticket)
         try:
             visitor = page.visitor(browser_id, token)
@@ -191,14 +200,17 @@ def wire(its, train, tabs) -> None:
                 pieces = converse(visitor, message, base_said, tuned_said, choice, adapter_id, view, system, sampling, base_model)
             for shown in pieces:
                 if ticket not in tickets:
+                    yield [gr.skip()] * 9  # Gradio shows what came last once more
                     return
                 yield shown
         except Exception:
-            if ticket in tickets:  # else nobody waits for it any more
+            if ticket in tickets:
                 raise
+            yield [gr.skip()] * 9  # nobody waits for it any more
         finally:
             answering.discard(ticket)
-            tickets.pop(ticket, None)
+            for kept in (tickets, stopped):
+                kept.pop(ticket, None)
 
     def converse(visitor, message, base_said, tuned_said, choice, adapter_id, view, system, sampling, base_model):
         """Base, tuned or both go on with their conversations."""
@@ -237,7 +249,7 @@ def wire(its, train, tabs) -> None:
     def put_back(ticket, asked, message, base_said, tuned_said, view, blind_id):
         """The end of a message that was stopped or met an error: what got no answer is the message again, unless another one
         was begun; what was answered in part stays."""
-        tickets.pop(ticket, None)
+        drop(ticket)
         skip, talks = gr.skip(), [_plain(base_said), _plain(tuned_said)]
         unanswered = [talk for talk in talks if _is_pending(talk)]
         in_part = view == BOTH and len(unanswered) == 1 and all(len(talk) >= 2 and talk[-2] == unanswered[0][-2] for talk in talks)
@@ -256,7 +268,7 @@ def wire(its, train, tabs) -> None:
         return [gr.skip()] * 2 if ticket in tickets else [gr.update(interactive=True), gr.update(interactive=False)]
 
     def clear(ticket):
-        tickets.pop(ticket, None)
+        drop(ticket)
         return [], [], gr.update(interactive=True), gr.update(interactive=False)
 
     def compare(owner, choice, message, system, sampling):
@@ -361,7 +373,7 @@ def wire(its, train, tabs) -> None:
     @in_words
     def meet(choice, adapter_id, form_task, view, ticket, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
-        tickets.pop(ticket, None)  # an answer of the one before would go on in it
+        drop(ticket)  # an answer of the one before would go on in it
         visitor = page.visitor(browser_id, token)
         task, plan, ready = task_of(choice, adapter_id, form_task, visitor)
         ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
