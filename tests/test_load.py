@@ -83,6 +83,7 @@ def test_a_page_that_is_open_for_long_holds_no_more_than_at_first(home):
     for _ in range(5):
         asyncio.run(look())
     assert (len(visit.blocks_config.blocks), len(visit.config_values)) == held
+    assert not visit.config_values, "a second copy of the page for each visit"
     page.make_app(page.Page(None))
     from gradio import state_holder
 
