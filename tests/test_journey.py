@@ -100,10 +100,11 @@ def browser():
 
 
 def reload(page) -> None:
-    """Load the page again. As it is left, Gradio's client aborts its own open stream (`close` on beforeunload) and may call that an error."""
-    before = len(page.complaints)
+    """Load the page again. As it is left, Gradio's client aborts its own open stream (`close` on beforeunload) and may call that an error,
+    in one way while it is being opened and in another while it is read."""
+    before, own = len(page.complaints), ("AbortError: signal is aborted", "AbortError: BodyStreamBuffer was aborted", "Unexpected error Connection errored out")
     page.reload()
-    page.complaints[before:] = [words for words in page.complaints[before:] if not words.startswith("AbortError: signal is aborted")]
+    page.complaints[before:] = [words for words in page.complaints[before:] if not words.startswith(own)]
 
 
 def open_page(browser, url: str, dark: bool = False, narrow: bool = False):
