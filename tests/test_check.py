@@ -339,7 +339,6 @@ def sleepers(monkeypatch):
 
     monkeypatch.setattr(child, "spawn", spawn)
     monkeypatch.setattr(check, "_children", {})
-    monkeypatch.setattr(check, "_owners", {})
     monkeypatch.setattr(check, "_folders", {})
     yield started
     for process in started:

@@ -84,8 +84,11 @@ def test_a_page_that_is_open_for_long_holds_no_more_than_at_first(home):
         asyncio.run(look())
     assert (len(visit.blocks_config.blocks), len(visit.config_values)) == held
     assert not visit.config_values, "a second copy of the page for each visit"
-    page.make_app(page.Page(None))
     from gradio import state_holder
+
+    own = page._Visit.__bases__[0](demo)
+    assert {name: type(its) for name, its in vars(own).items()} == {name: type(its) for name, its in vars(visit).items()}, "Gradio keeps something else of a visit"
+    page.make_app(page.Page(None))
 
     assert type(state_holder.StateHolder.__getitem__.__globals__["SessionState"](demo)) is page._Visit
 

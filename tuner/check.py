@@ -375,14 +375,13 @@ def _spawn(dataset: data.Dataset, look: scan.Look | None) -> None:
         (dataset.folder / name).unlink(missing_ok=True)
     write_json(dataset.folder / "todo.json", {"look": look.__dict__ if look else None})
     process = child.spawn("tuner.check", str(dataset.folder), folder=dataset.folder, log=dataset.folder / "log.txt")
-    _children[process.pid], _owners[process.pid], _folders[process.pid] = process, dataset.owner, dataset.folder
+    _children[process.pid], _folders[process.pid] = process, dataset.folder
     _out_of_time.discard(process.pid)
     write_json(dataset.folder / "process.json", child.stamp(process.pid))
 
 
 _children: dict[int, subprocess.Popen] = {}  # so that ended ones are waited for and leave no zombies
-_owners: dict[int, str] = {}  # pid -> whose dataset it looks at
-_folders: dict[int, Path] = {}  # pid -> that dataset's folder
+_folders: dict[int, Path] = {}  # pid -> of the dataset that it looks at
 _out_of_time: set[int] = set()  # those that were ended for their time, until that is told
 _starting = threading.Lock()  # so that two who come at once do not take the same place
 _OWN_FIRST = "Waiting for your other datasets"
@@ -394,8 +393,8 @@ def _require_place(owner: str) -> None:
     Raises:
         Busy: see there.
     """
-    going = [_owners.get(pid, "") for pid, process in list(_children.items()) if process.poll() is None]
-    most, mine = limits.CHECKS.value(), going.count(owner)
+    going = [_folders.get(pid) for pid, process in list(_children.items()) if process.poll() is None]
+    most, mine = limits.CHECKS.value(), sum(folder is not None and folder.parent == data.datasets_dir(owner) for folder in going)
     if most is not None and mine >= most:
         raise Busy(
             f"{mine} of your datasets are being read and checked at this moment, and {most:g} at once are the most for one person here. "
@@ -406,7 +405,6 @@ def _require_place(owner: str) -> None:
 
 
 def _forget(pid: int) -> subprocess.Popen | None:
-    _owners.pop(pid, None)
     _folders.pop(pid, None)
     return _children.pop(pid, None)
 

@@ -8,7 +8,9 @@ import os
 import secrets
 import threading
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import fastapi
@@ -16,7 +18,6 @@ import gradio as gr
 import uvicorn
 from fastapi.middleware.cors import CORSMiddleware
 from gradio import state_holder
-from gradio.blocks import Block
 from gradio.data_classes import _StaticFiles
 from gradio.utils import LRUCache
 
@@ -227,14 +228,20 @@ class _Visit(state_holder.SessionState):
     """
 
     def __init__(self, blocks: gr.Blocks):
-        super().__init__(blocks)
-        self.config_values = {}
+        # As Gradio's own, which makes that configuration here, and a part of it anew with each update.
+        self.blocks_config, self.config_values = copy(blocks.default_config), {}
+        self.state_data: dict[int, object] = {}
+        self._state_ttl: dict[int, tuple] = {}
+        self.is_closed, self.STATE_TTL_WHEN_CLOSED = False, 3600
 
     def __setitem__(self, number: int, value) -> None:
-        if isinstance(value, Block):
+        block = self.blocks_config.blocks.get(number)
+        if isinstance(block, gr.State):
+            self._state_ttl[number] = block.time_to_live, datetime.now()
+            self.state_data[number] = value
+        else:
             value._id = number
-        super().__setitem__(number, value)
-        self.config_values.clear()
+            self.blocks_config.blocks[number] = value
 
     def _update_config(self, _number: int) -> None:
         """Nothing: see above."""
