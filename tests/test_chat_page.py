@@ -9,8 +9,9 @@ import pytest
 
 from tuner import chat
 from tuner.errors import UserError
-from tuner.ui import chat_tab
-from tuner.ui.chat_tab import BASE, BASE_CHOICE, BLIND, BOTH, MOST_ANSWERS, PENDING, TUNED
+from tuner.ui import chat_tab, conversation
+from tuner.ui.chat_tab import BASE, BASE_CHOICE, BLIND, BOTH, TUNED
+from tuner.ui.conversation import MOST_ANSWERS, PENDING
 
 # What `say` gives, in its outputs' order.
 TICKET, ASKED, BOX, BASE_SAID, TUNED_SAID, ABOUT, BLIND_SHOWN, BLIND_ID = range(8)
@@ -170,6 +171,8 @@ def test_what_is_stopped_in_the_middle_writes_no_more(page, click, how, monkeypa
     [after] = click(how, **values)
     if how == "put_back":  # what is there of an answer stays, and so does its question
         assert all(map(is_skip, after[:5]))
+    if how == "meet":  # another model may be asked the same
+        assert after[:3] == ["Where is the cat?", [], []]
     # Gradio shows what came last once more when it is over: that is to be nothing.
     *_, last = answering
     assert all(map(is_skip, last))
@@ -226,14 +229,14 @@ def test_a_blind_question_is_shown_at_once_and_the_last_vote_is_over(click):
 
 def test_a_page_that_was_closed_while_it_waited_is_forgotten(page, click, monkeypatch):
     _, held = send(click, "Where is the cat?")
-    tickets = inspect.getclosurevars(inspect.unwrap(page[1]["say"].fn)).nonlocals["tickets"]
-    assert held["ticket"] in tickets
+    line = inspect.getclosurevars(inspect.unwrap(page[1]["say"].fn)).nonlocals["line"]
+    assert held["ticket"] in line
     with monkeypatch.context() as patch:
-        patch.setattr(chat_tab, "FORGOTTEN_S", -1.0)
+        patch.setattr(conversation, "FORGOTTEN_S", -1.0)
         send(click, "Hi")
-    assert held["ticket"] not in tickets
-    monkeypatch.setattr(chat_tab, "MOST_WAITING", 3)
+    assert held["ticket"] not in line
+    monkeypatch.setattr(conversation, "MOST_WAITING", 3)
     last = [send(click, "Hi")[1]["ticket"] for _ in range(9)]
-    assert list(tickets) == last[-4:]
+    assert list(line._messages) == last[-4:]
     with pytest.raises(gr.Error, match="was forgotten"):  # which puts the message back
         list(click("answer", **held))

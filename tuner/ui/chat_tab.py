@@ -1,6 +1,5 @@
 """The third tab: base and tuned side by side, or something to label; and publishing what came out."""
 
-import secrets
 import time
 from types import SimpleNamespace
 
@@ -9,18 +8,12 @@ import gradio as gr
 from tuner import blind, card, chat, figures, hub, publish, sharing, tasks
 from tuner import run as runs
 from tuner.errors import Hint, UserError, shorten
-from tuner.ui import drawing, publish_view, try_view
+from tuner.ui import conversation, drawing, publish_view, try_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
 BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
 # From the first moment on: a link to an adapter chooses the second before the visitor's own runs are known.
 _ALWAYS = [("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
-# Conversations that are answered at once; later ones wait for a place, in the order in which they came.
-MOST_ANSWERS = 16
-# A message that waits for so long is one whose page was closed; and no more are remembered than this.
-FORGOTTEN_S, MOST_WAITING = 3600.0, 10_000
-# What stands in the place of an answer whose first word is not there yet.
-PENDING = "…"
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
 UPDATE_S = 0.08
 
@@ -150,48 +143,35 @@ def wire(its, train, tabs) -> None:
             return sharing.find(str(choice).removeprefix(SHARED)).subject(visitor.owner, visitor.token)
         return chat.of_run(runs.find(visitor.owner, str(choice)))
 
-    tickets: dict[str, float] = {}  # the number of each message that waits or is being answered -> since when; out of here, its answer ends
-    stopped: dict[str, float] = {}  # those whose end somebody asked for, until their turn comes to end
-    answering: set[str] = set()  # those of them that are being answered
-
-    def drop(ticket: str) -> None:
-        """Let an answer end, now or before it begins."""
-        if tickets.pop(ticket, None) is not None:
-            stopped[ticket] = time.monotonic()
+    line = conversation.Line()
 
     @in_words
     def say(message, base_said, tuned_said, choice, view, ticket):
         """What was written stands in the conversation at once, and how long the answer may take is told; whoever is before."""
-        message, now, skip = (message or "").strip(), time.monotonic(), gr.skip()
-        if ticket in tickets:  # Enter, while Send is at rest: what was written stays in the box
+        message, skip = (message or "").strip(), gr.skip()
+        if ticket in line:  # Enter, while Send is at rest: what was written stays in the box
             raise gr.Error(_GOING, visible=False, print_exception=False)
         if not message:  # which `answer` says: Gradio shows no words of what is outside its queue
             return "", "", *[skip] * 11
-        for kept in (tickets, stopped):
-            for number, (old, since) in enumerate(reversed(list(kept.items()))):
-                if (now - since > FORGOTTEN_S or number >= MOST_WAITING) and old not in answering:
-                    kept.pop(old, None)
-        ticket = secrets.token_hex(8)
-        tickets[ticket] = now
-        talks = {"base": _plain(base_said), "tuned": _plain(tuned_said)}
-        for name in _speakers(view, choice != BASE_CHOICE) if view != BLIND else ():
-            talks[name] += [{"role": "user", "content": message}, {"role": "assistant", "content": PENDING}]
-        said = (talks["base"], talks["tuned"]) if view != BLIND else (skip, skip)
-        test = (_blind_answers(_unsaid(message)), "", *[gr.update(interactive=False)] * 3) if view == BLIND else [skip] * 5
-        return ticket, message, "", *said, drawing.notice(_line(len(answering))), *test, gr.update(interactive=False), gr.update(interactive=True)
+        waits, on_its_way = drawing.notice(_how_long(line.going)), [gr.update(interactive=False), gr.update(interactive=True)]
+        if view == BLIND:
+            locked = [gr.update(interactive=False)] * 3
+            return line.join(), message, "", skip, skip, waits, _blind_answers(_unsaid(message)), "", *locked, *on_its_way
+        talks = {"base": conversation.plain(base_said), "tuned": conversation.plain(tuned_said)}
+        for name in _speakers(view, choice != BASE_CHOICE):
+            conversation.ask(talks[name], message)
+        return line.join(), message, "", talks["base"], talks["tuned"], waits, *[skip] * 5, *on_its_way
 
     @in_words
     def answer(ticket, message, base_said, tuned_said, choice, adapter_id, view, system, temperature, top_p, longest, base_model, browser_id, token: gr.OAuthToken | None):
         """The answer to what `say` has put into the conversation."""
         if not message:
             raise Hint("The message is empty. Write something first.")
-        if stopped.pop(ticket, None) is not None:  # while it waited
-            yield [gr.skip()] * 9
-            return
-        if ticket not in tickets:
-            raise UserError("Your message waited for very long and was forgotten. Send it again.")
-        answering.add(ticket)
+        nothing = [gr.skip()] * 9  # Gradio shows what came last once more when an answer is over
         try:
+            if not line.begin(ticket):  # stopped while it waited
+                yield nothing
+                return
             visitor = page.visitor(browser_id, token)
             sampling = chat.check_sampling(max_new_tokens=longest, temperature=temperature, top_p=top_p, seed=time.time_ns() % 2**31 if temperature else 0)
             if view == BLIND:
@@ -199,18 +179,17 @@ def wire(its, train, tabs) -> None:
             else:
                 pieces = converse(visitor, message, base_said, tuned_said, choice, adapter_id, view, system, sampling, base_model)
             for shown in pieces:
-                if ticket not in tickets:
-                    yield [gr.skip()] * 9  # Gradio shows what came last once more
+                if ticket not in line:
+                    yield nothing
                     return
                 yield shown
         except Exception:
-            if ticket in tickets:
-                raise
-            yield [gr.skip()] * 9  # nobody waits for it any more
+            if line.is_stopped(ticket):
+                yield nothing
+                return
+            raise
         finally:
-            answering.discard(ticket)
-            for kept in (tickets, stopped):
-                kept.pop(ticket, None)
+            line.end(ticket)
 
     def converse(visitor, message, base_said, tuned_said, choice, adapter_id, view, system, sampling, base_model):
         """Base, tuned or both go on with their conversations."""
@@ -218,11 +197,11 @@ def wire(its, train, tabs) -> None:
         untouched = [skip] * 5
         yield skip, skip, drawing.notice(_READYING), skip, *untouched
         subject = subject_of(choice, adapter_id, base_model, visitor)
-        talks = {"base": _plain(base_said), "tuned": _plain(tuned_said)}
+        talks = {"base": conversation.plain(base_said), "tuned": conversation.plain(tuned_said)}
         speakers = {name: talks[name] for name in _speakers(view, bool(subject.adapter_dir))}
         asked = {}
         for name, talk in speakers.items():
-            if not _is_pending(talk):
+            if not conversation.is_pending(talk):
                 raise UserError("This is not what the page sends. Reload it, then try again.")
             turns = [{"role": "system", "content": system}] if (system or "").strip() else []
             # The message as it was written: Gradio takes indentation out of what a conversation holds.
@@ -233,13 +212,13 @@ def wire(its, train, tabs) -> None:
         try:
             for name, piece in page.worker.answers(asked, **sampling):
                 said[name] += piece
-                speakers[name][-1]["content"] = said[name] or PENDING
+                speakers[name][-1]["content"] = said[name] or conversation.PENDING
                 if time.monotonic() - shown > UPDATE_S:
                     shown = time.monotonic()
                     yield talks["base"], talks["tuned"], skip, skip, *untouched
         except UserError:
             for talk in speakers.values():
-                talk[-1]["content"] = PENDING  # `put_back` takes it from here
+                talk[-1]["content"] = conversation.PENDING  # `put_back` takes it from here
             yield talks["base"], talks["tuned"], skip, skip, *untouched
             raise
         for name, talk in speakers.items():
@@ -249,26 +228,22 @@ def wire(its, train, tabs) -> None:
     def put_back(ticket, asked, message, base_said, tuned_said, view, blind_id):
         """The end of a message that was stopped or met an error: what got no answer is the message again, unless another one
         was begun; what was answered in part stays."""
-        drop(ticket)
-        skip, talks = gr.skip(), [_plain(base_said), _plain(tuned_said)]
-        unanswered = [talk for talk in talks if _is_pending(talk)]
-        in_part = view == BOTH and len(unanswered) == 1 and all(len(talk) >= 2 and talk[-2] == unanswered[0][-2] for talk in talks)
-        for talk in unanswered:
-            talk[-2:] = [talk[-2], {"role": "assistant", "content": "(stopped before its first word)"}] if in_part else []
+        line.stop(ticket)
+        skip, talks = gr.skip(), [conversation.plain(base_said), conversation.plain(tuned_said)]
+        changed, lost = conversation.take_back(talks, view == BOTH)
         in_blind = view == BLIND and not blind_id and bool(asked)
-        lost = in_blind or unanswered and not in_part
-        back = asked if lost and not (message or "").strip() else skip
+        back = asked if (lost or in_blind) and not (message or "").strip() else skip
         return (
-            back, *(talks if unanswered else [skip] * 2), "" if lost else skip, _no_answers() if in_blind else skip,
+            back, *(talks if changed else [skip] * 2), "" if lost or in_blind else skip, _no_answers() if in_blind else skip,
             gr.update(interactive=True), gr.update(interactive=False),
         )
 
     def ended(ticket):
         """Send can be pressed again, unless another message is on its way already."""
-        return [gr.skip()] * 2 if ticket in tickets else [gr.update(interactive=True), gr.update(interactive=False)]
+        return [gr.skip()] * 2 if ticket in line else [gr.update(interactive=True), gr.update(interactive=False)]
 
     def clear(ticket):
-        drop(ticket)
+        line.stop(ticket)
         return [], [], gr.update(interactive=True), gr.update(interactive=False)
 
     def compare(owner, choice, message, system, sampling):
@@ -307,7 +282,7 @@ def wire(its, train, tabs) -> None:
 
     def take_back(base_said, tuned_said):
         """Both conversations without their last exchange, and what was asked in it."""
-        talks, last = [_plain(base_said), _plain(tuned_said)], ""
+        talks, last = [conversation.plain(base_said), conversation.plain(tuned_said)], ""
         asked = [talk[-2]["content"] for talk in talks if len(talk) >= 2]
         if not asked:
             raise Hint("There is no message yet. Write one first.")
@@ -316,7 +291,7 @@ def wire(its, train, tabs) -> None:
 
     @in_words
     def retry(base_said, tuned_said, ticket):
-        if ticket in tickets:
+        if ticket in line:
             raise Hint(_GOING)
         return take_back(base_said, tuned_said)
 
@@ -371,9 +346,11 @@ def wire(its, train, tabs) -> None:
         return [_of_the_base(task), *_switch(task, plan, ready)]
 
     @in_words
-    def meet(choice, adapter_id, form_task, view, ticket, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+    def meet(choice, adapter_id, form_task, view, ticket, asked, message, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         """What is shown when another model is chosen: an empty conversation, and what it can be asked and published."""
-        drop(ticket)  # an answer of the one before would go on in it
+        # An answer of the one before would go on in it; what had none, or not all of it, can be asked of this one.
+        back = asked if ticket in line and not (message or "").strip() else gr.skip()
+        line.stop(ticket)
         visitor = page.visitor(browser_id, token)
         task, plan, ready = task_of(choice, adapter_id, form_task, visitor)
         ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
@@ -401,7 +378,7 @@ def wire(its, train, tabs) -> None:
         voting_shown = [_no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
         (views, carded), (panel, viewed, *rest) = _views(view, _is_mine(choice)), _switch(task, plan, ready)
         offer = offer or drawing.empty("Choose one of your runs above to publish it.")
-        return [], [], ask, offer, name, gr.update(value="", visible=False), *shown, *voting_shown, carded, panel, {**views, **viewed}, *rest
+        return back, [], [], ask, offer, name, gr.update(value="", visible=False), *shown, *voting_shown, carded, panel, {**views, **viewed}, *rest
 
     def publish_shown(run: runs.Run, its_state: dict, request: gr.Request | None) -> list:
         """What the publishing part shows of a run: the words, the buttons, whether to look again, and what was seen."""
@@ -460,7 +437,7 @@ def wire(its, train, tabs) -> None:
     # Several at once, as far as Gradio goes: one that was stopped may take a while to end, and must not swallow the next.
     talk = dict(
         fn=answer, inputs=[its.ticket, its.asked, its.base, its.tuned, *settings, train.knobs["base_model"], *who],
-        outputs=[its.base, its.tuned, its.about, its.blind, its.blind_id, its.blind_said, *votes], concurrency_limit=MOST_ANSWERS, trigger_mode="multiple", **quiet,
+        outputs=[its.base, its.tuned, its.about, its.blind, its.blind_id, its.blind_said, *votes], concurrency_limit=conversation.MOST_ANSWERS, trigger_mode="multiple", **quiet,
     )
     redo = dict(fn=retry, inputs=[its.base, its.tuned, its.ticket], outputs=[its.message, its.base, its.tuned], **quiet)
     over = dict(fn=ended, inputs=[its.ticket], outputs=buttons, queue=False, **quiet)
@@ -483,8 +460,8 @@ def wire(its, train, tabs) -> None:
     voted = [its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card]
     chosen = [its.subject, its.adapter_id, train.knobs["task"], *who]
     its.subject.change(
-        meet, [its.subject, its.adapter_id, train.knobs["task"], its.view, its.ticket, *who],
-        [its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.show_card, *panels], **quiet,
+        meet, [its.subject, its.adapter_id, train.knobs["task"], its.view, its.ticket, its.asked, its.message, *who],
+        [its.message, its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.show_card, *panels], **quiet,
     ).then(**over)
     train.knobs["task"].change(follow_form, chosen, [its.about, *panels], **quiet)
     trying = its.trying
@@ -508,9 +485,9 @@ _READYING = "Getting the model ready …"
 _GOING = "Your last message is being answered. Wait for its end, or stop it."
 
 
-def _line(ahead: int) -> str:
+def _how_long(ahead: int) -> str:
     """What is said until an answer begins, where so many are being given."""
-    if ahead < MOST_ANSWERS:
+    if ahead < conversation.MOST_ANSWERS:
         return _READYING
     return f"Many are asking just now: {ahead} answers are being written, and yours comes after those that wait already …"
 
@@ -518,11 +495,6 @@ def _line(ahead: int) -> str:
 def _speakers(view, tuned: bool) -> list[str]:
     """Who answers in this view, where there is a tuned model or not."""
     return [*(["base"] if view != TUNED or not tuned else []), *(["tuned"] if view != BASE and tuned else [])]
-
-
-def _is_pending(talk: list[dict]) -> bool:
-    """Whether a conversation ends with a message that has no answer yet."""
-    return len(talk) >= 2 and talk[-1] == {"role": "assistant", "content": PENDING} and talk[-2]["role"] == "user"
 
 
 def _unsaid(message: str) -> dict:
@@ -575,18 +547,6 @@ def _shared_choice(key: str) -> list[tuple[str, str]]:
     except UserError:  # unshared; the Fine-tune tab says so
         return []
     return [(f"Shared with you: {drawing.short(its.title)}", SHARED + its.key)] if its and its.state in ("done", "stopped") else []
-
-
-def _plain(said) -> list[dict]:
-    """The chatbot's messages as plain text turns; Gradio hands content over as a list of blocks."""
-    kept = []
-    for message in said or []:
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list):
-            content = "".join(block.get("text", "") for block in content if isinstance(block, dict))
-        if message.get("role") in ("user", "assistant") and isinstance(content, str):
-            kept.append({"role": message["role"], "content": content})
-    return kept
 
 
 def _no_answers() -> str:
