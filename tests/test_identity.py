@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.finished_run import finished_run
-from tuner import chat, data, hub, sessions, sharing, trials
+from tuner import chat, data, hub, measuring, sessions, sharing, trials
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.identity import Accounts, SignedOut
@@ -90,7 +90,7 @@ def test_strangers_start_nothing_on_a_space(home, monkeypatch, tmp_path):
     monkeypatch.setenv("SYSTEM", "spaces")
     for begin in (
         lambda: runs.create(STRANGER, recipe, dataset), lambda: runs.start(run), lambda: runs.again(run, {"epochs": 2.0}),
-        lambda: trials.create(STRANGER, trials.RATE, recipe, dataset),
+        lambda: trials.create(STRANGER, trials.RATE, recipe, dataset), lambda: measuring.start(run),
     ):
         before = sorted(home.rglob("*"))
         with pytest.raises(SignedOut, match="sign in first"):

@@ -1,11 +1,10 @@
 """The page's handlers as clicks reach them: a second Start waits, its place is told, leaving is one click; the owner's panel."""
 
-import inspect
-
 import pytest
 
+from tests import clicks
 from tests.small_run import RECORDS
-from tuner import chat, data, lease, limits
+from tuner import data, lease, limits
 from tuner import run as runs
 from tuner.home import write_json
 from tuner.ui import run_view
@@ -13,30 +12,14 @@ from tuner.ui import run_view
 
 @pytest.fixture(scope="module")
 def handlers():
-    """Name -> (what it does, how many components it fills) of the Fine-tune tab and the panel, built once and not served."""
-    from tuner.ui.app import Page, build
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("SYSTEM", raising=False)
-        page = build(Page(chat.Workers()))
-    found = [its for its in page.fns.values() if its.fn is not None and its.fn.__module__.removeprefix("tuner.ui.") in ("train_tab", "my_runs", "trial_view", "queue_view")]
-    return {its.fn.__name__: (its.fn, len(its.outputs)) for its in found}
+    return clicks.handlers("train_tab", "my_runs", "trial_view", "queue_view")
 
 
 @pytest.fixture
 def click(handlers, home, monkeypatch):
     """Call a handler by its parameters' names; gives what it puts on the page, one value a component."""
     monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)
-
-    def call(what: str, /, *form, **values):
-        fn, outputs = handlers[what]
-        asked = [values.get(each, "" if each == "browser_id" else None) for each, its in inspect.signature(fn).parameters.items() if its.kind is not its.VAR_POSITIONAL]
-        shown = fn(*asked, *form)
-        shown = list(shown) if isinstance(shown, (list, tuple)) else [shown]
-        assert len(shown) == outputs, f"{what} gives {len(shown)} values for {outputs} components"
-        return shown
-
-    return call
+    return lambda what, /, *form, **values: clicks.call(handlers[what], *form, **values)
 
 
 @pytest.fixture

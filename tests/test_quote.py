@@ -286,4 +286,21 @@ def test_kinds_of_arithmetic_are_told_apart(its):
 ])
 def test_a_report_is_quoted_as_it_keeps_to_its_time(both, asked, first, batch, batches, budget, wanted):
     """As `report.make` decides: rows, then questions, then answers in whole batches."""
-    assert quote._report_s(both, 100, asked, first, batch, batches, budget) == pytest.approx(wanted)
+    work = quote._ReportWork(100, both, asked, first, batch, batches)
+    assert work.seconds(budget) == pytest.approx(wanted)
+    assert work.whole == both + asked + batch * batches >= wanted
+
+
+def test_a_report_on_all_rows_is_quoted_for_itself(its):
+    """Twice the rows take twice the time, but for what a start and the probe take; it takes longer than one that keeps to a time."""
+    def of(count):
+        return quote.Rows([60] * 400, 400 * 20, [60] * count)
+
+    def whole(count):
+        return quote.whole_report_s(Recipe(), its, of(count), quoted(its, of(count)).plan, TWO_CORES)
+
+    answered = quote._ReportWork.of(Recipe(), its, of(100), quoted(its).plan, quote._one_held(of(100)), 100, TWO_CORES)
+    assert whole(200) - whole(100) == pytest.approx(answered.both + answered.batch * answered.batches, rel=0.15)
+    assert whole(100) > answered.whole > answered.seconds(answered.whole / 2)
+    few, many = (quote.whole_report_s(Recipe(), its, of(count), quoted(its).plan, TWO_CORES) for count in (1_000, 1_100))
+    assert many - few < (few - whole(900)) / 2, "no more than so many are answered"

@@ -263,7 +263,7 @@ def test_a_child_that_dies_is_a_failed_run_with_its_last_words(home, monkeypatch
     runs.start(run).join(30)
     assert run.state() == "failed"
     first, *words = run.error().splitlines()
-    assert first == "Training ended with exit code 3. Its last words:"
+    assert first == "The training ended with exit code 3. Its last words:"
     assert words == [f"line {n} of ~/secret place" for n in range(13, 21)]
 
 

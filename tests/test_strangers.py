@@ -13,12 +13,13 @@ from tests.finished_run import finished_run
 from tests.space import HOST, Space, Visitor
 from tests.stand_in_hub import Fault, StandInHub
 from tests.test_figures import report
-from tuner import data, figures, publish, trials
+from tuner import data, figures, publish
 from tuner import run as runs
 from tuner.home import write_json, write_whole
 from tuner.recipe import Recipe
 
 MARK = "zebra-of-alice"  # in all that is hers: titles, rows, answers
+KINDS = [kind.PLACE for kind in runs.kinds()]
 DOES = ("again:0", "keep", "set:epochs=2", "show:all", "fix:duplicate:drop", "undo:0", "page:1", "open:0")
 
 
@@ -58,7 +59,7 @@ def own_things(space: Space, owner: str, mark: str) -> dict[str, str]:
     done = finished_run(space.home / "made", owner)
     done.rename(mark)
     row = {"row": 1, "prompt": f"{mark}?", "wanted": mark, "base": {"loss": 2.0, "text": mark, "ended": True}, "tuned": {"loss": 1.0, "text": mark, "ended": True}}
-    made = report(best_step=4)
+    made = report(best_step=4, held_out_of=40)  # not all of them, so that it could be measured again
     write_json(done.folder / "report.json", made | {"rows": {"improved": [row], "worsened": []}, "says": figures.verdicts(made, 4), "examples": [row]})
     records = [{"prompt": f"{mark} {number}?", "completion": f"{mark} says {number}."} for number in range(20)]
     dataset = data.keep(owner, mark, records, {"kind": "paste"})
@@ -86,14 +87,14 @@ def tree(*folders: Path) -> dict[str, str]:
 
 
 def belongings(space: Space, owner: str) -> list[Path]:
-    return [Path(space.env["TUNER_HOME"]) / place / owner for place in ("runs", "trials", "datasets", "uploads")]
+    return [Path(space.env["TUNER_HOME"]) / place / owner for place in (*KINDS, "datasets", "uploads")]
 
 
 def spent(space: Space, hub: StandInHub, owner: str) -> set:
-    """What is there after somebody used the machine to train, or wrote to the Hub: their runs, trials and starts; writes there."""
+    """What is there after somebody used the machine to train or measure, or wrote to the Hub: what they made and started; writes there."""
     home = Path(space.env["TUNER_HOME"])
-    started = {(path, path.stat().st_mtime_ns) for kind in ("runs", "trials") for path in home.glob(f"{kind}/{owner}/*/process.json")}
-    made = {*home.glob(f"runs/{owner}/*/recipe.toml"), *home.glob(f"trials/{owner}/*/recipe.toml")}
+    started = {(path, path.stat().st_mtime_ns) for place in KINDS for path in home.glob(f"{place}/{owner}/*/process.json")}
+    made = {path for place in KINDS for path in home.glob(f"{place}/{owner}/*/recipe.toml")}
     written = [its for its in hub.requests if its.method in ("POST", "PUT", "DELETE") and its.path.startswith(("/api/repos", "/api/models"))]
     return started | made | {("written", number) for number in range(len(written))}
 
@@ -109,7 +110,7 @@ def all_calls(visitor: Visitor):
 def settle(owner: str) -> None:
     """Wait until nothing of this owner's is going any more; a run without its base fails at once."""
     deadline = time.monotonic() + 20
-    for kind in (runs.Run, trials.Trial):
+    for kind in runs.kinds():
         for its in runs.mine(owner, kind):
             while its.state() in runs.LIVE or publish.state(its)["state"] in publish.LIVE:
                 assert time.monotonic() < deadline, its
@@ -257,14 +258,14 @@ def test_what_costs_refuses_whoever_is_not_signed_in(space, hub, tmp_path):
                     assert not now - before, name
                     assert name not in costly or (not answer["success"] and "sign" in json.dumps(answer)), (name, answer)
                 if now != before or not (runs.Run.place_of(owner) / ids["done"]).exists():
-                    for place in ("runs", "trials"):
+                    for place in KINDS:
                         shutil.rmtree(Path(space.env["TUNER_HOME"]) / place / owner, ignore_errors=True)
                     shutil.copytree(backup, runs.Run.place_of(owner))
                     visitor.call(reattach)
                     before = spent(space, hub, owner)
     finally:
         hub.faults = []
-    assert {"start click", "start-here click", "try-rate click", "try-enough click", "resume click", "longer click", "push click"} <= {name for name, _ in costly}
+    assert {"start click", "start-here click", "try-rate click", "try-enough click", "resume click", "longer click", "push click", "measure-all click"} <= {name for name, _ in costly}
     assert {("run-status click", "again:0"), ("run-status click", "keep")} <= costly
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tuner import lease, limits, room
 from tuner import run as runs
 from tuner.home import on_a_space, read_json, tuner_home, write_json
+from tuner.measuring import Measurement
 from tuner.recipe import STARTER_MODEL
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ def size_bytes(folder: Path) -> int:
 
 
 def _in_queue() -> set[str]:
-    """Folders of runs that go or wait, and of those that a restart will go on with."""
-    return {its.folder for its in (*lease.tickets(), *lease.left_behind())}
+    """Folders of runs that go or wait, of those that a restart will go on with, and of those that are being measured."""
+    found = {its.folder for its in (*lease.tickets(), *lease.left_behind())}
+    measured = [Path(its) for its in found if its and runs.kind_of(Path(its)) is Measurement]
+    return found | {str(Measurement(path.parent.name, path.name).run.folder) for path in measured}
 
 
 def _models_in_use() -> set[str]:
@@ -73,7 +76,7 @@ def _read(path: Path) -> dict:
 def ended_at(run: runs.Run) -> float:
     """When something last happened in the run, or its owner last did something with it."""
     moments = [0.0]
-    for name in ("recipe.toml", "events.jsonl", "publish.json", "votes.jsonl", "title.txt"):
+    for name in ("recipe.toml", "events.jsonl", "report.json", "publish.json", "votes.jsonl", "title.txt"):
         try:
             moments.append((run.folder / name).stat().st_mtime)
         except FileNotFoundError:
@@ -182,8 +185,9 @@ def _clear_datasets(now: float, short: bool) -> int:
 
 
 def _clear_trials(now: float, short: bool) -> int:
+    """Trials, and what is known of measurements that have ended."""
     days, gone, queue = limits.RUN_DAYS.value(), 0, _in_queue()
-    for mark in (tuner_home() / "trials").glob("*/*/trial.json"):
+    for mark in (path for kind in runs.kinds() if kind is not runs.Run for path in (tuner_home() / kind.PLACE).glob(f"*/*/{kind.MARK}")):
         used = max(mark.stat().st_mtime, mark.parent.stat().st_mtime)
         if str(mark.parent) in queue or now - used < IN_HAND_S or lease.is_alive(_read(mark.parent / "process.json") or None):
             continue

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import threading
@@ -476,10 +477,13 @@ def _try(asked) -> int:
 
 
 def _report(asked) -> int:
-    from tuner import report, tasks
+    from tuner import measuring, report, tasks
+    from tuner import run as runs
 
+    if runs.kind_of(Path(asked.what)) is measuring.Measurement:  # as the page's child
+        return measuring.main(runs.from_folder(Path(asked.what), measuring.Measurement))
     run = _run(asked.what)
-    made = report.remake(run, _say, asked.all)
+    made = report.remake(run, _say, math.inf if asked.all else None)
     if asked.json:
         print(json.dumps(made, ensure_ascii=False))
         return 0

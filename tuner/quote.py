@@ -118,10 +118,9 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         batches * steps / per_epoch, steps,
     )
     share = rows.learned / max(1.0, rows.lengths.total)
-    held_count = min(max(1.0, len(rows.held) * rows.scale), MOST_HELD_OUT)
-    per_row = rows.held.total / max(1, len(rows.held))
+    held_count, one_held = _held_out(rows), _one_held(rows)
+    per_row = one_held.tokens
     often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
-    one_held = Work(per_row, share * per_row, rows.held.squares / max(1, len(rows.held)), 1, per_row / cost.MEASURED_AT_ONCE, 0)
     heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
     # A tuned model answers about as long as its rows do; the base runs on.
@@ -137,13 +136,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE * words,
     }
     if tasks.get(recipe.task).ANSWERS:
-        both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
-        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
-        longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-        batch = cost.answer_s(its, 1.8 * longest, reach) * BATCH_OF_ANSWERS * words
-        first = 2 * longest * plans.ANSWER_STEP_TOKENS * both / max(1.0, 2 * per_row * held_count)
-        batches = math.ceil(held_count / cost.ANSWERS_AT_ONCE[reach.device])
-        time["before and after"] = _report_s(both, held_count, asked, first, batch, batches, plans.report_budget_s(sum(time.values())))
+        report = _ReportWork.of(recipe, its, rows, plan, one_held, held_count, reach)
+        time["before and after"] = report.seconds(plans.report_budget_s(sum(time.values())))
     else:
         if recipe.feature_distillation:  # the training rows go once through the untouched base
             time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * passes
@@ -161,24 +155,72 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     )
 
 
+def _held_out(rows: Rows) -> float:
+    """How many rows are held out."""
+    return min(max(1.0, len(rows.held) * rows.scale), MOST_HELD_OUT)
+
+
+def _one_held(rows: Rows) -> Work:
+    """A held-out row of the usual length in a pass forward."""
+    count, share = max(1, len(rows.held)), rows.learned / max(1.0, rows.lengths.total)
+    per_row = rows.held.total / count
+    return Work(per_row, share * per_row, rows.held.squares / count, 1, per_row / cost.MEASURED_AT_ONCE, 0)
+
+
 def _once(rows: Rows) -> Work:
     """All training rows in passes forward."""
     found = Work(rows.lengths.total, 0, rows.lengths.squares, len(rows.lengths), rows.lengths.total / cost.MEASURED_AT_ONCE, 0)
     return found.times(rows.scale)
 
 
-def _report_s(both: float, held_count: float, asked: float, first: float, batch: float, batches: int, budget: float) -> float:
-    """Seconds of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise.
+@dataclass(frozen=True)
+class _ReportWork:
+    """What a report of a model that answers does, in seconds.
 
     Args:
-        both: seconds to measure all held-out rows before and after; `asked`: to ask all questions of the probe.
-        first: seconds that the first batch of answers is thought to take; `batch`: that one takes; `batches`: of all rows.
+        held_count: held-out rows; `both`: to measure all of them before and after; `asked`: to ask all questions of the probe.
+        first: what the first batch of answers is thought to take; `batch`: what one takes; `batches`: of all rows.
     """
-    measured = min(both, max(both * min(1.0, plans.FIRST_MEASURED / held_count), budget - plans.LEAST_PROBE * asked))
-    probed = asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / asked))
-    left = budget - measured - probed
-    more = 1 + max(0, math.floor(left / batch - plans.BATCH_MARGIN)) if left >= max(first, batch) else 0
-    return measured + probed + batch * min(batches, more)
+
+    held_count: float
+    both: float
+    asked: float
+    first: float
+    batch: float
+    batches: int
+
+    @classmethod
+    def of(cls, recipe, its: Sizes, rows: Rows, plan, one_held: Work, held_count: float, reach: Reach) -> "_ReportWork":
+        """Of a run; `one_held` is a pass forward over a held-out row."""
+        passes, words = reach.ratio("train"), reach.ratio("answers")
+        both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
+        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
+        longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
+        batch = cost.answer_s(its, 1.8 * longest, reach) * BATCH_OF_ANSWERS * words
+        first = 2 * longest * plans.ANSWER_STEP_TOKENS * both / max(1.0, 2 * one_held.tokens * held_count)
+        batches = math.ceil(min(held_count, plans.MOST_ANSWERS) / cost.ANSWERS_AT_ONCE[reach.device])
+        return cls(held_count, both, asked, first, batch, batches)
+
+    def seconds(self, budget: float) -> float:
+        """Of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise."""
+        measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.held_count), budget - plans.LEAST_PROBE * self.asked))
+        probed = self.asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / self.asked))
+        left = budget - measured - probed
+        if left < max(self.first, self.batch):
+            return measured + probed
+        return measured + probed + self.batch * min(self.batches, 1 + max(0, math.floor(left / self.batch - plans.BATCH_MARGIN)))
+
+    @property
+    def whole(self) -> float:
+        """Of one that leaves nothing out."""
+        return self.both + self.asked + self.batch * self.batches
+
+
+def whole_report_s(recipe, its: Sizes, rows: Rows, plan, reach: Reach) -> float:
+    """About how long a report on all held-out rows takes, from its start in a process of its own."""
+    held_count = _held_out(rows)
+    report = _ReportWork.of(recipe, its, rows, plan, _one_held(rows), held_count, reach)
+    return cost.start_s(recipe, its, held_count, reach) * reach.ratio("start") + report.whole
 
 
 def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach: Reach) -> float:

@@ -17,8 +17,6 @@ from tuner.home import write_json
 NOTHING = 1e-4
 # The longest answer is fitted to the rows' own: half as long again as nearly all of them; and so long where they have none.
 TEXT_TOKENS, LONGER = 64, 1.5
-# More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
-MOST_ANSWERS = 1000
 # Rows answered before those that changed most: by then the metrics have something to stand on.
 FIRST_ANSWERS = 16
 MOST_CHANGED, EXAMPLES = 10, 5
@@ -220,7 +218,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     by_change = [int(index) for index in np.argsort(change, kind="stable")]
     improved = [index for index in by_change if change[index] < 0][:MOST_CHANGED]
     worsened = [index for index in reversed(by_change) if change[index] > 0][:MOST_CHANGED]
-    todo = list(dict.fromkeys([*order[:FIRST_ANSWERS], *improved, *worsened, *order[:MOST_ANSWERS]]))
+    todo = list(dict.fromkeys([*order[:FIRST_ANSWERS], *improved, *worsened, *order[: plans.MOST_ANSWERS]]))
     wanted = dict(zip(todo, task.first_answers([held_rows[rows["place"][index]] for index in todo])))
     questions = dict(zip(todo, task.questions([held_rows[rows["place"][index]] for index in todo], recipe)))
     longest = _longest(list(wanted.values()), tokenizer)
@@ -315,17 +313,50 @@ def load_tuned(run):
     return model, loaded.tokenizer, plan
 
 
-def remake(run, on_status=lambda words: None, whole: bool = False) -> dict:
-    """Measure a finished run again from its folder; the same numbers come out.
+def remake(run, on_status=lambda words: None, seconds: float | None = None) -> dict:
+    """Measure a finished run again from its folder; the same numbers come out, in report.json too.
 
     Args:
-        whole: measure and answer all held-out rows now, whatever time that takes; from then on these numbers come out.
+        seconds: measure and answer as many held-out rows as there is this time for; from then on these numbers come out.
+
+    Raises:
+        UserError: the run is not finished, or went on while it was measured, or there was time for less than its report has;
+            the report is left as it is then.
     """
+    ended = _end_of(run)
     model, tokenizer, plan = load_tuned(run)
     held_rows = run.rows("held_out")
     held = held_rows, survey.of(held_rows, tokenizer, run.recipe)
     best_step = (run.read("report") or {}).get("best_step", 0)
-    repeat = None if whole else figures.of(run)
-    made = tasks.get(run.recipe.task).report(run, plan, model, tokenizer, held, best_step, seconds=math.inf, repeat=repeat, on_status=on_status)
+    before = figures.of(run)
+    repeat, seconds = (before, math.inf) if seconds is None else (None, seconds)
+
+    def on(words: str) -> None:
+        _require_same_end(run, ended)
+        on_status(words)
+
+    made = tasks.get(run.recipe.task).report(run, plan, model, tokenizer, held, best_step, seconds=seconds, repeat=repeat, on_status=on)
+    _require_same_end(run, ended)
+    if repeat is None and before and _measured(made) < _measured(before):
+        raise UserError(f"In {seconds:.0f} s there was time for fewer rows than the report has, so it stays as it was.")
     write_json(run.folder / "report.json", made)
     return made
+
+
+def _measured(report: dict) -> tuple[int, int]:
+    """How many rows a report measured and answered."""
+    return report["held_out_rows"], report.get("answers", {}).get("asked", 0)
+
+
+def _end_of(run) -> tuple | None:
+    """What tells one end of a run from another: it may be resumed, or trained longer."""
+    try:
+        its = (run.folder / "done").stat()
+    except FileNotFoundError:
+        return None
+    return its.st_ino, its.st_mtime_ns
+
+
+def _require_same_end(run, ended: tuple | None) -> None:
+    if _end_of(run) != ended:
+        raise UserError("The run was trained on while it was measured, so what was measured is of no use. Measure it again when it has ended.")

@@ -39,6 +39,8 @@ class Run:
     # What it is called, where its folder is, which file is there once it is whole, and what the child is asked to do with it;
     # see `tuner.trials` for another.
     WORD, PLACE, MARK, VERB = "run", "runs", "recipe.toml", "train"
+    # What its child does, in a word.
+    DOES = "training"
 
     @property
     def folder(self) -> Path:
@@ -120,10 +122,21 @@ class Run:
             raise UserError(f"This run is {self.state()}, so there is nothing to stop.")
         write_whole(self.folder / "stop", "asked\n")
 
+    def out_of_memory(self, why: str) -> str:
+        """What to say where memory did not suffice; of a run also what would fit, noted for its page."""
+        return str(proposals.refuse(self, why))
+
     def kept_step(self) -> int | None:
         """The step of the best version so far, if it is better than the base and its checkpoint is there."""
         best = next((event["step"] for event in reversed(self.events(kind="eval")[0]) if event["best"]), None)
         return best if best and (self.folder / "checkpoints" / f"checkpoint-{best}").is_dir() else None
+
+    @contextmanager
+    def held_still(self) -> Iterator[None]:
+        """Nobody else starts it, nor what is done with it, meanwhile."""
+        with open(self.folder / "start.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def rename(self, title: str) -> None:
         title = " ".join(str(title).split())
@@ -139,6 +152,7 @@ class Run:
         """
         if self.state() in LIVE:
             raise UserError("This run is still going. Stop it first, then delete it.")
+        _make_way(self)
         shutil.rmtree(self.folder)
 
     def summary(self) -> dict:
@@ -315,13 +329,14 @@ def claim(run: Run, seconds: float | None = None) -> None:
     Raises:
         UserError: it is going already, it is done, or its owner has as many in the queue as one person may.
     """
-    with open(run.folder / "start.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with run.held_still():
         state = run.state()
         if state in LIVE:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
+        if type(run) is Run:
+            _make_way(run)
         limit_s = limits.run_seconds()
         lease.line_up(run.id, run.owner, str(run.folder), seconds, check=lambda others: _require_turn(run.owner, others))
         with _place_given_up(run):
@@ -332,6 +347,12 @@ def claim(run: Run, seconds: float | None = None) -> None:
             _end_cut_line(run.folder / "events.jsonl")
             write_json(run.folder / "process.json", lease.this_process())
             write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
+
+
+def _make_way(run: Run) -> None:
+    from tuner import measuring
+
+    measuring.make_way(run)
 
 
 @contextmanager
@@ -444,6 +465,7 @@ def longer(run: Run, epochs: float, token: str | None = None) -> threading.Threa
     if not list((run.folder / "checkpoints").glob("checkpoint-*")):
         raise UserError("This run has no checkpoint to go on from. Start a new one with more epochs.")
     identity.require_start(run.owner)
+    _make_way(run)  # its end is about to be another
     if not epochs > 0:
         raise UserError(f"{epochs:g} epochs more is not longer. Choose more than 0.")
     old = run.recipe
@@ -501,11 +523,17 @@ def take_up() -> list[Run]:
     return taken
 
 
-def kind_of(folder: Path) -> type[Run]:
-    """Run, or what else is kept in such a folder."""
+def kinds() -> tuple[type[Run], ...]:
+    """Run, and what else is kept in such a folder and waits in the same queue."""
+    from tuner.measuring import Measurement
     from tuner.trials import Trial
 
-    return Trial if folder.parent.parent.name == Trial.PLACE else Run
+    return Run, Trial, Measurement
+
+
+def kind_of(folder: Path) -> type[Run]:
+    """Which of `kinds` a folder holds."""
+    return next((kind for kind in kinds() if kind.PLACE == folder.parent.parent.name), Run)
 
 
 def _may_try_again(run: Run) -> bool:
@@ -611,7 +639,7 @@ def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None)
         return
     if code == -signal.SIGKILL and killed_before is not None and (machine.oom_kills() or 0) > killed_before:
         # How the kernel ends what takes the last of the memory: no word from the process itself.
-        write_whole(run.folder / "error.txt", str(proposals.refuse(run, "The machine ran out of memory and its kernel ended the training.")))
+        write_whole(run.folder / "error.txt", run.out_of_memory(f"The machine ran out of memory and its kernel ended the {run.DOES}."))
         return
     if code == child.OUT_OF_TIME:
         write_whole(run.folder / "error.txt", encode.ENDLESS)
@@ -620,7 +648,7 @@ def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None)
     if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 128 + signal.SIGTERM):
         run.log("note", message="The training process was ended from outside. Resume to go on from the last checkpoint.")
         return
-    write_whole(run.folder / "error.txt", f"Training ended with exit code {code}. Its last words:\n{last_words(run)}")
+    write_whole(run.folder / "error.txt", f"The {run.DOES} ended with exit code {code}. Its last words:\n{last_words(run)}")
 
 
 def last_words(run: Run, lines: int = 8) -> str:

@@ -69,7 +69,7 @@ def view(name: str) -> dict:
         ],
         "disk": {
             "free_gib": disk.free / 2**30, "total_gib": disk.total / 2**30, "floor_gib": limits.FREE_GIB.value() or 0.0,
-            "by": {place: clearing.size_bytes(tuner_home() / place) / 2**30 for place in ("runs", "datasets", "models", "trials")},
+            "by": {place: clearing.size_bytes(tuner_home() / place) / 2**30 for place in ("datasets", "models", *(kind.PLACE for kind in runs.kinds()))},
         },
         "memory": {
             "free_gib": seen.free_gib, "total_gib": seen.total_gib, "card": seen.card, "reserved_gib": room.reserved_gib(),
@@ -82,8 +82,8 @@ def view(name: str) -> dict:
 def failures() -> list[dict]:
     """The latest failed runs, newest first: whose, when, and the first sentence of why, which holds no visitor's data."""
     found = []
-    for place in ("runs", "trials"):
-        for path in (tuner_home() / place).glob("*/*/error.txt"):
+    for kind in runs.kinds():
+        for path in (tuner_home() / kind.PLACE).glob("*/*/error.txt"):
             try:
                 found.append((path.stat().st_mtime, path))
             except OSError:  # deleted meanwhile

@@ -11,7 +11,7 @@ from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import on_a_space, survives_restart
 from tuner.recipe import KNOBS, MORE_KNOBS, OPEN_KNOBS, TYPES, Recipe
-from tuner.ui import drawing, label_view, my_runs, picture_view, queue_view, quote_view, run_view, trial_view
+from tuner.ui import drawing, label_view, measure_view, my_runs, picture_view, queue_view, quote_view, run_view, trial_view
 
 # The task comes with the preset and has no control of its own.
 FORM = ("task", *OPEN_KNOBS, *MORE_KNOBS)
@@ -54,6 +54,7 @@ def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
         with gr.Column(scale=5, min_width=340, elem_id="run-course"):
             run_view.draw_course(its)
     run_view.draw_report(its)
+    measure_view.draw(its)
     my_runs.draw(its)
     its.form = [its.knobs[name] for name in FORM]
     its.shapes_rows = [its.knobs[name] for name in _SHAPES_ROWS]
@@ -407,5 +408,6 @@ def wire(its, dataset, talk, tabs) -> None:
     its.reattach = dict(fn=reattach, inputs=who, outputs=[its.run_id, *view, *lists], **quiet)
     its.to_chat.click(lambda: gr.Tabs(selected="chat"), None, [tabs], queue=False, **quiet).then(**talk.take_run)
     started.then(**talk.refresh)
+    measure_view.wire(its)
     trial_view.wire(its, to_quote)
     my_runs.wire(its, talk, tabs)

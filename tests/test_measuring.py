@@ -1,0 +1,274 @@
+"""A finished run measured on all its held-out rows: the run stays what it is meanwhile, and the report changes whole or not at all."""
+
+import os
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests import clicks
+from tests.small_run import small_run
+from tuner import clearing, cli, lease, measuring, plan, report, survey
+from tuner import run as runs
+from tuner.errors import UserError
+from tuner.home import write_json
+
+RECORDS = [{"prompt": f"Count {n}.", "completion": f"{n} {n + 1}"} for n in range(80)]
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    """A TUNER_HOME with a run that has 40 held-out rows and a report on 16 of them, and the report on all; to be copied."""
+    from tests.conftest import make_quick
+    from tuner import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNER_HOME", str(folder))
+        with pytest.MonkeyPatch.context() as training:
+            make_quick(training)
+            run = small_run(base, records=RECORDS, held_out_share=0.5, max_steps=1)
+            runs.claim(run)
+            assert train.main(run) == 0
+        model, tokenizer, its = report.load_tuned(run)
+        rows = run.rows("held_out")
+        made = [report.make(run, its, model, tokenizer, rows, survey.of(rows, tokenizer, run.recipe), 1, **more) for more in ({"seconds": 0}, {})]
+        write_json(run.folder / "report.json", made[0])
+    return folder, run.id, *made
+
+
+@pytest.fixture
+def run(finished, home):
+    folder, run_id, *_ = finished
+    shutil.copytree(folder, home, dirs_exist_ok=True)
+    run = runs.Run("local", run_id)
+    (run.folder / "process.json").unlink()  # this process's, which lives
+    return run
+
+
+@pytest.fixture(autouse=True)
+def one_thread_there_too(monkeypatch):
+    """The report that is compared with was made with one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def kept_signals():
+    """`measuring.main` in this process answers SIGTERM in its own way."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def copied(run: runs.Run) -> measuring.Measurement:
+    """A measurement as its child finds it."""
+    its = measuring.Measurement("local", run.id + measuring.Measurement.END)
+    its.folder.mkdir(parents=True)
+    for name in ("recipe.toml", "base.json"):
+        shutil.copyfile(run.folder / name, its.folder / name)
+    return its
+
+
+def until(what, seconds: float = 60.0):
+    ends = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < ends, "nothing came"
+        time.sleep(0.02)
+    return found
+
+
+def child_of(its: measuring.Measurement) -> psutil.Process:
+    """The process that measures, once it has begun."""
+    return psutil.Process(until(lambda: (process := its.read("process")) and process["pid"] != os.getpid() and lease.is_alive(process) and process)["pid"])
+
+
+def test_all_rows_are_measured_in_a_child_and_the_run_is_done_all_the_while(run, finished):
+    short, whole = finished[2:]
+    assert measuring.left_out(run) == (24, 40) and (run.read("report"), short["held_out_rows"]) == (short, 16)
+    its = measuring.start(run)
+    with pytest.raises(UserError, match="being measured already"):
+        measuring.start(run)
+    seen = {run.state()}
+    while its.state() in runs.LIVE:
+        seen.add(run.state())
+        time.sleep(0.05)
+    assert (its.state(), its.error(), seen) == ("done", "", {"done"})
+    assert run.read("report") == whole and measuring.left_out(run) == (0, 0) and measuring.of(run) == its
+    said = [event["message"] for event in its.events(kind="status")[0]]
+    assert "Answering held-out rows: 32 of 40" in said and said[-1] == "Done"
+    assert not lease.waiting() and runs.mine("local") == [run]
+
+
+def test_cancelled_in_the_middle_or_killed_the_report_stays(run, finished):
+    short = finished[2]
+    its = measuring.start(run)
+    child = child_of(its)
+    until(lambda: "Loading" in str(its.events()))
+    measuring.cancel(its)
+    child.wait(20)
+    assert until(lambda: its.state() not in runs.LIVE) and its.state() == "stopped" and run.read("report") == short and measuring.left_out(run) == (24, 40)
+    with pytest.raises(UserError, match="nothing to stop"):
+        measuring.cancel(its)
+    its = measuring.start(run)
+    child = child_of(its)
+    child.kill()
+    until(lambda: its.state() == "interrupted")
+    assert run.state() == "done" and run.read("report") == short
+
+
+def test_one_that_was_going_when_the_app_went_away_is_taken_up(run, finished, monkeypatch):
+    its = measuring.start(run)
+    child = child_of(its)
+    child.send_signal(signal.SIGTERM)  # as a Space that restarts
+    until(lambda: its.state() == "interrupted")
+    assert runs.take_up() == [its]
+    until(lambda: its.state() not in runs.LIVE)
+    assert its.state() == "done" and run.read("report") == finished[3]
+
+
+def test_a_run_that_is_measured_is_not_deleted_or_trained_longer_and_afterwards_takes_what_is_known_of_it_along(run, finished):
+    (run.folder / "checkpoints" / "checkpoint-9").mkdir(exist_ok=True)
+    its, before = measuring.start(run), (run.folder / "done").stat()
+    for act in (run.delete, lambda: runs.longer(run, 1.0), lambda: measuring.start(run)):
+        with pytest.raises(UserError, match="being measured"):
+            act()
+    assert (run.folder / "done").stat() == before and run.read("recipe") is None
+    child = child_of(its)
+    measuring.cancel(its)
+    child.wait(20)
+    until(lambda: its.state() == "stopped")
+    run.delete()
+    assert not its.folder.exists() and not run.folder.exists() and measuring.of(run) is None
+
+
+def test_one_that_waits_in_the_queue_is_cancelled_there(run):
+    lease.line_up("other", "bob", seconds=600.0)
+    assert lease._begin("other")
+    its = measuring.start(run)
+    until(lambda: "ahead" in str(its.events()))
+    measuring.cancel(its)
+    until(lambda: its.state() not in runs.LIVE)
+    assert lease.waiting() == ["other"] and run.state() == "done"
+
+
+def test_one_that_is_cancelled_before_its_child_can_be_reached_ends_before_it_measures(run, finished, kept_signals):
+    its = copied(run)
+    (its.folder / "stop").write_text("asked")
+    assert cli.main(["report", str(its.folder)]) == 0 and its.state() == "stopped" and run.read("report") == finished[2]
+
+
+def test_a_run_that_goes_on_meanwhile_keeps_the_report_of_its_new_end(run, finished, monkeypatch):
+    def on_status(_):
+        (run.folder / "done").unlink()
+        write_json(run.folder / "done", {"state": "done"})
+
+    with pytest.raises(UserError, match="trained on while it was measured"):
+        report.remake(run, on_status, seconds=60.0)
+    assert run.read("report") == finished[2]
+
+
+def test_what_is_not_finished_or_stands_in_the_queue_is_refused_and_leaves_nothing(run, finished, monkeypatch):
+    monkeypatch.setattr(measuring.runs, "start", lambda *_: (_ for _ in ()).throw(UserError("The queue is full.")))
+    with pytest.raises(UserError, match="The queue is full"):
+        measuring.start(run)
+    assert measuring.of(run) is None
+    (run.folder / "done").unlink()
+    with pytest.raises(UserError, match="no tuned model to measure"):
+        measuring.start(run)
+    assert measuring.left_out(run) == (0, 0)
+    write_json(run.folder / "done", {"state": "done"})
+    write_json(run.folder / "report.json", finished[3])
+    with pytest.raises(UserError, match="would give the same numbers"):
+        measuring.start(run)
+
+
+def test_a_run_that_is_measured_is_in_use_and_what_is_known_of_old_measurements_goes(run, monkeypatch):
+    monkeypatch.setenv("TUNER_RUN_DAYS", "1")
+    monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)  # it waits
+    its = measuring.start(run)
+    later = time.time() + 10 * clearing.DAY_S
+    for _ in range(2):
+        clearing.sweep(now=later)
+    assert run.folder.is_dir() and its.folder.is_dir()
+    lease.leave(its.id)
+    (its.folder / "process.json").unlink()
+    clearing.sweep(now=later)
+    assert not its.folder.exists()
+
+
+def test_where_a_run_may_take_so_long_a_measurement_may_not_take_longer(run, finished, kept_signals):
+    """Nor does it replace a report with one of fewer rows."""
+    its = copied(run)
+    write_json(its.folder / "limit.json", {"seconds": 0.0})
+    assert cli.main(["report", str(its.folder)]) == 0 and (its.state(), its.error()) == ("done", "")
+    assert run.read("report") == finished[2] and any(measuring.left_out(run)) and not measuring.can_start(run)
+    write_json(run.folder / "report.json", finished[3])
+    (its.folder / "done").unlink()
+    assert cli.main(["report", str(its.folder)]) == 1 and "there was time for fewer rows" in its.error()
+    assert run.read("report") == finished[3]
+
+
+def test_answers_are_counted_as_left_out_too_but_no_more_than_are_ever_made(run, finished, monkeypatch):
+    whole = finished[3]
+    write_json(run.folder / "report.json", {**whole, "answers": {**whole["answers"], "asked": 24}})
+    assert measuring.left_out(run) == (0, 16) and measuring.can_start(run)
+    monkeypatch.setattr(plan, "MOST_ANSWERS", 24)
+    assert measuring.left_out(run) == (0, 0) and not measuring.can_start(run)
+
+
+# On the page ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def handlers():
+    return clicks.handlers("measure_view")
+
+
+def test_the_button_says_how_many_rows_and_how_long_and_the_new_report_is_drawn_by_itself(run, finished, handlers):
+    short, whole = finished[2:]
+    click = lambda what, **values: clicks.call(handlers[what], **values)  # noqa: E731
+    line, button, cancel, _ = click("show_measuring", run_id=run.id)
+    assert "of 40 held-out rows 24 not measured and 40 not answered" in line and "That takes about" in line and " s</b>" in line
+    assert button["visible"] and button["value"] == "Measure all held-out rows" and not cancel["visible"]
+    line, button, cancel, timer = click("measure_all", run_id=run.id)
+    assert "…" in line and not button["visible"] and cancel["visible"] and timer.active
+    assert click("measure_all", run_id=run.id)[2]["visible"], "pressed in another tab"
+    until(lambda: measuring.of(run).state() not in runs.LIVE)
+    line, button, cancel, timer, *drawn = click("poll_measuring", run_id=run.id)
+    assert "Measured again: the report above is of all held-out rows." in line and not button["visible"] and not cancel["visible"] and not timer.active
+    assert "40 held-out rows" in str(drawn) and "16 of 40" in str(short["says"]) and "16 of 40" not in str(drawn)
+    assert run.read("report") == whole
+
+
+def test_what_stands_there_is_true(run, finished, handlers, monkeypatch):
+    show = lambda: clicks.call(handlers["show_measuring"], run_id=run.id)  # noqa: E731
+    monkeypatch.setattr(measuring, "seconds", lambda _: 7200.0)
+    monkeypatch.setenv("TUNER_RUN_MINUTES", "30")
+    assert "All of them would take about 2 h; here there is time for 30 min" in show()[0]
+    its = copied(run)
+    write_json(its.folder / "done", {"state": "done"})
+    write_json(run.folder / "publish.json", {"state": "verified"})
+    os.utime(run.folder / "report.json", (time.time() + 60,) * 2)
+    assert "of as many held-out rows as there was time for" in show()[0] and "publish it again" in show()[0] and show()[1]["visible"]
+    os.utime(run.folder / "publish.json", (time.time() + 120,) * 2)
+    assert "publish it again" not in show()[0]
+    (its.folder / "error.txt").write_text("The machine ran out of memory.")
+    (its.folder / "done").unlink()
+    assert "The machine ran out of memory." in show()[0] and show()[1]["visible"]
+    with monkeypatch.context() as patch:
+        patch.setattr("tuner.limits.is_paused", lambda: True)
+        assert not show()[1]["visible"] and "not measured" not in show()[0]
+    made = finished[3]
+    write_json(run.folder / "report.json", {**made, "answers": {**made["answers"], "asked": 24}})
+    assert "of 40 held-out rows 16 not answered" in show()[0] and show()[1]["value"] == "Answer all held-out rows"
+
+
+def test_nobody_else_s_run_and_none_at_all_show_nothing(run, handlers):
+    for run_id in ("", None, "20260101-000000-00000000"):
+        line, button, *_ = clicks.call(handlers["show_measuring"], run_id=run_id)
+        assert line == "" and not button["visible"]
+    for what in ("measure_all", "cancel_measuring"):
+        with pytest.raises(Exception, match="not among yours"):
+            clicks.call(handlers[what], run_id="20260101-000000-00000000")

@@ -1,0 +1,189 @@
+"""A finished run measured on all its held-out rows, where its report had time for some: begun by a click, in a child of its own."""
+
+import math
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from tuner import cost, figures, identity, lease, limits, machine, quote
+from tuner import plan as plans
+from tuner import run as runs
+from tuner.errors import UserError
+from tuner.home import disk_error, private_dir, write_json, write_whole
+from tuner.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Measurement(runs.Run):
+    """The latest measurement of a run, in its folder: what a run has there but rows, checkpoints and an adapter."""
+
+    WORD, PLACE, VERB = "measurement", "measurements", "report"
+    DOES = "measuring"
+    # Of its id; the rest is the run's, which it has no second one of.
+    END = "-all"
+
+    @property
+    def run(self) -> runs.Run:
+        """The run that is measured."""
+        return runs.Run(self.owner, self.id.removesuffix(self.END))
+
+    def out_of_memory(self, why: str) -> str:
+        return f"{why} The report is as it was. Try again when less is going on here."
+
+    def left_s(self) -> float | None:
+        """About how long it will still take; None where nobody knows, or it waits."""
+        began = next((its.began for its in lease.tickets() if its.run == self.id), None)
+        quoted = (self.read("quoted") or {}).get("seconds")
+        return None if began is None or quoted is None else max(0.0, quoted - (time.time() - began))
+
+
+def of(run: runs.Run) -> Measurement | None:
+    """The run's latest measurement; None where there is none."""
+    its = Measurement(run.owner, run.id + Measurement.END)
+    return its if (its.folder / its.MARK).is_file() else None
+
+
+def is_going(run: runs.Run) -> bool:
+    return (its := of(run)) is not None and its.state() in runs.LIVE
+
+
+def left_out(run: runs.Run) -> tuple[int, int]:
+    """How many held-out rows the run's report did not measure, and not answer, for want of time; none where there is no report yet."""
+    made = figures.of(run) if run.state() in ("done", "stopped") else None
+    if not made:
+        return 0, 0
+    count = made.get("held_out_of", made["held_out_rows"])
+    return count - made["held_out_rows"], max(0, min(count, plans.MOST_ANSWERS) - made.get("answers", {}).get("asked", count))
+
+
+def can_start(run: runs.Run) -> bool:
+    """Whether there are rows left out, and more could come of it than of a measurement that had all the time it may have."""
+    its = of(run)
+    return any(left_out(run)) and not (its and (its.state() in runs.LIVE or (its.state() == "done" and its.read("limit"))))
+
+
+def seconds(run: runs.Run) -> float | None:
+    """About how long it takes on this machine; None where the run noted too little to tell."""
+    noted, plan = run.read("quote"), run.read("plan")
+    if not noted or not plan or not noted.get("rows"):
+        return None
+    its, fast = Sizes(**noted["sizes"]), plan.get("fast", {})
+    decided = plans.Plan(plan["tokens_at_once"], plan["micro_batch"], plan["gradient_checkpointing"], plan["dequantised"], fast.get("prepacked", False))
+    return quote.whole_report_s(run.recipe, its, quote.Rows(**noted["rows"]), decided, machine.reach(cost.kind(run.recipe, its)))
+
+
+def start(run: runs.Run, token: str | None = None) -> Measurement:
+    """Measure the run when its turn comes; returns at once, the measurement's folder tells the rest.
+
+    Args:
+        token: the visitor's own, for a gated base that is not here any more.
+
+    Raises:
+        UserError: the run is not finished, nothing was left out, it is being measured, or what `run.start` raises.
+    """
+    identity.require_start(run.owner)
+    limits.require_open()
+    its = Measurement(run.owner, run.id + Measurement.END)
+    with run.held_still():
+        if run.state() not in ("done", "stopped"):
+            raise UserError(f"This run is {run.state()} and has no tuned model to measure. Let it end first.")
+        if is_going(run):
+            raise UserError("This run is being measured already. Let that end, or cancel it first.")
+        if not can_start(run):
+            raise UserError("No held-out row was left out that there would be time for, so measuring again would give the same numbers.")
+        try:
+            shutil.rmtree(its.folder, ignore_errors=True)
+            private_dir(its.folder.parent)
+            its.folder.mkdir(mode=0o700)
+            for name in ("recipe.toml", "base.json"):
+                shutil.copyfile(run.folder / name, its.folder / name)
+            runs.start(its, token, _quoted(run))
+        except BaseException as error:
+            shutil.rmtree(its.folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise disk_error(error, its.folder) from error
+            raise
+    return its
+
+
+def _quoted(run: runs.Run) -> dict | None:
+    """What it is said to take, as a run's start wants it; no more memory than its training took."""
+    noted, taken = run.read("quote"), seconds(run)
+    if taken is None:
+        return None
+    limit = limits.run_seconds()
+    memory = noted["memory_gib"] - noted["memory"].get("files being read", 0.0)
+    return {"seconds": taken if limit is None else min(taken, limit), "memory_gib": memory}
+
+
+def cancel(its: Measurement) -> None:
+    """End it; the run's report stays as it is.
+
+    Raises:
+        UserError: it is not going.
+    """
+    its.ask_stop()
+    process = its.read("process")
+    with suppress(KeyError, TypeError, psutil.Error):  # where it only waits, or is another app's, what was asked is seen soon enough
+        if lease.is_alive(process) and (child := psutil.Process(process["pid"])).ppid() == os.getpid():
+            child.terminate()
+
+
+def make_way(run: runs.Run) -> None:
+    """Remove what is known of a run's last measurement, before the run goes on or is deleted.
+
+    Raises:
+        UserError: it is being measured now.
+    """
+    its = Measurement(run.owner, run.id + Measurement.END)
+    if its.state() in runs.LIVE:
+        raise UserError("This run is being measured. Cancel that first, or let it end.")
+    shutil.rmtree(its.folder, ignore_errors=True)
+
+
+def main(its: Measurement) -> int:
+    """Measure, and put every ending into its folder; the exit code is 0 only when it is done or cancelled."""
+    from tuner import rehearsal, report
+
+    def on_term(*_):
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def on_status(said: str) -> None:
+        if its.stop_asked():
+            on_term()
+        its.log("status", state="checking", message=said)
+
+    signal.signal(signal.SIGTERM, on_term)
+    run, limit = its.run, its.read("limit") or {}
+    try:
+        on_status("Loading the tuned model")
+        if not (run.read("base") or {}).get("dir") or not os.path.isdir(run.read("base")["dir"]):  # it was cleared away since, and is here again
+            write_json(run.folder / "base.json", its.read("base"))
+        with lease.hold(its.id, lambda ahead: runs.log_wait(its, ahead), its.stop_asked, owner=its.owner, folder=str(its.folder)) as held:
+            if held and not its.stop_asked():
+                report.remake(run, on_status, seconds=limit.get("seconds", math.inf))
+        return _end(its)
+    except SystemExit:
+        if not its.stop_asked():
+            raise
+        return _end(its)
+    except UserError as error:
+        write_whole(its.folder / "error.txt", str(error))
+        return 1
+    except Exception as error:
+        if not rehearsal.is_out_of_memory(error):
+            raise
+        write_whole(its.folder / "error.txt", its.out_of_memory("Measuring ran out of memory."))
+        return 1
+
+
+def _end(its: Measurement) -> int:
+    state = "stopped" if its.stop_asked() else "done"
+    its.log("status", state=state, message="Cancelled" if state == "stopped" else "Done")
+    write_json(its.folder / "done", {"state": state})
+    return 0
