@@ -10,8 +10,9 @@ import pytest
 from tuner import chat
 from tuner.errors import UserError
 from tuner.ui import chat_tab, conversation
-from tuner.ui.chat_tab import BASE, BASE_CHOICE, BLIND, BOTH, TUNED
+from tuner.ui.chat_tab import BASE, BLIND, BOTH, TUNED
 from tuner.ui.conversation import MOST_ANSWERS, PENDING
+from tuner.ui.subjects import BASE_CHOICE
 
 # What `say` gives, in its outputs' order.
 TICKET, ASKED, BOX, BASE_SAID, TUNED_SAID, ABOUT, BLIND_SHOWN, BLIND_ID = range(8)

@@ -5,15 +5,12 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from tuner import blind, card, chat, figures, hub, publish, sharing, tasks
+from tuner import blind, chat, figures, hub, sharing, tasks
 from tuner import run as runs
 from tuner.errors import Hint, UserError, shorten
-from tuner.ui import conversation, drawing, publish_view, try_view
+from tuner.ui import conversation, drawing, publish_view, subjects, try_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
-BASE_CHOICE, HUB_CHOICE, SHARED = "base", "hub", "shared:"
-# From the first moment on: a link to an adapter chooses the second before the visitor's own runs are known.
-_ALWAYS = [("The base model alone", BASE_CHOICE), ("An adapter on the Hub (write its id)", HUB_CHOICE)]
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
 UPDATE_S = 0.08
 
@@ -22,7 +19,7 @@ def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
     """Lay the tab out; `wire` connects it."""
     its = SimpleNamespace(page=page, browser=browser, run_id=run_id, shared_key=shared_key, tab=tab)
     with gr.Row(elem_id="chat-who"):
-        its.subject = gr.Dropdown(_ALWAYS, value=BASE_CHOICE, label="Model", elem_id="subject", filterable=False, scale=3, min_width=240)
+        its.subject = gr.Dropdown(subjects.ALWAYS, value=subjects.BASE_CHOICE, label="Model", elem_id="subject", filterable=False, scale=3, min_width=240)
         its.adapter_id = gr.Textbox(label="Adapter on the Hub", placeholder="user/name", visible=True, max_length=200, elem_id="adapter-id", scale=2, min_width=200)
         its.view = gr.Radio([BOTH, TUNED, BASE, BLIND], value=BOTH, label="Show", elem_id="view", scale=6, min_width=380)
     its.about = gr.HTML("", elem_id="chat-about")
@@ -57,19 +54,7 @@ def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
                 its.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Lower leaves unlikely words out.", elem_id="top-p")
                 its.longest = gr.Slider(8, 1024, value=200, step=8, label="Longest answer (tokens)", info="Where an answer is cut if it does not stop by itself.", elem_id="longest")
     its.trying = try_view.draw(page)
-    with gr.Accordion("Publish to the Hugging Face Hub", open=False, elem_id="publish") as its.publish_panel:
-        its.publish_about = gr.HTML(drawing.empty("No tuned model yet: start one on the Fine-tune tab; the quote there says about how long it takes."), elem_id="publish-about")
-        with gr.Row():
-            its.name = gr.Textbox(label="Repository name", info="In your own account.", max_length=96, elem_id="repo-name", scale=3, min_width=220)
-            its.private = gr.Checkbox(True, label="Private", info="Only you can see it. You can open it later.", elem_id="private", scale=1, min_width=160)
-        its.blind_in_card = gr.Checkbox(False, label="Tell the blind test in the card", info="The votes you gave under “Which is better?”, with their interval.", visible=False, elem_id="blind-in-card")
-        its.show_card = gr.Button("Show the card first", interactive=False, elem_id="show-card")
-        its.card = gr.Code("", language="markdown", label="README.md, as it will be pushed", visible=False, lines=12, max_lines=24, elem_id="card")
-        its.push = gr.Button("Push", variant="primary", interactive=False, elem_id="push")
-        its.pushed = gr.HTML("", elem_id="pushed")
-        its.publish_seen = gr.State("")
-        its.publish_timer = gr.Timer(1.0, active=False)
-        its.open_up = gr.Button("Make it public", visible=False, elem_id="make-public")
+    publish_view.draw(its)
     its.take_run, its.refresh, its.open_publish, its.arrive, its.take_shared = {}, {}, {}, {}, {}
     _wire_lists(its)
     return its
@@ -82,27 +67,22 @@ def _wire_lists(its) -> None:
     page, panels = its.page, _panels(its)
     quiet = dict(show_progress="hidden", api_visibility="private")
 
-    def choices(owner: str, key: str) -> list[tuple[str, str]]:
-        mine = [(run, run.state()) for run in runs.mine(owner)]
-        tuned = [(drawing.run_label(run.title, state, (run.folder / "recipe.toml").stat().st_mtime), run.id) for run, state in mine if state in ("done", "stopped")]
-        return [*tuned, *_shared_choice(key), *_ALWAYS]
-
     @in_words
     def refresh(subject, adapter_id, key, view, browser_id, token: gr.OAuthToken | None):
-        offered = choices(page.visitor(browser_id, token).owner, key)
+        offered = subjects.choices(page.visitor(browser_id, token).owner, key)
         known = {value for _, value in offered}
-        value = HUB_CHOICE if adapter_id else subject if subject in known and subject != BASE_CHOICE else offered[0][1]
-        return gr.update(choices=offered, value=value), _views(view, _is_mine(value))[0]
+        value = subjects.HUB_CHOICE if adapter_id else subject if subject in known and subject != subjects.BASE_CHOICE else offered[0][1]
+        return gr.update(choices=offered, value=value), _views(view, subjects.is_mine(value))[0]
 
     @in_words
     def take_run(run_id, key, browser_id, token: gr.OAuthToken | None):
-        offered = choices(page.visitor(browser_id, token).owner, key)
+        offered = subjects.choices(page.visitor(browser_id, token).owner, key)
         known = {value for _, value in offered}
         return gr.update(choices=offered, value=run_id if run_id in known else offered[0][1]), ""
 
     @in_words
     def take_shared(key, browser_id, token: gr.OAuthToken | None):
-        return gr.update(choices=choices(page.visitor(browser_id, token).owner, key), value=SHARED + sharing.find(key).key), ""
+        return gr.update(choices=subjects.choices(page.visitor(browser_id, token).owner, key), value=subjects.SHARED + sharing.find(key).key), ""
 
     @in_words
     def arrive(adapter_id, browser_id, token: gr.OAuthToken | None):
@@ -113,10 +93,10 @@ def _wire_lists(its) -> None:
             folder, config = hub.fetch_adapter(adapter_id, "", visitor.token)
             task, plan = chat.task_of_adapter(folder, config)
         except UserError as error:
-            return [gr.update(value=HUB_CHOICE), drawing.notice(str(error), "error"), *[gr.skip()] * len(panels)]
+            return [gr.update(value=subjects.HUB_CHOICE), drawing.notice(str(error), "error"), *[gr.skip()] * len(panels)]
         base = drawing.text(config["base_model_name_or_path"])
         about = f'<p class="quiet">{drawing.text(adapter_id)}, tuned from {base}. {_what_it_gives(task, plan)}</p>'
-        return [gr.update(value=HUB_CHOICE), about, *_switch(task, plan, True)]
+        return [gr.update(value=subjects.HUB_CHOICE), about, *_switch(task, plan, True)]
 
     its.refresh |= dict(fn=refresh, inputs=[its.subject, its.adapter_id, its.shared_key, its.view, its.browser], outputs=[its.subject, its.view], **quiet)
     its.take_shared |= dict(fn=take_shared, inputs=[its.shared_key, its.browser], outputs=[its.subject, its.adapter_id], **quiet)
@@ -134,15 +114,6 @@ def wire(its, train, tabs) -> None:
     settings = [its.subject, its.adapter_id, its.view, its.system, its.temperature, its.top_p, its.longest]
     who = [its.browser]
 
-    def subject_of(choice, adapter_id, base_model, visitor) -> chat.Subject:
-        if choice == BASE_CHOICE:
-            return chat.of_base(hub.require_id(base_model, "a base model's Hub id"), visitor.token, visitor.owner)
-        if choice == HUB_CHOICE:
-            return chat.of_adapter(adapter_id or "", visitor.token, visitor.owner)
-        if str(choice).startswith(SHARED):
-            return sharing.find(str(choice).removeprefix(SHARED)).subject(visitor.owner, visitor.token)
-        return chat.of_run(runs.find(visitor.owner, str(choice)))
-
     line = conversation.Line()
 
     @in_words
@@ -158,7 +129,7 @@ def wire(its, train, tabs) -> None:
             locked = [gr.update(interactive=False)] * 3
             return line.join(), message, "", skip, skip, waits, _blind_answers(_unsaid(message)), "", *locked, *on_its_way
         talks = {"base": conversation.plain(base_said), "tuned": conversation.plain(tuned_said)}
-        for name in _speakers(view, choice != BASE_CHOICE):
+        for name in _speakers(view, choice != subjects.BASE_CHOICE):
             conversation.ask(talks[name], message)
         return line.join(), message, "", talks["base"], talks["tuned"], waits, *[skip] * 5, *on_its_way
 
@@ -196,7 +167,7 @@ def wire(its, train, tabs) -> None:
         skip = gr.skip()
         untouched = [skip] * 5
         yield skip, skip, drawing.notice(_READYING), skip, *untouched
-        subject = subject_of(choice, adapter_id, base_model, visitor)
+        subject = subjects.subject_of(choice, adapter_id, base_model, visitor)
         talks = {"base": conversation.plain(base_said), "tuned": conversation.plain(tuned_said)}
         speakers = {name: talks[name] for name in _speakers(view, bool(subject.adapter_dir))}
         asked = {}
@@ -248,7 +219,7 @@ def wire(its, train, tabs) -> None:
 
     def compare(owner, choice, message, system, sampling):
         """Two answers without names: which is which is the engine's secret until there is a vote."""
-        if not _is_mine(choice):
+        if not subjects.is_mine(choice):
             raise Hint("Choose one of your runs under “Model” first: its tuned model is compared with its base.")
         test_id = blind.begin(owner, choice)
         said = _unsaid(message)
@@ -300,49 +271,11 @@ def wire(its, train, tabs) -> None:
         return [gr.update(visible=its) for its in (view in (BOTH, BASE), view in (BOTH, TUNED), view == BLIND, view != BLIND)]
 
     @in_words
-    def label_it(text, second, each_line, held, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
-        """Labels for what was written; words first, since a model may have to be loaded."""
-        visitor = page.visitor(browser_id, token)
-        if choice == BASE_CHOICE:
-            raise UserError("The base model alone gives no labels. Choose one of your runs above first.")
-        yield drawing.notice("Getting the model ready …")
-        try:
-            subject = subject_of(choice, adapter_id, base_model, visitor)
-            yield try_view.label(page, subject, try_view.brought(subject, text, second, each_line is True, held), explain is True)
-        except UserError:
-            yield try_view.nothing()
-            raise
-
-    @in_words
-    def hold(sent, held, browser_id, token: gr.OAuthToken | None):
-        """Pictures leave Gradio's cache as they come."""
-        if not sent:
-            return [gr.skip()] * 5
-        return try_view.told(try_view.hold(held, sent if isinstance(sent, list) else [sent], page.visitor(browser_id, token).owner))
-
-    @in_words
-    def let_go(held):
-        try_view.let_go(held)
-        return try_view.told([])
-
-    def task_of(choice, adapter_id, form_task, visitor) -> tuple[str, dict, bool]:
-        """The task of what is chosen, what its plan keeps for that, and whether there is a model to ask."""
-        if choice == BASE_CHOICE:
-            return str(form_task), {}, tasks.get(str(form_task)).ANSWERS
-        if choice == HUB_CHOICE:
-            try:
-                return *chat.task_of_adapter(*hub.fetch_adapter(adapter_id, "", visitor.token)), True
-            except UserError:  # nothing was written yet, or it cannot be had, which asking it will say
-                return tasks.DEFAULT, {}, True
-        run = sharing.find(str(choice).removeprefix(SHARED)).look() if str(choice).startswith(SHARED) else runs.find(visitor.owner, str(choice))
-        return run.recipe.task, run.read("plan", {}), True
-
-    @in_words
     def follow_form(choice, adapter_id, form_task, browser_id, token: gr.OAuthToken | None):
         """The settings went over to another task: the base model alone is one of that now."""
-        if choice != BASE_CHOICE:
+        if choice != subjects.BASE_CHOICE:
             return [gr.skip()] * (1 + len(panels))
-        task, plan, ready = task_of(choice, adapter_id, form_task, page.visitor(browser_id, token))
+        task, plan, ready = subjects.task_of(choice, adapter_id, form_task, page.visitor(browser_id, token))
         return [_of_the_base(task), *_switch(task, plan, ready)]
 
     @in_words
@@ -352,82 +285,24 @@ def wire(its, train, tabs) -> None:
         back = asked if ticket in line and not (message or "").strip() else gr.skip()
         line.stop(ticket)
         visitor = page.visitor(browser_id, token)
-        task, plan, ready = task_of(choice, adapter_id, form_task, visitor)
-        ask, offer, name, counted, in_card = "", "", gr.skip(), "", False
-        shown = ["", gr.update(interactive=False, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
-        if _is_mine(choice):
+        task, plan, ready = subjects.task_of(choice, adapter_id, form_task, visitor)
+        ask, counted, in_card, run = "", "", False, None
+        if subjects.is_mine(choice):
             run = runs.find(visitor.owner, str(choice))
             if (report := figures.of(run)) and report.get("examples"):
                 ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. Try: “{drawing.text(shorten(report["examples"][0]["prompt"], 90))}”</p>'
             if tasks.get(task).LABELLED:
                 ask = f'<p class="quiet">Tuned from {drawing.text(run.recipe.base_model)}. {_what_it_gives(task, plan)}</p>'
             counted, in_card = blind.words(blind.tally(run)), blind.is_in_card(run)
-            offer = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
-            if not visitor.token:
-                offer += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
-            its_state = publish.state(run)
-            name, shown = its_state.get("name") or _repo_name(run), publish_shown(run, its_state, request)
-            if not visitor.token:
-                shown[1] = gr.update(interactive=False, value="Push")
-        elif str(choice).startswith(SHARED):
-            ask = f'<p class="quiet">Tuned from {drawing.text(sharing.find(str(choice).removeprefix(SHARED)).base_model)}, and shared with you. {_what_it_gives(task, plan)}</p>'
-        elif choice == HUB_CHOICE:
+        elif str(choice).startswith(subjects.SHARED):
+            ask = f'<p class="quiet">Tuned from {drawing.text(sharing.find(str(choice).removeprefix(subjects.SHARED)).base_model)}, and shared with you. {_what_it_gives(task, plan)}</p>'
+        elif choice == subjects.HUB_CHOICE:
             ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
         else:
             ask = _of_the_base(task)
         voting_shown = [_no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
-        (views, carded), (panel, viewed, *rest) = _views(view, _is_mine(choice)), _switch(task, plan, ready)
-        offer = offer or drawing.empty("Choose one of your runs above to publish it.")
-        return back, [], [], ask, offer, name, gr.update(value="", visible=False), *shown, *voting_shown, carded, panel, {**views, **viewed}, *rest
-
-    def publish_shown(run: runs.Run, its_state: dict, request: gr.Request | None) -> list:
-        """What the publishing part shows of a run: the words, the buttons, whether to look again, and what was seen."""
-        what, live = its_state["state"], its_state["state"] in publish.LIVE
-        link = page.link(its_state["repo_id"], request) if its_state.get("repo_id") else ""
-        label = "Publishing …" if live else "Push again" if what not in ("none", "intended") else "Push"
-        return [
-            publish_view.state(its_state, link), gr.update(interactive=not live, value=label),
-            gr.update(visible=what in ("verified", "unverified") and its_state.get("private", False)), gr.Timer(active=live),
-            f"{run.id}/{what}/{its_state.get('sent_bytes', 0)}/{its_state.get('reason', '')}",
-        ]
-
-    def chosen_run(choice, visitor) -> runs.Run:
-        if not _is_mine(choice):
-            raise Hint("Choose one of your runs under “Model” first; that is what gets published.")
-        run = runs.find(visitor.owner, str(choice))
-        if not run.read("done"):
-            raise UserError(f"This run is {run.state()}. Publish it once it is done.")
-        return run
-
-    @in_words
-    def show_card(choice, name, browser_id, request: gr.Request, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        run = chosen_run(choice, visitor)
-        repo_id = f"{hub.whoami(visitor.token) if visitor.token else 'you'}/{publish.check_name(name)}"
-        return gr.update(value=card.build(run, repo_id, page.link(repo_id, request)), visible=True)
-
-    @in_words
-    def push(choice, name, private, browser_id, request: gr.Request, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        run = chosen_run(choice, visitor)
-        start = page.link("", request)  # now: the thread outlives this request
-        publish.begin(run, name, private is not False, visitor.token, lambda repo_id: start + repo_id)
-        return publish_shown(run, publish.state(run), request)
-
-    @in_words
-    def poll(choice, seen, browser_id, request: gr.Request, token: gr.OAuthToken | None):
-        owner = page.visitor(browser_id, token).owner
-        if not _is_mine(choice) or not runs.is_of(owner, str(choice)):  # signed out meanwhile: the push goes on by itself
-            return [gr.skip()] * 3 + [gr.Timer(active=False), ""]
-        run = runs.find(owner, str(choice))
-        shown = publish_shown(run, publish.state(run), request)
-        return [gr.skip()] * 5 if shown[-1] == seen else shown
-
-    @in_words
-    def open_up(choice, browser_id, request: gr.Request, token: gr.OAuthToken | None):
-        visitor = page.visitor(browser_id, token)
-        run = chosen_run(choice, visitor)
-        return publish_shown(run, publish.open_up(run, visitor.token), request)
+        (views, carded), (panel, viewed, *rest) = _views(view, subjects.is_mine(choice)), _switch(task, plan, ready)
+        return back, [], [], ask, *publish_view.offered(page, run, visitor, request), *voting_shown, carded, panel, {**views, **viewed}, *rest
 
     buttons, votes = [its.send, its.stop], list(its.votes.values())
     at_once = dict(
@@ -456,29 +331,16 @@ def wire(its, train, tabs) -> None:
     for better, button in its.votes.items():
         button.click(voting(better), [its.subject, its.blind_id, its.blind_said, *who], [its.blind, its.tally, *its.votes.values(), its.blind_in_card], **quiet)
     its.blind_in_card.input(tell_in_card, [its.subject, its.blind_in_card, *who], None, **quiet)
-    published = [its.pushed, its.push, its.open_up, its.publish_timer, its.publish_seen]
     voted = [its.blind, its.tally, its.blind_id, its.blind_said, *its.votes.values(), its.blind_in_card]
     chosen = [its.subject, its.adapter_id, train.knobs["task"], *who]
     its.subject.change(
         meet, [its.subject, its.adapter_id, train.knobs["task"], its.view, its.ticket, its.asked, its.message, *who],
-        [its.message, its.base, its.tuned, its.about, its.publish_about, its.name, its.card, *published, *voted, its.show_card, *panels], **quiet,
+        [its.message, its.base, its.tuned, its.about, *publish_view.parts(its), *voted, its.show_card, *panels], **quiet,
     ).then(**over)
     train.knobs["task"].change(follow_form, chosen, [its.about, *panels], **quiet)
-    trying = its.trying
-    its.trying.go.click(
-        label_it, [trying.text, trying.second, trying.each_line, trying.held, trying.explain, its.subject, its.adapter_id, train.knobs["base_model"], *who], [trying.out],
-        concurrency_limit=4, **quiet,
-    )
-    fills = [trying.files, trying.camera, trying.held, trying.held_row, trying.listed]
-    for box, sent in ((trying.files, trying.files.upload), (trying.camera, trying.camera.input)):
-        sent(hold, [box, trying.held, *who], fills, **quiet)
-    trying.forget.click(let_go, [trying.held], fills, **quiet)
+    try_view.wire(its.trying, its, train.knobs["base_model"])
     its.adapter_id.submit(**its.arrive)
-    spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
-    its.show_card.click(show_card, [its.subject, its.name, *who], [its.card], **quiet)
-    its.push.click(push, [its.subject, its.name, its.private, *who], published, **spin)
-    its.publish_timer.tick(poll, [its.subject, its.publish_seen, *who], published, concurrency_limit=None, trigger_mode="once", **quiet)
-    its.open_up.click(open_up, [its.subject, *who], published, **spin)
+    publish_view.wire(its)
 
 
 _READYING = "Getting the model ready …"
@@ -529,24 +391,10 @@ def _of_the_base(task: str) -> str:
     return '<p class="quiet">The base model, as it comes. A tuned one appears in the list once a run is done.</p>'
 
 
-def _is_mine(choice) -> bool:
-    """Whether it is a run in the visitor's own list that was chosen."""
-    return bool(choice) and choice not in (BASE_CHOICE, HUB_CHOICE) and not str(choice).startswith(SHARED)
-
-
 def _views(view, mine: bool) -> list:
     """Which views there are, and whether there is a card: only with runs of one's own can answers be voted on and published."""
     offered = [BOTH, TUNED, BASE, *([BLIND] if mine else [])]
     return [gr.update(choices=offered, value=view if view in offered else BOTH), gr.update(interactive=mine)]
-
-
-def _shared_choice(key: str) -> list[tuple[str, str]]:
-    """The run that the page was opened with a link to, once there is something to talk to."""
-    try:
-        its = sharing.find(key) if key else None
-    except UserError:  # unshared; the Fine-tune tab says so
-        return []
-    return [(f"Shared with you: {drawing.short(its.title)}", SHARED + its.key)] if its and its.state in ("done", "stopped") else []
 
 
 def _no_answers() -> str:
@@ -571,12 +419,3 @@ def _tally(words: str) -> str:
 def _about(subject: chat.Subject) -> str:
     words = f'<p class="quiet">{drawing.text(subject.label)}, on {drawing.text(subject.base["what"])}.</p>'
     return words + (drawing.notice(subject.note) if subject.note else "")
-
-
-def _repo_name(run: runs.Run) -> str:
-    """A first proposal: base and title in the Hub's letters."""
-    words = f"{run.recipe.base_model.split('/')[-1]}-{run.title}".lower()
-    kept = "".join(char if char.isascii() and (char.isalnum() or char in "._") else "-" for char in words)
-    while "--" in kept:
-        kept = kept.replace("--", "-")
-    return kept.strip("-._")[:80].strip("-._")

@@ -8,7 +8,7 @@ import gradio as gr
 
 from tuner import labelling, pictures, sessions, tasks
 from tuner.errors import UserError, shorten
-from tuner.ui import drawing, label_view
+from tuner.ui import drawing, label_view, subjects
 
 NOTHING = "No tuned model yet: start one on the Fine-tune tab. Then bring here what it has never seen."
 _LABELS_COME = ("The labels appear here.", "Beside them what a simple classifier on the untouched base says.")
@@ -79,6 +79,53 @@ def shown(task: str, pair: bool, ready: bool) -> list:
         gr.update(visible=module.LABELLED and module.TRIED == "picture"), gr.update(visible=module.LABELLED and module.TRIED == "text"),
         gr.update(interactive=ready), nothing(),
     ]
+
+
+def wire(its, talk, base_model) -> None:
+    """Connect the frame.
+
+    Args:
+        talk: the third tab, whose model is asked; `base_model`: the setting that names the base alone.
+    """
+    from tuner.ui.app import in_words
+
+    page, who = its.page, [talk.browser]
+    quiet = dict(show_progress="hidden", api_visibility="private")
+
+    @in_words
+    def label_it(text, second, each_line, held, explain, choice, adapter_id, base_model, browser_id, token: gr.OAuthToken | None):
+        """Labels for what was written; words first, since a model may have to be loaded."""
+        visitor = page.visitor(browser_id, token)
+        if choice == subjects.BASE_CHOICE:
+            raise UserError("The base model alone gives no labels. Choose one of your runs above first.")
+        yield drawing.notice("Getting the model ready …")
+        try:
+            subject = subjects.subject_of(choice, adapter_id, base_model, visitor)
+            yield label(page, subject, brought(subject, text, second, each_line is True, held), explain is True)
+        except UserError:
+            yield nothing()
+            raise
+
+    @in_words
+    def keep(sent, held, browser_id, token: gr.OAuthToken | None):
+        """Pictures leave Gradio's cache as they come."""
+        if not sent:
+            return [gr.skip()] * 5
+        return told(hold(held, sent if isinstance(sent, list) else [sent], page.visitor(browser_id, token).owner))
+
+    @in_words
+    def forget(held):
+        let_go(held)
+        return told([])
+
+    its.go.click(
+        label_it, [its.text, its.second, its.each_line, its.held, its.explain, talk.subject, talk.adapter_id, base_model, *who], [its.out],
+        concurrency_limit=4, **quiet,
+    )
+    fills = [its.files, its.camera, its.held, its.held_row, its.listed]
+    for box, sent in ((its.files, its.files.upload), (its.camera, its.camera.input)):
+        sent(keep, [box, its.held, *who], fills, **quiet)
+    its.forget.click(forget, [its.held], fills, **quiet)
 
 
 def values_of(text: str, second: str, each_line: bool, pair: bool) -> list:
