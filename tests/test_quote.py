@@ -1,6 +1,7 @@
 """What a run is said to need follows from the model's real sizes and the rows' real lengths, and grows with what is asked for."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -260,15 +261,34 @@ def test_taken_by_quoted_is_told_part_by_part():
     for step in range(1, 11):
         clock += 8.0
         told.append({"kind": "step", "t": clock, "step": step, "tokens": 100})
-    told.append({"kind": "eval", "t": clock + 14, "step": 10})
-    told.append({"kind": "status", "t": clock + 14, "state": "checking"})
+    answered = [{"kind": "eval", "t": clock + at, "step": at, "answers_s": seconds} for at, seconds in ((0, 4.0), (5, 3.0), (10, 0.5))]
     told.append({"kind": "result", "t": clock + 74})  # the report's minute says nothing of the rest
-    found = rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)
-    assert found["start"] == pytest.approx(15 / 10) and found["train"] == pytest.approx(2.0)
-    assert found["answers"] == pytest.approx((clock + 14 - 117 - 80 - 2.0 * 4) / 5)
-    # Where passes took nearly all of that time, nothing is learned of answers.
-    noted["time"] |= {"measuring": 6.0}
-    assert set(rehearsal.taken_by_quoted(told, noted, 100.0, 117.0)) == {"start", "train"}
+    found = rehearsal.taken_by_quoted([*told, *answered], noted, 100.0, 117.0)
+    assert found == pytest.approx({"start": 15 / 10, "train": 2.0, "answers": 7.5 / 5})
+    # Of a run that ended early the last answers are missing, which are the shortest; classifiers answer nothing.
+    for some in ([*told[1:], *answered], told):
+        assert set(rehearsal.taken_by_quoted(some, noted, 100.0, 117.0)) == {"start", "train"}
+
+
+def test_what_a_run_of_few_steps_goes_through_is_counted_on_the_rows_that_it_will_draw():
+    lengths = plans.Lengths(np.random.default_rng(1).integers(5, 400, 90))
+    recipe = Recipe(batch_size=8, seed=3)
+    batches = [batch for epoch in range(2) for batch in plans.optimiser_batches(lengths.tokens.tolist(), 8, 3, epoch)]
+    for steps in (1, 5, 11, 12, 14, 24):
+        drawn = lengths.tokens[[index for batch in batches[:steps] for index in batch]].astype(float)
+        assert lengths.in_steps(recipe, steps) == pytest.approx((drawn.sum(), (drawn**2).sum(), len(drawn)))
+    many = plans.Lengths(np.full(plans.MANY_ROWS + 8, 10))
+    assert many.in_steps(recipe, 1) == pytest.approx((80, 800, 8), rel=0.01)
+    assert plans.Lengths([10, 30]).in_steps(recipe, 1) == (40, 1000, 2)
+
+
+def test_the_longest_answer_follows_the_rows_own_and_what_was_learned():
+    lengths = plans.Lengths([30] * 90 + [130] * 10)
+    prompt, answer, usual = lengths.usual_answer(100 * 20)
+    assert (prompt, answer, usual) == (20.0, 20.0, pytest.approx(110.0))
+    assert plans.longest_answer(usual, Recipe()) == math.ceil(plans.LONGER * usual) and plans.longest_answer(1.0, Recipe()) == plans.FEWEST_ANSWER_TOKENS
+    assert plans.longest_answer(usual, Recipe(max_tokens=100)) == 100 and plans.longest_answer(5000, Recipe()) == plans.MOST_ANSWER_TOKENS
+    assert plans.Lengths([50, 50]).usual_answer(100) == (0.0, 50.0, 50.0), "where the prompt is learned too"
 
 
 def test_kinds_of_arithmetic_are_told_apart(its):
@@ -281,6 +301,7 @@ def test_kinds_of_arithmetic_are_told_apart(its):
     (20, 10, 5, 5, 9, 60, 20 + 10 + 5 * 5),  # 30 s are left: a sixth would be begun with 5 s left, and needs 6
     (20, 60, 5, 5, 9, 60, 20 + 20 + 3 * 5),  # half of the probe's time, and answers in the other half
     (20, 60, 30, 5, 9, 60, 20 + 20),  # the first batch is thought to take longer than there is
+    (20, 60, 20, 20, 9, 60, 20 + 20 + 20 / 2),  # it may just fit, or just not
     (200, 40, 5, 5, 9, 60, 50 + 10),  # fewer rows are measured, so that a quarter of the probe can be asked
     (1000, 40, 5, 5, 9, 60, 160 + 10),  # the first 16 of 100 rows, whatever it takes
 ])

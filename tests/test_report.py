@@ -17,6 +17,7 @@ from tuner import answer, batching, cli, encode, fast, figures, probe, report, s
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.home import write_json
+from tuner.recipe import Recipe
 
 
 @pytest.fixture
@@ -279,10 +280,11 @@ def test_the_budget_is_a_quarter_of_the_run_or_a_minute(run_s, wanted):
 def test_the_longest_answer_fits_the_rows(base, monkeypatch):
     tokenizer = encode.load_tokenizer(str(base))
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    assert report._longest(["yes"] * 10, tokenizer) == plans.FEWEST_ANSWER_TOKENS and report._longest(["", ""], tokenizer) == report.TEXT_TOKENS
+    assert report._longest(["yes"] * 10, tokenizer, Recipe()) == plans.FEWEST_ANSWER_TOKENS and report._longest(["", ""], tokenizer, Recipe()) == report.TEXT_TOKENS
     text = "a long answer with many words in it, again and again and once more"
-    assert report._longest([text] * 10, tokenizer) == max(plans.FEWEST_ANSWER_TOKENS, math.ceil(1.5 * count(text)))
-    assert report._longest([text * 40], tokenizer) == plans.MOST_ANSWER_TOKENS
+    assert report._longest([text] * 10, tokenizer, Recipe()) == max(plans.FEWEST_ANSWER_TOKENS, math.ceil(1.5 * count(text)))
+    assert report._longest([text * 40], tokenizer, Recipe()) == plans.MOST_ANSWER_TOKENS
+    assert report._longest([text * 40], tokenizer, Recipe(max_tokens=64)) == 64, "nothing beyond was learned"
 
 
 def test_plain_texts_are_measured_and_answered_too(base, home, quick):

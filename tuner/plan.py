@@ -17,6 +17,8 @@ EVALUATION_SHARE = 0.1
 REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 # The least of the probe that still says something; the shortest and the longest answer, fitted to the rows' own.
 LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256
+# The longest answer is fitted to the rows' own: half as long again as nearly all of them.
+LONGER = 1.5
 # More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
 MOST_ANSWERS = 1000
 # A step of a batch of answers takes about as long as a pass forward over so many tokens.
@@ -143,6 +145,26 @@ class Lengths:
     def longest(self) -> int:
         return int(self.tokens.max())
 
+    def in_steps(self, recipe, count: int) -> tuple[float, float, float]:
+        """Tokens, their squares and rows that a run goes through in so many optimiser steps.
+
+        Of an epoch that is begun and not ended, the rows that the seed draws; of very many rows, the usual ones.
+        """
+        per_epoch = math.ceil(len(self) / recipe.batch_size)
+        epochs, more = divmod(count, per_epoch)
+        if not more or len(self) > MANY_ROWS:
+            times = count / per_epoch
+            return self.total * times, self.squares * times, len(self) * times
+        drawn = self._batches(self.tokens.tolist(), recipe.batch_size, recipe.seed, epochs)[:more]
+        lengths = self.tokens[[index for batch in drawn for index in batch]].astype(np.float64)
+        return self.total * epochs + float(lengths.sum()), self.squares * epochs + float((lengths**2).sum()), len(self) * epochs + len(lengths)
+
+    def usual_answer(self, learned: float) -> tuple[float, float, float]:
+        """Of rows with so many learned tokens in all: a row's prompt, its answer, and the answer that nearly all rows stay below."""
+        answer = learned / max(1, len(self))
+        prompt = max(0.0, self.total / max(1, len(self)) - answer)
+        return prompt, answer, max(answer, float(np.percentile(self.tokens, 95)) - prompt if len(self) else 0.0)
+
     def heaviest(self, recipe, plan: Plan) -> np.ndarray:
         """The lengths of the micro-batch with the most tokens that a run will form."""
         return self.tokens[self.heaviest_rows(recipe, plan)]
@@ -253,6 +275,16 @@ def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> t
 def report_budget_s(run_s: float) -> float:
     """Seconds that the report of a run of so many seconds may take."""
     return max(REPORT_LEAST_S, REPORT_SHARE * run_s)
+
+
+def longest_answer(usual: float, recipe) -> int:
+    """How many tokens a report lets an answer have.
+
+    Args:
+        usual: tokens that 95 of 100 of the rows' own answers stay below.
+    """
+    most = min(MOST_ANSWER_TOKENS, recipe.max_tokens)  # it has learned nothing beyond
+    return max(1, min(most, max(FEWEST_ANSWER_TOKENS, math.ceil(LONGER * usual))))
 
 
 def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wanted: int) -> tuple[int, int]:

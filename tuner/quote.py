@@ -12,12 +12,15 @@ from tuner.machine import Memory, Reach
 from tuner.receipt import ENOUGH_AT_ONCE, MOST_HELD_OUT
 from tuner.sizes import Sizes
 
-# Tokens of the fixed prompts' answers at each evaluation (tuner/train.py), and what three at once cost against one.
-SAMPLE_TOKENS, THREE_AT_ONCE = 48, 1.15
+# The fixed prompts that each evaluation answers and the tokens of an answer at most (tuner/train.py); a step of three costs so
+# many steps of one. While a model learns, the longest of three gets so many times as long as the rows' own on average.
+SAMPLES, SAMPLE_TOKENS, THREE_AT_ONCE, LONGEST_OF_THREE = 3, 48, 1.15, 2.4
 # The probe in SmolLM2's tokens: all, those that are judged, the squares of its rows', and its rows.
 PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
-# The report's answers get so many times as long as the rows' own on average; a step of a batch costs so many steps of one.
-ANSWER_LONGER, BATCH_OF_ANSWERS = 2.4, 1.5
+# A step of a batch of the report's answers costs so many steps of one; base and tuned together take so many times the longest.
+BATCH_OF_ANSWERS, BOTH_ANSWERS = 1.5, 1.8
+# How far off it may be whether a batch of answers still fits: between these shares of the time it is likelier and likelier.
+FITS = (0.75, 1.25)
 
 
 class Rows:
@@ -111,20 +114,21 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     plan = plans.decide(recipe, its, rows.lengths, reach.device, reach.precision, free_gib, reach.import_gib)
     steps = plans.steps(recipe, rows.count)
     per_epoch = math.ceil(rows.count / recipe.batch_size)
-    batches = rows.count * rows.lengths.parts_per_row(recipe, plan)
-    times = rows.scale * steps / per_epoch
-    work = Work(
-        rows.lengths.total * times, rows.learned * times, rows.lengths.squares * times, rows.count * steps / per_epoch,
-        batches * steps / per_epoch, steps,
-    )
+    if rows.scale == 1:
+        tokens, squares, gone_through = rows.lengths.in_steps(recipe, steps)
+    else:
+        times = rows.scale * steps / per_epoch
+        tokens, squares, gone_through = rows.lengths.total * times, rows.lengths.squares * times, rows.count * steps / per_epoch
+    learned = rows.learned * tokens / max(1.0, rows.lengths.total)
+    work = Work(tokens, learned, squares, gone_through, gone_through * rows.lengths.parts_per_row(recipe, plan), steps)
     share = rows.learned / max(1.0, rows.lengths.total)
     held_count, one_held = _held_out(rows), _one_held(rows)
     per_row = one_held.tokens
     often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
     heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
-    # A tuned model answers about as long as its rows do; the base runs on.
-    answered = min(SAMPLE_TOKENS, 1.2 * rows.learned / max(1, len(rows.lengths)))
+    prompt, answer, _ = rows.lengths.usual_answer(rows.learned)
+    answered = min(SAMPLE_TOKENS, LONGEST_OF_THREE * answer)  # the base runs on
     encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
     # Passes are as fast or slow as training's, which is products too; answers, a token after the other, wait for memory.
     passes, words = reach.ratio("train"), reach.ratio("answers")
@@ -133,7 +137,10 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * passes,
         "training": cost.training_s(recipe, its, plan, work, reach) * passes,
         "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * passes,
-        "answers": cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE * words,
+        "answers": (
+            cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE
+            + cost.forward_s(recipe, its, plan, _prompts(prompt, SAMPLES).times(often + 1), reach)
+        ) * words,
     }
     if tasks.get(recipe.task).ANSWERS:
         report = _ReportWork.of(recipe, its, rows, plan, one_held, held_count, reach)
@@ -167,6 +174,11 @@ def _one_held(rows: Rows) -> Work:
     return Work(per_row, share * per_row, rows.held.squares / count, 1, per_row / cost.MEASURED_AT_ONCE, 0)
 
 
+def _prompts(tokens: float, count: int) -> Work:
+    """So many prompts of so many tokens in a pass forward."""
+    return Work(tokens * count, 0, tokens**2 * count, count, 1, 0)
+
+
 def _once(rows: Rows) -> Work:
     """All training rows in passes forward."""
     found = Work(rows.lengths.total, 0, rows.lengths.squares, len(rows.lengths), rows.lengths.total / cost.MEASURED_AT_ONCE, 0)
@@ -195,20 +207,25 @@ class _ReportWork:
         passes, words = reach.ratio("train"), reach.ratio("answers")
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
         asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
-        longest = min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, ANSWER_LONGER * rows.learned / max(1, len(rows.lengths))))
-        batch = cost.answer_s(its, 1.8 * longest, reach) * BATCH_OF_ANSWERS * words
+        prompt, _, usual = rows.lengths.usual_answer(rows.learned)
+        longest, at_once = plans.longest_answer(usual, recipe), cost.ANSWERS_AT_ONCE[reach.device]
+        read = cost.forward_s(recipe, its, plan, _prompts(prompt, at_once).times(2), reach)
+        batch = (cost.answer_s(its, BOTH_ANSWERS * longest, reach) * BATCH_OF_ANSWERS + read) * words
         first = 2 * longest * plans.ANSWER_STEP_TOKENS * both / max(1.0, 2 * one_held.tokens * held_count)
-        batches = math.ceil(min(held_count, plans.MOST_ANSWERS) / cost.ANSWERS_AT_ONCE[reach.device])
+        batches = math.ceil(min(held_count, plans.MOST_ANSWERS) / at_once)
         return cls(held_count, both, asked, first, batch, batches)
 
     def seconds(self, budget: float) -> float:
-        """Of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise."""
+        """Of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise.
+
+        Where it can hardly be known whether answers fit, a part of their time is counted.
+        """
         measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.held_count), budget - plans.LEAST_PROBE * self.asked))
         probed = self.asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / self.asked))
         left = budget - measured - probed
-        if left < max(self.first, self.batch):
-            return measured + probed
-        return measured + probed + self.batch * min(self.batches, 1 + max(0, math.floor(left / self.batch - plans.BATCH_MARGIN)))
+        fits = left / max(self.first, self.batch)
+        surely = min(1.0, max(0.0, (fits - FITS[0]) / (FITS[1] - FITS[0])))
+        return measured + probed + surely * self.batch * min(self.batches, 1 + max(0, math.floor(left / self.batch - plans.BATCH_MARGIN)))
 
     @property
     def whole(self) -> float:

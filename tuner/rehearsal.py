@@ -202,10 +202,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 # Learning from runs -----------------------------------------------------------------------------------------------
 
 
-# What share of the time beside training answers have to have taken, for their pace to be learned from it.
-LEAST_LEFT = 0.25
-
-
 def learn(run) -> None:
     """Keep by how much this finished run took longer than its formula said, part by part, for the next quote.
 
@@ -234,13 +230,7 @@ def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_a
     if len(spans) >= 5:
         per_token = sum(span for span, _ in spans) / sum(tokens for _, tokens in spans)
         found["train"] = per_token * noted["tokens"] / said["training"]
-        if len(steps) == noted["steps"]:
-            trained = per_token * sum(event["tokens"] for event in steps)
-            # Without the report: how long that takes is decided by what it may take.
-            ended = next((event["t"] for event in events if event["t"] > rehearsed_at and event.get("state") == "checking"), events[-1]["t"])
-            # The passes that measure are taken to be as fast as those that train; what is left says something where it is much.
-            beside = ended - rehearsed_at - trained
-            answered = beside - found["train"] * said["measuring"]
-            if said["answers"] and answered > LEAST_LEFT * beside:
-                found["answers"] = answered / said["answers"]
+    answers = [event["answers_s"] for event in events if event["kind"] == "eval" and "answers_s" in event]
+    if answers and len(steps) == noted["steps"] and said["answers"]:  # the first ones take longest: only all of them can be compared
+        found["answers"] = sum(answers) / said["answers"]
     return {part: float(np.clip(ratio, 0.1, 10)) for part, ratio in found.items()}

@@ -15,8 +15,8 @@ from tuner.home import write_json
 
 # Nats a token, on each row: what is less is bf16's rounding.
 NOTHING = 1e-4
-# The longest answer is fitted to the rows' own: half as long again as nearly all of them; and so long where they have none.
-TEXT_TOKENS, LONGER = 64, 1.5
+# How long an answer may be where the rows have none of their own.
+TEXT_TOKENS = 64
 # Rows answered before those that changed most: by then the metrics have something to stand on.
 FIRST_ANSWERS = 16
 MOST_CHANGED, EXAMPLES = 10, 5
@@ -221,7 +221,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     todo = list(dict.fromkeys([*order[:FIRST_ANSWERS], *improved, *worsened, *order[: plans.MOST_ANSWERS]]))
     wanted = dict(zip(todo, task.first_answers([held_rows[rows["place"][index]] for index in todo])))
     questions = dict(zip(todo, task.questions([held_rows[rows["place"][index]] for index in todo], recipe)))
-    longest = _longest(list(wanted.values()), tokenizer)
+    longest = (repeat or {}).get("most_tokens") or _longest(list(wanted.values()), tokenizer, recipe)
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     at_once = cost.ANSWERS_AT_ONCE[plan["device"]]
     said: dict[int, dict] = {}
@@ -261,11 +261,10 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     }
 
 
-def _longest(wanted: list[str], tokenizer) -> int:
+def _longest(wanted: list[str], tokenizer, recipe) -> int:
     """How many tokens an answer may have: enough for nearly all of the rows' own, and to see whether it stops."""
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted if text]
-    usual = LONGER * float(np.percentile(lengths, 95)) if lengths else TEXT_TOKENS
-    return min(plans.MOST_ANSWER_TOKENS, max(plans.FEWEST_ANSWER_TOKENS, math.ceil(usual)))
+    return plans.longest_answer(float(np.percentile(lengths, 95)) if lengths else TEXT_TOKENS / plans.LONGER, recipe)
 
 
 def _compared(said: list[dict], score, wanted: list[str], name: str, seed: int) -> dict:

@@ -1,5 +1,7 @@
 """What an evaluation of a chat run measures and tells: the held-out loss, and the fixed prompts answered again."""
 
+import time
+
 from tuner import answer, encode, report
 from tuner.tasks import chat
 
@@ -25,10 +27,11 @@ class Learning:
         self.stops = encode.stop_ids(tokenizer, getattr(path.model.generation_config, "eos_token_id", None))
 
     def measure(self) -> dict:
-        """See `report.measure`; with "samples", what was answered."""
+        """See `report.measure`; with "samples", what was answered, and "answers_s", the seconds that it took."""
         measured = report.measure(self.path, self.held)
+        began = time.monotonic()
         told = answer.answers(self.path.model, self.tokenizer, self.sample_ids, self.stops, self.sample_tokens)
-        return {**measured, "samples": told}
+        return {**measured, "samples": told, "answers_s": round(time.monotonic() - began, 3)}
 
     def score(self, measured: dict) -> list[float]:
         """What the best version has least of."""
@@ -36,7 +39,7 @@ class Learning:
 
     def figures(self, measured: dict) -> dict:
         """What the evaluation's event says besides its loss."""
-        return {"perplexity": report.perplexity(measured["loss"])}
+        return {"perplexity": report.perplexity(measured["loss"]), "answers_s": measured["answers_s"]}
 
     def tell(self, step: int, measured: dict) -> None:
         """Log the answers."""
