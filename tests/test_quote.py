@@ -117,6 +117,13 @@ def test_rows_of_which_only_some_are_known_are_quoted_as_all(its):
     assert quoted(its, again).memory_gib == pytest.approx(made.memory_gib, rel=0.1)
 
 
+def test_of_few_rows_what_a_run_keeps_of_its_quote_gives_the_same_one_again(its):
+    """In their order: the seed draws from it."""
+    whole = quote.Rows(np.random.default_rng(2).integers(5, 300, 60), 4000, [40, 80, 60])
+    again = quote.Rows(**json.loads(json.dumps(quote.summed_up(whole))))
+    assert quoted(its, again, max_steps=3).time == quoted(its, whole, max_steps=3).time
+
+
 def test_an_8b_model_fits_where_it_fits(home):
     """In 4 bits it does on a 15 GiB card, in 16 bits it does not; torchtune measured 7.4 GiB for it in 4 bits, two rows of 2,048 at once."""
     its, rows = sizes.of_config(LLAMA_8B), rows_of((2048,) * 64)
