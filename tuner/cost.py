@@ -79,21 +79,21 @@ def base_bytes(its: Sizes, quantisation: str, dequantised: bool, prepacked: bool
     return (NF4_BYTES if packed else item) * its.linear + item * (its.odd + its.embedded + its.small) + (prepacked_bytes(its.linear + its.odd, its.vocab * its.hidden) if prepacked else 0)
 
 
-# In fp32 the fast way keeps so much more than its formula counts: copies that products make for themselves.
-KEPT_FP32 = 1.3
+# In fp32 the fast way takes so much of what its layers keep once more, up to so many bytes: copies that products make for themselves,
+# and the pieces that the heap is left in. Also with checkpointing, which goes through the same.
+PIECES_FP32, MOST_PIECES = 0.3, 0.3 * 2**30
 
 
 def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bool, item: int = 2) -> float:
     """What a micro-batch of rows keeps for its backward pass, with the most that one layer adds while it goes back."""
-    lengths = np.asarray(lengths, np.float64)
+    lengths, pieces = np.asarray(lengths, np.float64), 0.0
     tokens = float(lengths.sum())
     if way == "fast":
         # Both blocks' inputs, q k v and the attention's answer, gate and up, LoRA's thin rows, both norms' 1 / rms.
         kept = tokens * (2 * its.hidden + its.qkv_width + its.attention_width + 2 * its.middle + 7 * rank + 4)
         kept += its.heads * float((lengths[lengths <= KEPT_PROBABILITIES] ** 2).sum())
         layer = tokens * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
-        if item == 4:
-            kept *= KEPT_FP32
+        pieces = min(PIECES_FP32 * item * its.layers * kept, MOST_PIECES) if item == 4 else 0.0
     elif its.macs:
         kept, layer = tokens * its.kept, 0.25 * tokens * its.kept
         return item * (kept + layer)
@@ -102,8 +102,8 @@ def activation_bytes(its: Sizes, lengths, way: str, rank: int, checkpointing: bo
         kept = tokens * (14 * its.hidden + 5 * its.middle) + 3 * its.heads * float((lengths**2).sum())
         layer = tokens * (6 * its.middle + 10 * its.hidden)
     if checkpointing:
-        return item * (its.layers * tokens * its.hidden + kept + layer)
-    return item * (its.layers * kept + layer)
+        return item * (its.layers * tokens * its.hidden + kept + layer) + pieces
+    return item * (its.layers * kept + layer) + pieces
 
 
 def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, import_gib: float) -> dict[str, float]:
