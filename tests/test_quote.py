@@ -289,6 +289,16 @@ def test_what_a_run_of_few_steps_goes_through_is_counted_on_the_rows_that_it_wil
     assert plans.Lengths([10, 30]).in_steps(recipe, 1) == (40, 1000, 2)
 
 
+def test_a_changed_knob_does_not_go_through_all_lengths_again(its, monkeypatch):
+    """Of a million rows each such pass takes 10 ms, and there is one for each piece of hardware that can be hired."""
+    passes, percentile = [], np.percentile
+    monkeypatch.setattr(np, "percentile", lambda *asked: passes.append(1) or percentile(*asked))
+    rows = rows_of()
+    for rate in (1e-4, 1e-3):
+        quote.hired(Recipe(learning_rate=rate), its, rows)
+    assert len(passes) == 1
+
+
 def test_the_longest_answer_follows_the_rows_own_and_what_was_learned():
     lengths = plans.Lengths([30] * 90 + [130] * 10)
     prompt, answer, usual = lengths.usual_answer(100 * 20)

@@ -145,6 +145,11 @@ class Lengths:
     def longest(self) -> int:
         return int(self.tokens.max())
 
+    @cached_property
+    def nearly_longest(self) -> float:
+        """The length that 95 of 100 rows stay below."""
+        return float(np.percentile(self.tokens, 95)) if len(self) else 0.0
+
     def in_steps(self, recipe, count: int) -> tuple[float, float, float]:
         """Tokens, their squares and rows that a run goes through in so many optimiser steps.
 
@@ -163,7 +168,7 @@ class Lengths:
         """Of rows with so many learned tokens in all: a row's prompt, its answer, and the answer that nearly all rows stay below."""
         answer = learned / max(1, len(self))
         prompt = max(0.0, self.total / max(1, len(self)) - answer)
-        return prompt, answer, max(answer, float(np.percentile(self.tokens, 95)) - prompt if len(self) else 0.0)
+        return prompt, answer, max(answer, self.nearly_longest - prompt)
 
     def heaviest(self, recipe, plan: Plan) -> np.ndarray:
         """The lengths of the micro-batch with the most tokens that a run will form."""

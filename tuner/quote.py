@@ -52,7 +52,9 @@ KEPT_ROWS = 256
 def summed_up(rows: Rows) -> dict:
     """The rows as few evenly chosen ones, as JSON, for a quote of the same run later."""
     def chosen(lengths: plans.Lengths, most: int) -> list[int]:
-        places = np.linspace(0, len(lengths) - 1, min(len(lengths), most)).round().astype(int)
+        if len(lengths) <= most:  # in their order, which the seed draws from
+            return lengths.tokens.tolist()
+        places = np.linspace(0, len(lengths) - 1, most).round().astype(int)
         return np.sort(lengths.tokens)[places].tolist()
 
     few = chosen(rows.lengths, KEPT_ROWS)

@@ -65,7 +65,8 @@ def _published_before(run: runs.Run) -> bool:
 
 def _offer(run: runs.Run, rows: int, answers: int, count: int) -> str:
     """What was left out, and what measuring it takes."""
-    left = " and ".join(words for words, number in ((f"{rows:,} not measured", rows), (f"{answers:,} not answered", answers)) if number)
+    whole = f"{count:,} held-out rows were"
+    left = " and ".join(words for words in (f"{rows:,} of {whole} not measured" if rows else "", f"{answers:,}{'' if rows else f' of {whole}'} not answered" if answers else "") if words)
     seconds, limit = measuring.seconds(run), limits.run_seconds()
     if seconds is None:
         takes = ""
@@ -73,7 +74,7 @@ def _offer(run: runs.Run, rows: int, answers: int, count: int) -> str:
         takes = f"All of them would take about {about(seconds)}; here there is time for {about(limit)}, and for as many rows as that allows. "
     else:
         takes = f"That takes about <b class=figures>{about(seconds)}</b> on this machine, in its turn. "
-    return f'<p class="quiet">To keep to the time, of {count:,} held-out rows {left}. {takes}The report stays as it is until the new one is whole.</p>'
+    return f'<p class="quiet">To keep to the time, {left}. {takes}The report stays as it is until the new one is whole.</p>'
 
 
 def _quiet(words: str) -> str:
