@@ -63,11 +63,11 @@ def quick(monkeypatch):
 
 
 def make_quick(monkeypatch) -> None:
-    from tuner import models, plan, probe, train
+    from tuner import models, plan, probe
 
     few = [*probe.items()[:4], *probe.items()[-2:]]
     monkeypatch.setattr(models, "choose_precision", lambda device: "bfloat16")
-    monkeypatch.setattr(train, "SAMPLE_TOKENS", 4)
+    monkeypatch.setattr(plan, "SAMPLE_TOKENS", 4)
     monkeypatch.setattr(plan, "EVALUATION_SHARE", 10)
     monkeypatch.setattr(plan, "MOST_ANSWER_TOKENS", 4)
     monkeypatch.setattr(probe, "items", lambda: few)

@@ -198,13 +198,18 @@ def test_a_run_that_is_measured_is_in_use_and_what_is_known_of_old_measurements_
     assert not its.folder.exists()
 
 
-def test_where_a_run_may_take_so_long_a_measurement_may_not_take_longer(run, finished, kept_signals):
+def test_where_a_run_may_take_so_long_a_measurement_may_not_take_longer(run, finished, kept_signals, monkeypatch):
     """Nor does it replace a report with one of fewer rows."""
     its = copied(run)
     write_json(its.folder / "limit.json", {"seconds": 0.0})
     assert cli.main(["report", str(its.folder)]) == 0 and (its.state(), its.error()) == ("done", "")
-    assert run.read("report") == finished[2] and any(measuring.left_out(run)) and not measuring.can_start(run)
+    assert run.read("report") == finished[2] and any(measuring.left_out(run))
+    write_json(its.folder / "limit.json", {"seconds": 60.0})
+    for minutes, can in (("1", False), ("5", True), ("0", True)):  # with more time than it had, or no limit, there is more to be had
+        monkeypatch.setenv("TUNER_RUN_MINUTES", minutes)
+        assert measuring.can_start(run) is can
     write_json(run.folder / "report.json", finished[3])
+    write_json(its.folder / "limit.json", {"seconds": 0.0})
     (its.folder / "done").unlink()
     assert cli.main(["report", str(its.folder)]) == 1 and "there was time for fewer rows" in its.error()
     assert run.read("report") == finished[3]

@@ -261,7 +261,7 @@ def test_what_was_learned_changes_the_part_it_is_about(home, its):
 
 def test_taken_by_quoted_is_told_part_by_part():
     noted = {
-        "time": {"getting ready": 10.0, "rehearsal": 2.0, "training": 40.0, "measuring": 4.0, "answers": 5.0}, "tokens": 1000, "steps": 10,
+        "time": {"getting ready": 10.0, "rehearsal": 2.0, "training": 40.0, "measuring": 4.0, "answers": 5.0}, "tokens": 1000, "steps": 10, "evaluations": 2,
         "rehearsed": {"passes_s": [1.0, 1.0]},
     }
     clock, told = 116.0, []
@@ -273,7 +273,7 @@ def test_taken_by_quoted_is_told_part_by_part():
     found = rehearsal.taken_by_quoted([*told, *answered], noted, 100.0, 117.0)
     assert found == pytest.approx({"start": 15 / 10, "train": 2.0, "answers": 7.5 / 5})
     # Of a run that ended early the last answers are missing, which are the shortest; classifiers answer nothing.
-    for some in ([*told[1:], *answered], told):
+    for some in ([*told, *answered[:2]], told):
         assert set(rehearsal.taken_by_quoted(some, noted, 100.0, 117.0)) == {"start", "train"}
 
 
@@ -301,11 +301,12 @@ def test_a_changed_knob_does_not_go_through_all_lengths_again(its, monkeypatch):
 
 def test_the_longest_answer_follows_the_rows_own_and_what_was_learned():
     lengths = plans.Lengths([30] * 90 + [130] * 10)
-    prompt, answer, usual = lengths.usual_answer(100 * 20)
+    prompt, answer, usual = lengths.usual_answer(100 * 20, "answers")
     assert (prompt, answer, usual) == (20.0, 20.0, pytest.approx(110.0))
     assert plans.longest_answer(usual, Recipe()) == math.ceil(plans.LONGER * usual) and plans.longest_answer(1.0, Recipe()) == plans.FEWEST_ANSWER_TOKENS
     assert plans.longest_answer(usual, Recipe(max_tokens=100)) == 100 and plans.longest_answer(5000, Recipe()) == plans.MOST_ANSWER_TOKENS
-    assert plans.Lengths([50, 50]).usual_answer(100) == (0.0, 50.0, 50.0), "where the prompt is learned too"
+    assert plans.Lengths([50, 50]).usual_answer(100, "everything") == (0.0, 50.0, 50.0), "where the prompt is learned too"
+    assert plans.longest_answer(plans.Lengths([500, 50]).usual_answer(550, "answers")[2], Recipe()) == plans.TEXT_TOKENS, "plain text"
 
 
 def test_kinds_of_arithmetic_are_told_apart(its):

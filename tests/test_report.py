@@ -280,7 +280,7 @@ def test_the_budget_is_a_quarter_of_the_run_or_a_minute(run_s, wanted):
 def test_the_longest_answer_fits_the_rows(base, monkeypatch):
     tokenizer = encode.load_tokenizer(str(base))
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    assert report._longest(["yes"] * 10, tokenizer, Recipe()) == plans.FEWEST_ANSWER_TOKENS and report._longest(["", ""], tokenizer, Recipe()) == report.TEXT_TOKENS
+    assert report._longest(["yes"] * 10, tokenizer, Recipe()) == plans.FEWEST_ANSWER_TOKENS and report._longest(["", ""], tokenizer, Recipe()) == plans.TEXT_TOKENS
     text = "a long answer with many words in it, again and again and once more"
     assert report._longest([text] * 10, tokenizer, Recipe()) == max(plans.FEWEST_ANSWER_TOKENS, math.ceil(1.5 * count(text)))
     assert report._longest([text * 40], tokenizer, Recipe()) == plans.MOST_ANSWER_TOKENS

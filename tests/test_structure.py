@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dataset
 LIGHT = (
     "recipe data pictures looks seeing variation image_sizes encode findings fixes check scan split near personal damage receipt turns child reading quote run events lease chat hub card starter home errors bases "
     "cli gate tasks tasks.chat tasks.text_labels tasks.image_labels tasks.labels tasks.columns tasks.label_card scores sizes plan cost hardware machine proposals watch finder enough trials figures probe blind "
-    "publish outgoing provenance licences transfer labelling redaction eyes repository stream limits room places keeping homecoming clearing stewardship identity sessions sharing"
+    "publish outgoing provenance licences transfer labelling redaction eyes repository stream limits room places keeping homecoming clearing measuring stewardship identity sessions sharing"
 ).split()
 # What the Space's builder adds to requirements.txt, see reference/ecosystem.md fact 3.
 BUILDER = ["gradio[oauth,mcp]=={}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces"]

@@ -17,6 +17,7 @@ from tests.conftest import make_quick
 from tests.small import real_template, small_base
 from tests.small_run import RECORDS, adapter_hash, events, losses, notes, small_run, step_events
 from tuner import answer, blocks, checkpoints, encode, fast, hub, models, rehearsal, report, telling, train
+from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.recipe import MORE_KNOBS, OPEN_KNOBS
@@ -77,8 +78,8 @@ def test_events_are_as_the_contract_says(finished):
         best = min(event["loss"], best or event["loss"])
         assert event["perplexity"] == pytest.approx(2.718281828 ** event["loss"])
     samples = [event for event in found if event["kind"] == "sample"]
-    assert [(event["step"], event["number"]) for event in samples] == [(event["step"], number) for event in evals for number in range(train.SAMPLES)]
-    assert len({event["prompt"] for event in samples}) == train.SAMPLES
+    assert [(event["step"], event["number"]) for event in samples] == [(event["step"], number) for event in evals for number in range(plans.SAMPLES)]
+    assert len({event["prompt"] for event in samples}) == plans.SAMPLES
     states = [event["state"] for event in found if event["kind"] == "status"]
     assert [its for its in ("rehearsing", "training", "checking", "done") if its in states] == sorted(set(states), key=states.index)
     assert found[-1]["state"] == "done" and found[-2]["kind"] == "result"

@@ -80,7 +80,8 @@ def base_bytes(its: Sizes, quantisation: str, dequantised: bool, prepacked: bool
 
 
 # In fp32 the fast way takes so much of what its layers keep once more, up to so many bytes: copies that products make for themselves,
-# and the pieces that the heap is left in. Also with checkpointing, which goes through the same.
+# and the pieces that the heap is left in. Also with checkpointing, which goes through the same. Seen with the starter only, from 0.1 to
+# 7 GiB of activations.
 PIECES_FP32, MOST_PIECES = 0.3, 0.3 * 2**30
 
 

@@ -62,9 +62,11 @@ def left_out(run: runs.Run) -> tuple[int, int]:
 
 
 def can_start(run: runs.Run) -> bool:
-    """Whether there are rows left out, and more could come of it than of a measurement that had all the time it may have."""
-    its = of(run)
-    return any(left_out(run)) and not (its and (its.state() in runs.LIVE or (its.state() == "done" and its.read("limit"))))
+    """Whether there are rows left out, and it is not being measured, nor was in all the time that it may have."""
+    its, now = of(run), limits.run_seconds()
+    state, limit = (its.state(), (its.read("limit") or {}).get("seconds", math.inf)) if its else ("", 0.0)
+    had_all = state in ("done", "failed") and now is not None and limit >= now
+    return any(left_out(run)) and state not in runs.LIVE and not had_all
 
 
 def seconds(run: runs.Run) -> float | None:
@@ -134,8 +136,11 @@ def cancel(its: Measurement) -> None:
             child.terminate()
 
 
-def make_way(run: runs.Run) -> None:
+def make_way(run: runs.Run, ask_only: bool = False) -> None:
     """Remove what is known of a run's last measurement, before the run goes on or is deleted.
+
+    Args:
+        ask_only: only see whether it may.
 
     Raises:
         UserError: it is being measured now.
@@ -143,7 +148,8 @@ def make_way(run: runs.Run) -> None:
     its = Measurement(run.owner, run.id + Measurement.END)
     if its.state() in runs.LIVE:
         raise UserError("This run is being measured. Cancel that first, or let it end.")
-    shutil.rmtree(its.folder, ignore_errors=True)
+    if not ask_only:
+        shutil.rmtree(its.folder, ignore_errors=True)
 
 
 def main(its: Measurement) -> int:
@@ -159,19 +165,19 @@ def main(its: Measurement) -> int:
         its.log("status", state="checking", message=said)
 
     signal.signal(signal.SIGTERM, on_term)
-    run, limit = its.run, its.read("limit") or {}
+    run, limit, made = its.run, its.read("limit") or {}, None
     try:
         on_status("Loading the tuned model")
         if not (run.read("base") or {}).get("dir") or not os.path.isdir(run.read("base")["dir"]):  # it was cleared away since, and is here again
             write_json(run.folder / "base.json", its.read("base"))
         with lease.hold(its.id, lambda ahead: runs.log_wait(its, ahead), its.stop_asked, owner=its.owner, folder=str(its.folder)) as held:
             if held and not its.stop_asked():
-                report.remake(run, on_status, seconds=limit.get("seconds", math.inf))
-        return _end(its)
+                made = report.remake(run, on_status, seconds=limit.get("seconds", math.inf))
+        return _end(its, "done" if made else "stopped")
     except SystemExit:
-        if not its.stop_asked():
+        if not its.stop_asked() and not made:
             raise
-        return _end(its)
+        return _end(its, "done" if made else "stopped")
     except UserError as error:
         write_whole(its.folder / "error.txt", str(error))
         return 1
@@ -182,8 +188,7 @@ def main(its: Measurement) -> int:
         return 1
 
 
-def _end(its: Measurement) -> int:
-    state = "stopped" if its.stop_asked() else "done"
+def _end(its: Measurement, state: str) -> int:
     its.log("status", state=state, message="Cancelled" if state == "stopped" else "Done")
     write_json(its.folder / "done", {"state": state})
     return 0

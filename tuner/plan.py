@@ -12,13 +12,15 @@ from tuner.sizes import Sizes
 
 # A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
 EVALUATION_SHARE = 0.1
+# How many fixed prompts each evaluation answers, with how many tokens at most.
+SAMPLES, SAMPLE_TOKENS = 3, 48
 # What the report at the end may take: the larger of this share of the run's own time and so many seconds. Answers, then
 # questions of the probe, then rows whose losses are measured are fewer where they would not fit, and the report says so.
 REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 # The least of the probe that still says something; the shortest and the longest answer, fitted to the rows' own.
 LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256
-# The longest answer is fitted to the rows' own: half as long again as nearly all of them.
-LONGER = 1.5
+# The longest answer is fitted to the rows' own: half as long again as nearly all of them; and so long where they have none.
+LONGER, TEXT_TOKENS = 1.5, 64
 # More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
 MOST_ANSWERS = 1000
 # A step of a batch of answers takes about as long as a pass forward over so many tokens.
@@ -164,10 +166,16 @@ class Lengths:
         lengths = self.tokens[[index for batch in drawn for index in batch]].astype(np.float64)
         return self.total * epochs + float(lengths.sum()), self.squares * epochs + float((lengths**2).sum()), len(self) * epochs + len(lengths)
 
-    def usual_answer(self, learned: float) -> tuple[float, float, float]:
-        """Of rows with so many learned tokens in all: a row's prompt, its answer, and the answer that nearly all rows stay below."""
+    def usual_answer(self, learned: float, learn: str) -> tuple[float, float, float]:
+        """Of rows with so many learned tokens in all: a row's prompt, its answer, and the answer that nearly all rows stay below.
+
+        Where all of a row is learned from because it is plain text, it has none of its own; where the recipe says so (`learn`),
+        nobody has told apart what is asked and answered, and the whole row stands for its answer.
+        """
         answer = learned / max(1, len(self))
         prompt = max(0.0, self.total / max(1, len(self)) - answer)
+        if prompt < 2 and learn != "everything":  # its first token is predicted by nothing
+            return prompt, answer, TEXT_TOKENS / LONGER
         return prompt, answer, max(answer, self.nearly_longest - prompt)
 
     def heaviest(self, recipe, plan: Plan) -> np.ndarray:

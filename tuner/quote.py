@@ -12,9 +12,9 @@ from tuner.machine import Memory, Reach
 from tuner.receipt import ENOUGH_AT_ONCE, MOST_HELD_OUT
 from tuner.sizes import Sizes
 
-# The fixed prompts that each evaluation answers and the tokens of an answer at most (tuner/train.py); a step of three costs so
-# many steps of one. While a model learns, the longest of three gets so many times as long as the rows' own on average.
-SAMPLES, SAMPLE_TOKENS, THREE_AT_ONCE, LONGEST_OF_THREE = 3, 48, 1.15, 2.4
+# A step of the three fixed prompts' answers costs so many steps of one. While a model learns, the longest of three gets so many
+# times as long as the rows' own on average.
+THREE_AT_ONCE, LONGEST_OF_THREE = 1.15, 2.4
 # The probe in SmolLM2's tokens: all, those that are judged, the squares of its rows', and its rows.
 PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
 # A step of a batch of the report's answers costs so many steps of one; base and tuned together take so many times the longest.
@@ -129,8 +129,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
     heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
-    prompt, answer, _ = rows.lengths.usual_answer(rows.learned)
-    answered = min(SAMPLE_TOKENS, LONGEST_OF_THREE * answer)  # the base runs on
+    prompt, answer, _ = rows.lengths.usual_answer(rows.learned, recipe.learn)
+    answered = min(plans.SAMPLE_TOKENS, LONGEST_OF_THREE * answer)  # the base runs on
     encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
     # Passes are as fast or slow as training's, which is products too; answers, a token after the other, wait for memory.
     passes, words = reach.ratio("train"), reach.ratio("answers")
@@ -140,8 +140,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         "training": cost.training_s(recipe, its, plan, work, reach) * passes,
         "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * passes,
         "answers": (
-            cost.answer_s(its, SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE
-            + cost.forward_s(recipe, its, plan, _prompts(prompt, SAMPLES).times(often + 1), reach)
+            cost.answer_s(its, plans.SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE
+            + cost.forward_s(recipe, its, plan, _prompts(prompt, plans.SAMPLES).times(often + 1), reach)
         ) * words,
     }
     if tasks.get(recipe.task).ANSWERS:
@@ -209,7 +209,7 @@ class _ReportWork:
         passes, words = reach.ratio("train"), reach.ratio("answers")
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
         asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
-        prompt, _, usual = rows.lengths.usual_answer(rows.learned)
+        prompt, _, usual = rows.lengths.usual_answer(rows.learned, recipe.learn)
         longest, at_once = plans.longest_answer(usual, recipe), cost.ANSWERS_AT_ONCE[reach.device]
         read = cost.forward_s(recipe, its, plan, _prompts(prompt, at_once).times(2), reach)
         batch = (cost.answer_s(its, BOTH_ANSWERS * longest, reach) * BATCH_OF_ANSWERS + read) * words

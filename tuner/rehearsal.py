@@ -47,7 +47,7 @@ def _note(run, made: Quote, rows: Rows, its) -> None:
     reach = machine.reach(cost.kind(run.recipe, its))
     write_json(run.folder / "quote.json", {
         "memory_gib": made.memory_gib, "memory": made.memory, "seconds": made.seconds, "time": made.time, "free_gib": made.free_gib,
-        "tokens": made.tokens, "steps": made.steps, "kind": f"{reach.device}/{reach.precision}/{cost.kind(run.recipe, its)}",
+        "tokens": made.tokens, "steps": made.steps, "evaluations": made.evaluations, "kind": f"{reach.device}/{reach.precision}/{cost.kind(run.recipe, its)}",
         "ratios": dict(reach.known), "rows": quote.summed_up(rows), "sizes": its.__dict__,
         "plan": made.plan.__dict__,
     })
@@ -222,7 +222,7 @@ def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_a
     said = noted["time"]
     tries = sum(noted["rehearsed"]["passes_s"])
     found = {"start": (rehearsed_at - tries - started) / said["getting ready"]}
-    steps = [event for event in events if event["kind"] == "step"]
+    events = [event for event in events if event["t"] > rehearsed_at]  # what was before was perhaps on another machine
     spans = [
         (event["t"] - before["t"], event["tokens"]) for before, event in zip(events, events[1:])
         if before["kind"] == event["kind"] == "step"
@@ -231,6 +231,6 @@ def taken_by_quoted(events: list[dict], noted: dict, started: float, rehearsed_a
         per_token = sum(span for span, _ in spans) / sum(tokens for _, tokens in spans)
         found["train"] = per_token * noted["tokens"] / said["training"]
     answers = [event["answers_s"] for event in events if event["kind"] == "eval" and "answers_s" in event]
-    if answers and len(steps) == noted["steps"] and said["answers"]:  # the first ones take longest: only all of them can be compared
+    if answers and len(answers) == noted["evaluations"] + 1 and said["answers"]:  # the first ones take longest: only all of them can be compared
         found["answers"] = sum(answers) / said["answers"]
     return {part: float(np.clip(ratio, 0.1, 10)) for part, ratio in found.items()}

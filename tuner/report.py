@@ -15,8 +15,6 @@ from tuner.home import write_json
 
 # Nats a token, on each row: what is less is bf16's rounding.
 NOTHING = 1e-4
-# How long an answer may be where the rows have none of their own.
-TEXT_TOKENS = 64
 # Rows answered before those that changed most: by then the metrics have something to stand on.
 FIRST_ANSWERS = 16
 MOST_CHANGED, EXAMPLES = 10, 5
@@ -264,7 +262,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
 def _longest(wanted: list[str], tokenizer, recipe) -> int:
     """How many tokens an answer may have: enough for nearly all of the rows' own, and to see whether it stops."""
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted if text]
-    return plans.longest_answer(float(np.percentile(lengths, 95)) if lengths else TEXT_TOKENS / plans.LONGER, recipe)
+    return plans.longest_answer(float(np.percentile(lengths, 95)) if lengths else plans.TEXT_TOKENS / plans.LONGER, recipe)
 
 
 def _compared(said: list[dict], score, wanted: list[str], name: str, seed: int) -> dict:
@@ -336,7 +334,7 @@ def remake(run, on_status=lambda words: None, seconds: float | None = None) -> d
 
     made = tasks.get(run.recipe.task).report(run, plan, model, tokenizer, held, best_step, seconds=seconds, repeat=repeat, on_status=on)
     _require_same_end(run, ended)
-    if repeat is None and before and _measured(made) < _measured(before):
+    if repeat is None and before and any(now < then for now, then in zip(_measured(made), _measured(before))):
         raise UserError(f"In {seconds:.0f} s there was time for fewer rows than the report has, so it stays as it was.")
     write_json(run.folder / "report.json", made)
     return made

@@ -152,8 +152,9 @@ class Run:
         """
         if self.state() in LIVE:
             raise UserError("This run is still going. Stop it first, then delete it.")
-        _make_way(self)
-        shutil.rmtree(self.folder)
+        with self.held_still():
+            _make_way(self)
+            shutil.rmtree(self.folder)
 
     def summary(self) -> dict:
         """What a list shows: title, state, when, dataset, steps, losses and how many held-out rows they are of.
@@ -349,10 +350,11 @@ def claim(run: Run, seconds: float | None = None) -> None:
             write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
 
 
-def _make_way(run: Run) -> None:
+def _make_way(run: Run, ask_only: bool = False) -> None:
+    """See `measuring.make_way`."""
     from tuner import measuring
 
-    measuring.make_way(run)
+    measuring.make_way(run, ask_only)
 
 
 @contextmanager
@@ -465,7 +467,7 @@ def longer(run: Run, epochs: float, token: str | None = None) -> threading.Threa
     if not list((run.folder / "checkpoints").glob("checkpoint-*")):
         raise UserError("This run has no checkpoint to go on from. Start a new one with more epochs.")
     identity.require_start(run.owner)
-    _make_way(run)  # its end is about to be another
+    _make_way(run, ask_only=True)  # its end is about to be another
     if not epochs > 0:
         raise UserError(f"{epochs:g} epochs more is not longer. Choose more than 0.")
     old = run.recipe

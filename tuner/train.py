@@ -19,8 +19,6 @@ from tuner.home import disk_error, read_json, write_json, write_whole
 from tuner.run import Run, log_wait
 
 # Fixed prompts, answered together after each evaluation: on two cores a step of three answers costs little more than of one.
-SAMPLES = 3
-SAMPLE_TOKENS = 48
 
 
 def train(run: Run) -> dict:
@@ -119,10 +117,8 @@ def make_plan(recipe, decided: dict, path, train_set, held_set, weights: str, it
         free_gib = machine.main_memory().free_gib + telling.memory_gib() - room.reserved_gib()
     chosen = plans.decide(recipe, its, lengths, decided["device"], decided["precision"], free_gib, machine.reach().import_gib)
     steps = plans.steps(recipe, len(lengths))
-    evaluate_at, sampled = plans.evaluations(
-        steps, lengths.total * steps / math.ceil(len(lengths) / recipe.batch_size), [len(row.ids) for row in held_set.encoded],
-        recipe.evaluations, recipe.seed,
-    )
+    tokens, *_ = lengths.in_steps(recipe, steps)
+    evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], recipe.evaluations, recipe.seed)
     return {
         **decided, "base_sha256": weights, "tokens_at_once": chosen.tokens_at_once, "micro_batch": chosen.micro_batch, "steps": steps,
         "gradient_checkpointing": chosen.checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled, "fast": path.plan,
@@ -135,8 +131,7 @@ def lengthen(run: Run, plan: dict, steps: int, train_set, held_set) -> dict:
     A run so short that it could measure few rows measures more from here on, beginning with the step that it goes on from;
     what was best by the few does not count any more.
     """
-    lengths = [len(row.ids) for row in train_set.encoded]
-    tokens = sum(lengths) * steps / math.ceil(len(lengths) / run.recipe.batch_size)
+    tokens, *_ = plans.Lengths([len(row.ids) for row in train_set.encoded]).in_steps(run.recipe, steps)
     evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], run.recipe.evaluations, run.recipe.seed)
     going_on_from = max(checkpoints.steps(run.folder / "checkpoints"), default=0)
     longer = {
@@ -204,7 +199,7 @@ class Tuning(Trainer):
         self.held = [held_set.encoded[index] for index in plan["evaluated_rows"]]
         self.held_numbers = [held_rows[held_set.owners[index]]["n"] for index in plan["evaluated_rows"]]
         self.meter = telling.Meter(run, plan["steps"], began)
-        self.learning = tasks.get(recipe.task).learning(run, path, tokenizer, held_rows, self.held, SAMPLES, SAMPLE_TOKENS)
+        self.learning = tasks.get(recipe.task).learning(run, path, tokenizer, held_rows, self.held, plans.SAMPLES, plans.SAMPLE_TOKENS)
         # A resumed run reads this back from its checkpoint.
         self.best = _nothing_yet()
         self.measured_at: int | None = None

@@ -21,12 +21,13 @@ def draw(its) -> None:
 
 def of(run: runs.Run | None) -> list:
     """What stands there for a run: where its measurement is and what it would take, the buttons, and whether to look again."""
-    live = run is not None and measuring.is_going(run)
+    its = measuring.of(run) if run else None
+    live = its is not None and its.state() in runs.LIVE
     can = run is not None and measuring.can_start(run) and identity.may_start(run.owner) and not limits.is_paused()
     rows, answers = measuring.left_out(run) if run else (0, 0)
     count = (figures.of(run) or {}).get("held_out_of", 0) if can else 0
     return [
-        "" if run is None else _going(measuring.of(run)) if live else _ended(run, rows, answers) + (_offer(run, rows, answers, count) if can else ""),
+        "" if run is None else _going(its) if live else _ended(run, rows, answers) + (_offer(run, rows, answers, count) if can else ""),
         gr.update(visible=can, value=(LABEL if rows else "Answer all held-out rows") if count <= MOST_ANSWERS else f"{LABEL}, answer {MOST_ANSWERS:,}"),
         gr.update(visible=live), gr.Timer(active=live),
     ]
