@@ -253,6 +253,7 @@ def test_what_stands_there_is_true(run, finished, handlers, monkeypatch):
     monkeypatch.setenv("TUNER_RUN_MINUTES", "30")
     assert "All of them would take about 2 h; here there is time for 30 min" in show()[0]
     its = copied(run)
+    write_json(its.folder / "limit.json", {"seconds": 600.0})
     write_json(its.folder / "done", {"state": "done"})
     write_json(run.folder / "publish.json", {"state": "verified"})
     os.utime(run.folder / "report.json", (time.time() + 60,) * 2)
