@@ -405,7 +405,6 @@ def test_a_learning_rate_is_found_before_a_run(app, browser):
     page.wait_for_selector("#row .piece.learned", timeout=60_000)
     tab(page, "Fine-tune")
     page.get_by_text("Try before you train").click()
-    page.locator("#knob-batch_size input").fill("4")  # a quarter of the work; what is looked at here is the page
     page.wait_for_function("document.querySelector('#trial-quote')?.innerText?.includes('Learning-rate finder about')")
     page.click("#try-rate")
     page.wait_for_selector("#trial .chart polyline", timeout=90_000)
