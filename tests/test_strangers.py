@@ -249,9 +249,16 @@ def test_what_costs_refuses_whoever_is_not_signed_in(space, hub, tmp_path):
             before = spent(space, hub, owner)
             for event, do in all_calls(visitor):
                 name = (visitor.name_of(event), do)
-                answer = visitor.call(event, do=do)
+                if measures := name[0] == "measure-all click":  # the finished run is measured; it is the failed one that is shown
+                    visitor.call(next(its for its in visitor.events() if visitor.name_of(its) == "open-run click"))
+                answer, deadline = visitor.call(event, do=do), time.monotonic() + 30
+                while "still being checked" in json.dumps(answer) and time.monotonic() < deadline:  # an event before it changed the rows
+                    time.sleep(0.2)
+                    answer = visitor.call(event, do=do)
                 settle(owner)
                 now = spent(space, hub, owner)
+                if measures:
+                    visitor.call(reattach)
                 if user and now - before:
                     costly.add(name)
                 if not user:
