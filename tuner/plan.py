@@ -12,7 +12,8 @@ from tuner.sizes import Sizes
 
 # A pass forward costs a third of a step; evaluations together take at most this share of a run's tokens.
 EVALUATION_SHARE = 0.1
-# How many fixed prompts each evaluation answers, with how many tokens at most.
+# How many fixed prompts each evaluation answers together, with how many tokens at most: on two cores a step of three answers costs
+# little more than of one.
 SAMPLES, SAMPLE_TOKENS = 3, 48
 # What the report at the end may take: the larger of this share of the run's own time and so many seconds. Answers, then
 # questions of the probe, then rows whose losses are measured are fewer where they would not fit, and the report says so.

@@ -18,8 +18,6 @@ from tuner.errors import UserError
 from tuner.home import disk_error, read_json, write_json, write_whole
 from tuner.run import Run, log_wait
 
-# Fixed prompts, answered together after each evaluation: on two cores a step of three answers costs little more than of one.
-
 
 def train(run: Run) -> dict:
     """Train the run from its folder to its end, or go on from its newest whole checkpoint.
