@@ -74,9 +74,8 @@ def seconds(run: runs.Run) -> float | None:
     noted, plan = run.read("quote"), run.read("plan")
     if not noted or not plan or not noted.get("rows"):
         return None
-    its, fast = Sizes(**noted["sizes"]), plan.get("fast", {})
-    decided = plans.Plan(plan["tokens_at_once"], plan["micro_batch"], plan["gradient_checkpointing"], plan["dequantised"], fast.get("prepacked", False))
-    return quote.whole_report_s(run.recipe, its, quote.Rows(**noted["rows"]), decided, machine.reach(cost.kind(run.recipe, its)))
+    its = Sizes(**noted["sizes"])
+    return quote.whole_report_s(run.recipe, its, quote.Rows(**noted["rows"]), plans.Plan.of_run(plan), machine.reach(cost.kind(run.recipe, its)))
 
 
 def start(run: runs.Run, token: str | None = None) -> Measurement:

@@ -62,6 +62,12 @@ class Plan:
     dequantised: bool
     prepacked: bool = False
 
+    @classmethod
+    def of_run(cls, noted: dict) -> "Plan":
+        """Of what a run noted: its plan.json, or before that the plan in its quote.json."""
+        checkpointing = noted.get("gradient_checkpointing", noted.get("checkpointing", False))
+        return cls(noted["tokens_at_once"], noted["micro_batch"], checkpointing, noted["dequantised"], noted.get("fast", noted).get("prepacked", False))
+
 
 def steps(recipe, rows: int) -> int:
     """Optimiser steps over that many training sequences."""

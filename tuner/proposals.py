@@ -171,9 +171,7 @@ def of_run(run) -> list[Proposal]:
     noted = run.read("quote")
     if not noted:
         return []
-    decided = run.read("plan") or noted["plan"]
-    checkpointing = decided.get("gradient_checkpointing", decided.get("checkpointing", False))
-    plan = plans.Plan(decided["tokens_at_once"], decided["micro_batch"], checkpointing, decided["dequantised"], decided.get("fast", decided).get("prepacked", False))
+    plan = plans.Plan.of_run(run.read("plan") or noted["plan"])
     its = Sizes(**noted["sizes"])
     # What was free when the run began: now another may hold it.
     return after_failure(run.recipe, its, Rows(**noted["rows"]), plan, noted["free_gib"], machine.reach(cost.kind(run.recipe, its)))

@@ -336,8 +336,7 @@ def claim(run: Run, seconds: float | None = None) -> None:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
-        if type(run) is Run:
-            _make_way(run)
+        _make_way(run)
         limit_s = limits.run_seconds()
         lease.line_up(run.id, run.owner, str(run.folder), seconds, check=lambda others: _require_turn(run.owner, others))
         with _place_given_up(run):

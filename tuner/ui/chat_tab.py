@@ -1,4 +1,4 @@
-"""The third tab: base and tuned side by side, or something to label; and publishing what came out."""
+"""The third tab: talking to base and tuned side by side, and voting on them; what is asked, labelled and published has rooms of its own."""
 
 import time
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import gradio as gr
 from tuner import blind, chat, figures, hub, sharing, tasks
 from tuner import run as runs
 from tuner.errors import Hint, UserError, shorten
-from tuner.ui import conversation, drawing, publish_view, subjects, try_view
+from tuner.ui import blind_view, conversation, drawing, publish_view, subjects, try_view
 
 BOTH, TUNED, BASE, BLIND = "Side by side", "Tuned alone", "Base alone", "Which is better?"
 # Gradio redraws the whole answer for each update, so a few updates a second are enough for the eye.
@@ -29,7 +29,7 @@ def draw(page, browser, run_id, shared_key, tab) -> SimpleNamespace:
             its.base = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="What the base model says", min_width=300, **boxes)
             its.tuned = gr.Chatbot(label="Tuned", elem_id="chat-tuned", placeholder="What the tuned model says", min_width=300, **boxes)
         with gr.Column(visible=False, elem_id="blind") as its.blind_panel:
-            its.blind = gr.HTML(_no_answers(), elem_id="blind-answers")
+            its.blind = gr.HTML(blind_view.no_answers(), elem_id="blind-answers")
             with gr.Row(elem_id="votes"):
                 its.votes = {
                     better: gr.Button(words, interactive=False, elem_id=f"vote-{better}", min_width=90)
@@ -127,7 +127,7 @@ def wire(its, train, tabs) -> None:
         waits, on_its_way = drawing.notice(_how_long(line.going)), [gr.update(interactive=False), gr.update(interactive=True)]
         if view == BLIND:
             locked = [gr.update(interactive=False)] * 3
-            return line.join(), message, "", skip, skip, waits, _blind_answers(_unsaid(message)), "", *locked, *on_its_way
+            return line.join(), message, "", skip, skip, waits, blind_view.answers(blind_view.unsaid(message)), "", *locked, *on_its_way
         talks = {"base": conversation.plain(base_said), "tuned": conversation.plain(tuned_said)}
         for name in _speakers(view, choice != subjects.BASE_CHOICE):
             conversation.ask(talks[name], message)
@@ -205,7 +205,7 @@ def wire(its, train, tabs) -> None:
         in_blind = view == BLIND and not blind_id and bool(asked)
         back = asked if (lost or in_blind) and not (message or "").strip() else skip
         return (
-            back, *(talks if changed else [skip] * 2), "" if lost or in_blind else skip, _no_answers() if in_blind else skip,
+            back, *(talks if changed else [skip] * 2), "" if lost or in_blind else skip, blind_view.no_answers() if in_blind else skip,
             gr.update(interactive=True), gr.update(interactive=False),
         )
 
@@ -222,20 +222,20 @@ def wire(its, train, tabs) -> None:
         if not subjects.is_mine(choice):
             raise Hint("Choose one of your runs under “Model” first: its tuned model is compared with its base.")
         test_id = blind.begin(owner, choice)
-        said = _unsaid(message)
+        said = blind_view.unsaid(message)
         skip, locked, ready = gr.skip(), [gr.update(interactive=False)] * 3, [gr.update(interactive=True)] * 3
-        yield skip, skip, drawing.notice(_READYING), _blind_answers(said), "", {}, *locked
+        yield skip, skip, drawing.notice(_READYING), blind_view.answers(said), "", {}, *locked
         shown = time.monotonic()
         try:
             for side, piece in blind.answers(owner, choice, test_id, page.worker, message, system, **sampling):
                 said[side] += piece
                 if time.monotonic() - shown > UPDATE_S:
                     shown = time.monotonic()
-                    yield skip, skip, "", _blind_answers(said), *[skip] * 5
+                    yield skip, skip, "", blind_view.answers(said), *[skip] * 5
         except UserError:
-            yield skip, skip, "", _no_answers(), "", {}, *locked
+            yield skip, skip, "", blind_view.no_answers(), "", {}, *locked
             raise
-        yield skip, skip, "", _blind_answers(said), test_id, said, *ready
+        yield skip, skip, "", blind_view.answers(said), test_id, said, *ready
 
     def voting(better):
         @in_words
@@ -243,7 +243,7 @@ def wire(its, train, tabs) -> None:
             owner = page.visitor(browser_id, token).owner
             names = blind.vote(owner, str(choice), test_id, better)
             counted = blind.words(blind.tally(runs.find(owner, str(choice))))
-            return _blind_answers(said, names, better), _tally(counted), *[gr.update(interactive=False)] * 3, gr.update(visible=True)
+            return blind_view.answers(said, names, better), blind_view.tally(counted), *[gr.update(interactive=False)] * 3, gr.update(visible=True)
 
         return vote
 
@@ -300,7 +300,7 @@ def wire(its, train, tabs) -> None:
             ask = '<p class="quiet">Write the adapter’s id, then a message.</p>' if not adapter_id else gr.skip()
         else:
             ask = _of_the_base(task)
-        voting_shown = [_no_answers(), _tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
+        voting_shown = [blind_view.no_answers(), blind_view.tally(counted), "", {}, *[gr.update(interactive=False)] * 3, gr.update(value=in_card, visible=bool(counted))]
         (views, carded), (panel, viewed, *rest) = _views(view, subjects.is_mine(choice)), _switch(task, plan, ready)
         return back, [], [], ask, *publish_view.offered(page, run, visitor, request), *voting_shown, carded, panel, {**views, **viewed}, *rest
 
@@ -359,11 +359,6 @@ def _speakers(view, tuned: bool) -> list[str]:
     return [*(["base"] if view != TUNED or not tuned else []), *(["tuned"] if view != BASE and tuned else [])]
 
 
-def _unsaid(message: str) -> dict:
-    """A blind test's message, and both answers before their first word."""
-    return {"prompt": message, "left": "", "right": ""}
-
-
 def _panels(its) -> list:
     """What changes when another task's model is chosen; `_switch` says to what."""
     return [its.panel, its.view, its.tab, *try_view.frame(its.trying)]
@@ -395,25 +390,6 @@ def _views(view, mine: bool) -> list:
     """Which views there are, and whether there is a card: only with runs of one's own can answers be voted on and published."""
     offered = [BOTH, TUNED, BASE, *([BLIND] if mine else [])]
     return [gr.update(choices=offered, value=view if view in offered else BOTH), gr.update(interactive=mine)]
-
-
-def _no_answers() -> str:
-    return drawing.empty("Ask something: two answers come, without names.", "One is the base model’s, one the tuned model’s; who is who is told after your vote.")
-
-
-def _blind_answers(said: dict, names: dict | None = None, better: str = "") -> str:
-    """Both answers beside each other; with their names once there was a vote."""
-    sides = []
-    for side, letter in (("left", "A"), ("right", "B")):
-        name = f" — the {names[side]} model" if names else ""
-        chosen = " class=chosen" if better == side else ""
-        words = drawing.text(said[side].strip() or ("(it ended without a word)" if names else "…"))
-        sides.append(f'<div{chosen}><h4>{letter}{name}{" · your choice" if chosen else ""}</h4><div class="answer">{words}</div></div>')
-    return f'<div class="blind"><p class="asked">“{drawing.text(shorten(said["prompt"], 300))}”</p><div class="beside">{"".join(sides)}</div></div>'
-
-
-def _tally(words: str) -> str:
-    return f'<p class="tally figures" role="status">{drawing.text(words)}</p>' if words else '<p class="tally quiet">No votes yet.</p>'
 
 
 def _about(subject: chat.Subject) -> str:

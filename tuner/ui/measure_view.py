@@ -23,8 +23,9 @@ def of(run: runs.Run | None) -> list:
     """What stands there for a run: where its measurement is and what it would take, the buttons, and whether to look again."""
     its = measuring.of(run) if run else None
     live = its is not None and its.state() in runs.LIVE
-    can = run is not None and measuring.can_start(run) and identity.may_start(run.owner) and not limits.is_paused()
-    rows, answers = measuring.left_out(run) if run else (0, 0)
+    # While it goes the report is not read: this is asked every second then.
+    can = run is not None and not live and measuring.can_start(run) and identity.may_start(run.owner) and not limits.is_paused()
+    rows, answers = measuring.left_out(run) if run and not live else (0, 0)
     count = (figures.of(run) or {}).get("held_out_of", 0) if can else 0
     return [
         "" if run is None else _going(its) if live else _ended(run, rows, answers) + (_offer(run, rows, answers, count) if can else ""),
