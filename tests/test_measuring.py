@@ -3,6 +3,9 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import psutil
@@ -10,7 +13,7 @@ import pytest
 
 from tests import clicks
 from tests.small_run import small_run
-from tuner import clearing, cli, lease, measuring, plan, report, survey
+from tuner import clearing, cli, lease, machine, measuring, places, plan, report, room, survey
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -223,6 +226,139 @@ def test_answers_are_counted_as_left_out_too_but_no_more_than_are_ever_made(run,
     assert measuring.left_out(run) == (0, 0) and not measuring.can_start(run)
 
 
+# By itself ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_itself(run):
+    """A measurement that has begun by itself, to be ended whatever happens."""
+    measuring.go_on(run)
+    its = measuring.of(run)
+    assert its.is_spare
+    yield its
+    if its.state() in runs.LIVE:
+        measuring.make_way(run)
+
+
+def test_a_run_that_ends_is_measured_on_what_was_left_out_without_being_asked(run, finished, monkeypatch):
+    """Whatever becomes of its process; what a report that left nothing out leads to is nothing."""
+    monkeypatch.setattr(runs, "fetch_base", lambda *_: None)
+    spawn = runs.spawn
+    monkeypatch.setattr(runs, "spawn", lambda its: subprocess.Popen([sys.executable, "-c", ""]) if its.id == run.id else spawn(its))
+    lease.line_up(run.id, run.owner, str(run.folder))
+    runs._fetch_and_train(run, [None])
+    its = measuring.of(run)
+    assert its.is_spare
+    lease.leave(run.id)
+    until(lambda: its.state() not in runs.LIVE)
+    assert its.state() == "done" and run.read("report") == finished[3] and not lease.waiting()
+    done = its.read("done")
+    runs._fetch_and_train(run, [None])
+    assert its.read("done") == done and not measuring.is_about_to_begin(run)
+
+
+def test_nothing_begins_by_itself_where_new_runs_are_paused_or_nobody_knows_what_it_takes(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tuner.limits.is_paused", lambda: True)
+        measuring.go_on(run)
+    assert measuring.of(run) is None
+    (run.folder / "quote.json").unlink()
+    measuring.go_on(run)
+    assert measuring.of(run) is None
+
+
+def test_it_gives_way_to_a_run_and_goes_on_when_that_is_over(run, finished, by_itself):
+    first = child_of(by_itself)
+    lease.line_up("other", "bob")
+    first.wait(60)
+    assert until(lambda: lease.before("other") == []) and lease._begin("other")
+    assert by_itself.state() == "waiting" and lease.waiting() == ["other", by_itself.id] and run.read("report") == finished[2]
+    assert "until nobody else needs the machine" in str(by_itself.events())
+    lease.line_up("next", "cleo")
+    assert lease.waiting() == ["other", "next", by_itself.id], "whoever comes goes first"
+    lease.leave("other")
+    assert until(lambda: lease._begin("next"))
+    lease.leave("next")
+    until(lambda: by_itself.state() not in runs.LIVE)
+    assert by_itself.state() == "done" and run.read("report") == finished[3]
+
+
+def test_it_gives_way_in_the_middle_of_a_batch_but_not_once_all_is_measured(run, kept_signals):
+    its = copied(run)
+    (its.folder / "by-itself").touch()
+    lease.line_up(its.id, spare=True)
+    assert lease._begin(its.id)
+    made_way = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    threading.Timer(0.3, lease.line_up, ("other", "bob")).start()
+    with pytest.raises(SystemExit), measuring._giving_way(its, made_way):
+        time.sleep(30)
+    assert made_way.is_set()
+    lease.leave("other")
+    with measuring._giving_way(its, late := threading.Event()):
+        pass
+    lease.line_up("other", "bob")
+    time.sleep(1.5 * measuring.LOOK_S)
+    assert not late.is_set()
+
+
+def test_a_chat_that_needs_its_memory_has_it_and_it_begins_only_where_there_is_room(run, by_itself, tmp_path, monkeypatch):
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(8 * 2**30)
+    first, free_gib = child_of(by_itself), 2.0
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(24.0, free_gib))
+    monkeypatch.setattr(room, "GIVES_WAY_S", 60.0)
+    with pytest.raises(UserError, match="Chat with the starter meanwhile"):  # what this machine has free is made up here
+        room.require_for_chat({"id": "big/base", "dir": str(tmp_path)}, "none")
+    assert not lease.is_alive({"pid": first.pid, "started": first.create_time()}) and by_itself.state() == "waiting"
+    free_gib = 0.1
+    time.sleep(4 * lease.POLL_S)
+    assert by_itself.state() == "waiting" and not lease.has_begun(by_itself.id)
+    free_gib = 20.0
+    until(lambda: by_itself.state() not in runs.LIVE)
+    assert by_itself.state() == "done"
+
+
+def test_it_ends_when_its_run_is_deleted_or_trained_longer(run, by_itself):
+    process = child_of(by_itself)
+    measuring.make_way(run, ask_only=True)
+    assert process.is_running() and by_itself.state() in runs.LIVE
+    run.delete()
+    assert not by_itself.folder.exists() and not run.folder.exists() and lease.waiting() == []
+
+
+def test_it_takes_nobody_s_place_in_the_queue(run, monkeypatch):
+    monkeypatch.setenv("TUNER_WAITING_RUNS", "1")
+    monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)  # each waits
+    measuring.go_on(run)
+    its = measuring.of(run)
+    for name in ("a1", "a2"):
+        lease.line_up(name, "local", check=lambda others: runs._require_turn("local", others))
+    assert lease._begin("a1") and lease.waiting() == ["a1", "a2", its.id]
+    assert places.of("a2").ahead == 1 and places.of(its.id).ahead == 2
+    lease.leave("a1"), lease.leave("a2")
+    assert lease._begin(its.id) and places.of(its.id).ahead == 0
+    lease.line_up("b1", "bob")
+    assert places.of("b1").ahead == 0 and [its.round for its in lease.tickets()] == [0, 0] and lease.is_wanted(its.id)
+
+
+def test_at_a_terminal_it_goes_on_in_the_foreground(run, finished, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "remake", interrupt)
+        cli._measure_the_rest(run)
+    said = capsys.readouterr().err
+    assert "24 held-out rows were not measured and 40 not answered. Doing that now, about" in said and "The report is as it was." in said
+    assert run.read("report") == finished[2] and lease.waiting() == []
+    cli._measure_the_rest(run)
+    assert run.read("report") == finished[3] and lease.waiting() == []
+    capsys.readouterr()
+    cli._measure_the_rest(run)
+    assert not capsys.readouterr().err, "nothing was left out"
+
+
 # On the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +381,21 @@ def test_the_button_says_how_many_rows_and_how_long_and_the_new_report_is_drawn_
     assert "Measured again: the report above is of all held-out rows." in line and not button["visible"] and not cancel["visible"] and not timer.active
     assert "40 held-out rows" in str(drawn) and "16 of 40" in str(short["says"]) and "16 of 40" not in str(drawn)
     assert run.read("report") == whole
+
+
+def test_a_run_that_has_just_ended_offers_no_button_for_what_is_about_to_begin(run, finished, handlers, monkeypatch):
+    show = lambda: clicks.call(handlers["show_measuring"], run_id=run.id)  # noqa: E731
+    os.utime(run.folder / "done")
+    line, button, _, timer = show()
+    assert "the report left held-out rows out; it is made again with all of them …" in line and not button["visible"] and timer.active
+    monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)  # it waits
+    measuring.go_on(run)
+    line, button, cancel, timer = show()
+    assert "while nobody else needs the machine. Getting the base model ready …" in line and cancel["visible"] and timer.active
+    clicks.call(handlers["cancel_measuring"], run_id=run.id)
+    measuring.of(run).folder.joinpath("process.json").unlink()  # as what waits for it does
+    line, button, _, timer = show()
+    assert "24 of 40 held-out rows were not measured" in line and button["visible"] and not timer.active
 
 
 def test_what_stands_there_is_true(run, finished, handlers, monkeypatch):

@@ -328,6 +328,15 @@ def test_a_report_is_quoted_as_it_keeps_to_its_time(both, asked, first, batch, b
     work = quote._ReportWork(100, both, asked, first, batch, batches)
     assert work.seconds(budget) == pytest.approx(wanted)
     assert work.whole == both + asked + batch * batches >= wanted
+    assert work.leaves_out(budget) is (wanted < work.whole)
+
+
+def test_a_run_is_told_what_is_measured_afterwards_only_where_its_report_has_not_the_time(its):
+    few, many, slow = quote.Rows([60] * 400, 400 * 20, [60] * 4), quote.Rows([60] * 400, 400 * 20, [60] * 1000), replace(TWO_CORES, gemm_gflops=1.0)
+    assert quoted(its, few, reach=slow, max_steps=4).afterwards_s == quoted(its, many, max_steps=4).afterwards_s == 0
+    made = quoted(its, many, reach=slow, max_steps=4)
+    assert made.afterwards_s == quote.whole_report_s(Recipe(max_steps=4), its, many, made.plan, slow) > made.time["before and after"]
+    assert not quote._ReportWork(100, 20, 60, 5, 5, 2).leaves_out(60), "a shorter probe leaves no held-out row out"
 
 
 def test_a_report_on_all_rows_is_quoted_for_itself(its):

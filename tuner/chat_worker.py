@@ -203,7 +203,7 @@ def serve(idle_s: float) -> None:
 def use_cores() -> None:
     """All cores; half of them while a run trains: its threads and these would wait for one another."""
     cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    wanted = max(1, cores // 2) if lease.waiting() else cores
+    wanted = max(1, cores // 2) if any(not its.spare for its in lease.tickets()) else cores
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
 

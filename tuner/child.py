@@ -241,6 +241,8 @@ def is_child() -> bool:
 
 # How `within` ends a child, as its exit code.
 OUT_OF_TIME = -signal.SIGPROF
+# The exit code of one that is only done in the time to spare, and waits again (EX_TEMPFAIL).
+GAVE_WAY = 75
 
 
 def offer_to_the_kernel(pid: int) -> None:

@@ -165,12 +165,34 @@ def _follow(going, as_json: bool) -> int:
         code = train.main(going)
     if code:
         raise UserError(going.error() or "Training ended early.")
+    if os.environ.get("TUNER_CHILD") != "1":
+        _measure_the_rest(going)
     report = going.read("report")
     if as_json:
         print(json.dumps({"run": going.id, "folder": str(going.folder), "state": going.state(), "report": report}, ensure_ascii=False))
     else:
         _say(f"{tasks.get(going.recipe.task).in_short(report)}; adapter in {going.adapter_dir}")
     return 0
+
+
+def _measure_the_rest(going) -> None:
+    """Make the report again on the held-out rows that it had no time for; who interrupts that keeps the report as it is."""
+    from tuner import lease, measuring, report
+
+    rows, answers = measuring.left_out(going)
+    if not rows and not answers:
+        return
+    takes = measuring.seconds(going)
+    left = " and ".join(filter(None, (f"{rows:,} held-out rows were not measured" if rows else "", f"{answers:,} not answered" if answers else "")))
+    _say(f"To keep to the time, {left}. Doing that now{f', about {takes / 60:.1f} minutes' if takes else ''}; Ctrl-C leaves the report as it is.")
+    try:
+        with lease.hold(going.id, lambda ahead: _say(f"{ahead} ahead on this machine"), lambda: False, owner=going.owner, folder=str(going.folder)):
+            report.remake(going, _say, math.inf)
+    except KeyboardInterrupt:
+        lease.leave(going.id)
+        _say("The report is as it was.")
+    except UserError as error:
+        _say(f"{error} The report is as it was.")
 
 
 def _wait_for_turn(going) -> None:
@@ -422,7 +444,7 @@ def _quote(asked) -> int:
         print(json.dumps({
             "steps": made.steps, "tokens": made.tokens, "memory_gib": made.memory_gib, "memory": made.memory, "seconds": made.seconds,
             "time": made.time, "free_gib": made.free_gib, "dollars": made.dollars, "fits": made.fits, "measured": made.measured,
-            "plan": made.plan.__dict__,
+            "afterwards_s": made.afterwards_s, "plan": made.plan.__dict__,
             "proposals": [
                 {"settings": its.settings, "words": its.words, "harm": its.harm, "memory_gib": its.quote.memory_gib, "seconds": its.quote.seconds}
                 for its in offered
@@ -438,6 +460,8 @@ def _quote(asked) -> int:
         f"about {made.memory_gib:.1f} GiB here ({', '.join(f'{name} {size:.2f}' for name, size in made.memory.items())}), "
         f"about {made.seconds / 60:.1f} minutes" + ("" if made.measured else " (this machine has not been measured yet)")
     )
+    if made.afterwards_s:
+        print(f"then about {made.afterwards_s / 60:.1f} minutes to measure all held-out rows, for which its report has not the time")
     if not made.fits:
         print(f"that is more than can be used of the {made.free_gib:.1f} GiB free" + (". What makes it fit:" if offered else "; no setting makes it fit"))
     for its in offered:

@@ -3,6 +3,7 @@
 The order, in one sentence: a new run joins the round that is being served, or the round after its owner's latest one;
 rounds are served one after the other, and within a round who asked first goes first. So nobody passes a person's first
 run, and however many runs another starts, one of them at most passes a second run, and two a third.
+What nobody asked for is done in the time to spare: behind all others, and giving way to who comes while it goes.
 """
 
 import fcntl
@@ -31,6 +32,8 @@ class Ticket:
         seconds: how long it is said to take; None where nobody knows.
         process: who waits or trains for it; see `this_process`.
         began: when its turn came; None while it waits.
+        spare: done in the time to spare.
+        wanted: somebody needs what it has now, though nobody waits for a turn.
     """
 
     run: str
@@ -41,6 +44,8 @@ class Ticket:
     seconds: float | None
     process: dict
     began: float | None = None
+    spare: bool = False
+    wanted: bool = False
 
     @property
     def is_live(self) -> bool:
@@ -86,7 +91,7 @@ def _read() -> tuple[list[Ticket], dict[str, int], int]:
         turns, served = dict(kept.get("turns", {})), int(kept.get("round", 0))
     except (ValueError, TypeError, AttributeError):  # damaged from outside: every waiting process puts itself in again
         return [], {}, 0
-    return sorted(tickets, key=lambda its: (its.began is None, its.round, its.asked)), turns, served
+    return sorted(tickets, key=lambda its: (its.began is None, its.spare, its.round, its.asked)), turns, served
 
 
 class _Queue:
@@ -106,11 +111,11 @@ class _Queue:
         self.tickets = [its for its in self.tickets if its.run != run_id]
 
     def next_round(self, owner: str) -> int:
-        latest = max([self.turns.get(owner, -1), *(its.round for its in self.tickets if its.owner == owner)])
+        latest = max([self.turns.get(owner, -1), *(its.round for its in self.tickets if its.owner == owner and not its.spare)])
         return max(self.served, latest + 1)
 
     def save(self) -> None:
-        if not self.tickets:  # nobody is passed by anybody any more
+        if all(its.spare for its in self.tickets):  # nobody is passed by anybody any more
             self.turns, self.served = {}, 0
         # A turn in a round before the one that is served gives nobody a later place.
         self.turns = {owner: number for owner, number in self.turns.items() if number >= self.served}
@@ -150,23 +155,24 @@ def waiting() -> list[str]:
 
 def line_up(
     run_id: str, owner: str = "", folder: str = "", seconds: float | None = None, process: dict | None = None,
-    check: Callable[[list[Ticket]], None] = lambda others: None,
+    check: Callable[[list[Ticket]], None] = lambda others: None, spare: bool = False,
 ) -> Ticket:
     """Take a place in the queue; one that was kept, by a run that was interrupted, is taken again.
 
     Args:
         seconds: how long the run is said to take.
         process: who waits for it; this one.
-        check: called with the live tickets of others before anything is changed; it may raise.
+        check: called with the live tickets of others, but those in the time to spare, before anything is changed; it may raise.
+        spare: only in the time to spare; it has to look at `is_wanted` while it goes.
     """
     process = process or this_process()
     with _changing() as queue:
-        check([its for its in queue.tickets if its.is_live and its.run != run_id])
+        check([its for its in queue.tickets if its.is_live and its.run != run_id and not its.spare])
         if kept := queue.of(run_id):
             began = kept.began if kept.is_live else None  # another may have the machine by now
             ticket = replace(kept, process=process, began=began, seconds=seconds if seconds is not None else kept.seconds)
         else:
-            ticket = Ticket(run_id, owner, folder, queue.next_round(owner), time.time(), seconds, process)
+            ticket = Ticket(run_id, owner, folder, queue.next_round(owner), time.time(), seconds, process, spare=spare)
         queue.put(ticket)
     return ticket
 
@@ -184,19 +190,52 @@ def hand_over(run_id: str, process: dict) -> None:
             queue.put(replace(its, process=process))
 
 
+def give_back(run_id: str, process: dict) -> None:
+    """Wait again, in the same place but after whoever waits: what is done in the time to spare, when it is wanted.
+
+    Args:
+        process: who waits for it; its app.
+    """
+    with _changing() as queue:
+        if its := queue.of(run_id):
+            queue.put(replace(its, process=process, began=None, wanted=False))
+
+
+def is_wanted(run_id: str) -> bool:
+    """Whether what is done in the time to spare is to give the machine back: somebody waits, or needs what it has."""
+    order = tickets()
+    its = next((its for its in order if its.run == run_id), None)
+    return its is not None and its.spare and (its.wanted or any(other.began is None and not other.spare for other in order))
+
+
+def want(run_id: str) -> None:
+    """Have what is done in the time to spare give the machine back."""
+    with _changing() as queue:
+        if (its := queue.of(run_id)) and its.spare and its.began is not None:
+            queue.put(replace(its, wanted=True))
+
+
 def has_begun(run_id: str) -> bool:
     """Whether this run's turn has come."""
     return any(its.run == run_id and its.began is not None for its in tickets())
 
 
+def before(run_id: str) -> list[Ticket] | None:
+    """Who comes before this run, in their order, without what gives way to it; None where it has no place."""
+    order = tickets()
+    place = next((number for number, its in enumerate(order) if its.run == run_id), None)
+    return None if place is None else [its for its in order[:place] if order[place].spare or not its.spare]
+
+
 def _ahead(run_id: str) -> int:
     """How many runs are before this one; 0 when its turn has come."""
-    order = waiting()
-    return order.index(run_id) if run_id in order else len(order)
+    its = before(run_id)
+    return len(tickets()) if its is None else len(its)
 
 
 def wait(
-    run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S, owner: str = "", folder: str = ""
+    run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S, owner: str = "", folder: str = "",
+    may_begin: Callable[[], bool] = lambda: True,
 ) -> bool:
     """Wait for this run's turn, which then stays its own; False if the wait was given up. No more than a file is read meanwhile.
 
@@ -204,6 +243,7 @@ def wait(
         on_wait: called with the number of runs ahead whenever that changes.
         gave_up: asked while waiting; True ends the wait, and the place is lost.
         owner, folder: the run's, for a new place where the queue was damaged.
+        may_begin: asked when its turn has come; False lets it wait on.
     """
     said = None
     while True:
@@ -213,7 +253,7 @@ def wait(
         if gave_up():
             leave(run_id)
             return False
-        if not ahead and _begin(run_id, owner, folder):
+        if not ahead and may_begin() and _begin(run_id, owner, folder):
             return True
         if ahead and ahead != said:
             on_wait(ahead)
@@ -233,26 +273,28 @@ def _begin(run_id: str, owner: str = "", folder: str = "") -> bool:
             return False
         if its.began is None:
             queue.put(replace(its, began=time.time()))
-            queue.served = max(queue.served, its.round)
-            queue.turns[its.owner] = its.round
+            if not its.spare:
+                queue.served = max(queue.served, its.round)
+                queue.turns[its.owner] = its.round
         return True
 
 
 @contextmanager
 def hold(
-    run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S, owner: str = "", folder: str = ""
+    run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S, owner: str = "", folder: str = "",
+    spare: bool = False,
 ) -> Iterator[bool]:
     """Wait for the machine, then hold it; the operating system takes it back if this process dies.
 
     A run that ends, well or not, gives its place up; one whose process is ended from outside keeps it for a restart.
 
     Args:
-        on_wait, gave_up: see `wait`.
+        on_wait, gave_up: see `wait`; spare: see `line_up`.
 
     Yields:
         True while the machine is held; False if the wait was given up.
     """
-    line_up(run_id, owner, folder)
+    line_up(run_id, owner, folder, spare=spare)
     if not wait(run_id, on_wait, gave_up, poll_s, owner, folder):
         yield False
         return

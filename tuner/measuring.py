@@ -1,21 +1,36 @@
-"""A finished run measured on all its held-out rows, where its report had time for some: begun by a click, in a child of its own."""
+"""A finished run measured on all its held-out rows, where its report had time for some: in a child of its own.
 
+It begins by itself in the time to spare once the run is over (see `lease`), or by a click in its turn.
+"""
+
+import logging
 import math
 import os
 import shutil
 import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
 
-from tuner import cost, figures, identity, lease, limits, machine, quote
+from tuner import child, cost, figures, identity, lease, limits, machine, quote
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import disk_error, private_dir, write_json, write_whole
 from tuner.sizes import Sizes
+
+log = logging.getLogger(__name__)
+
+# How often one that goes by itself looks whether the machine is wanted, and how long it has to end when its run goes on.
+LOOK_S, ENDS_S = 1.0, 10.0
+# Behind the chat as well, whose answers somebody waits for.
+NICE = 19
+# So long after a run's end it may be about to begin.
+SOON_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,11 @@ class Measurement(runs.Run):
     def run(self) -> runs.Run:
         """The run that is measured."""
         return runs.Run(self.owner, self.id.removesuffix(self.END))
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it began by itself: it gives way to whoever needs the machine."""
+        return (self.folder / "by-itself").exists()
 
     def out_of_memory(self, why: str) -> str:
         return f"{why} The report is as it was. Try again when less is going on here."
@@ -69,6 +89,15 @@ def can_start(run: runs.Run) -> bool:
     return any(left_out(run)) and state not in runs.LIVE and not had_all
 
 
+def is_about_to_begin(run: runs.Run) -> bool:
+    """Whether the run has only just ended, and its app is about to measure what was left out."""
+    try:
+        ago = time.time() - (run.folder / "done").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return ago < SOON_S and of(run) is None and not limits.is_paused() and any(left_out(run)) and _quoted(run) is not None
+
+
 def seconds(run: runs.Run) -> float | None:
     """About how long it takes on this machine; None where the run noted too little to tell."""
     noted, plan = run.read("quote"), run.read("plan")
@@ -78,11 +107,22 @@ def seconds(run: runs.Run) -> float | None:
     return quote.whole_report_s(run.recipe, its, quote.Rows(**noted["rows"]), plans.Plan.of_run(plan), machine.reach(cost.kind(run.recipe, its)))
 
 
-def start(run: runs.Run, token: str | None = None) -> Measurement:
+def go_on(run: runs.Run) -> None:
+    """Measure a run that has just ended on the held-out rows that its report had no time for, if there are any."""
+    if not any(left_out(run)) or _quoted(run) is None:  # where nobody knows what it takes, somebody is to ask for it
+        return
+    try:
+        start(run, is_spare=True)
+    except (UserError, OSError) as error:  # new runs are paused, it was deleted meanwhile, the disk is full: the button stays
+        log.warning("%s was not measured on all its rows: %s", run.id, error)
+
+
+def start(run: runs.Run, token: str | None = None, is_spare: bool = False) -> Measurement:
     """Measure the run when its turn comes; returns at once, the measurement's folder tells the rest.
 
     Args:
         token: the visitor's own, for a gated base that is not here any more.
+        is_spare: only in the time to spare.
 
     Raises:
         UserError: the run is not finished, nothing was left out, it is being measured, or what `run.start` raises.
@@ -103,6 +143,8 @@ def start(run: runs.Run, token: str | None = None) -> Measurement:
             its.folder.mkdir(mode=0o700)
             for name in ("recipe.toml", "base.json"):
                 shutil.copyfile(run.folder / name, its.folder / name)
+            if is_spare:
+                (its.folder / "by-itself").touch()
             runs.start(its, token, _quoted(run))
         except BaseException as error:
             shutil.rmtree(its.folder, ignore_errors=True)
@@ -136,19 +178,27 @@ def cancel(its: Measurement) -> None:
 
 
 def make_way(run: runs.Run, ask_only: bool = False) -> None:
-    """Remove what is known of a run's last measurement, before the run goes on or is deleted.
+    """Remove what is known of a run's last measurement, before the run goes on or is deleted; one that began by itself is ended.
 
     Args:
         ask_only: only see whether it may.
 
     Raises:
-        UserError: it is being measured now.
+        UserError: it is being measured now, because somebody asked for it.
     """
     its = Measurement(run.owner, run.id + Measurement.END)
-    if its.state() in runs.LIVE:
+    if its.state() in runs.LIVE and not its.is_spare:
         raise UserError("This run is being measured. Cancel that first, or let it end.")
-    if not ask_only:
-        shutil.rmtree(its.folder, ignore_errors=True)
+    if ask_only:
+        return
+    until = time.monotonic() + ENDS_S
+    while its.state() in runs.LIVE:
+        with suppress(UserError):  # it has just ended
+            cancel(its)
+        if time.monotonic() > until:
+            raise UserError("This run is still being measured, and that is ending now. Try again in a moment.")
+        time.sleep(0.05)
+    shutil.rmtree(its.folder, ignore_errors=True)
 
 
 def main(its: Measurement) -> int:
@@ -164,17 +214,23 @@ def main(its: Measurement) -> int:
         its.log("status", state="checking", message=said)
 
     signal.signal(signal.SIGTERM, on_term)
-    run, limit, made = its.run, its.read("limit") or {}, None
+    run, limit, made, gave_way = its.run, its.read("limit") or {}, None, threading.Event()
+    if its.is_spare:
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     try:
         on_status("Loading the tuned model")
         if not (run.read("base") or {}).get("dir") or not os.path.isdir(run.read("base")["dir"]):  # it was cleared away since, and is here again
             write_json(run.folder / "base.json", its.read("base"))
-        with lease.hold(its.id, lambda ahead: runs.log_wait(its, ahead), its.stop_asked, owner=its.owner, folder=str(its.folder)) as held:
+        hold = lease.hold(its.id, lambda ahead: runs.log_wait(its, ahead), its.stop_asked, owner=its.owner, folder=str(its.folder), spare=its.is_spare)
+        with hold as held:
             if held and not its.stop_asked():
-                made = report.remake(run, on_status, seconds=limit.get("seconds", math.inf))
+                with _giving_way(its, gave_way):
+                    made = report.remake(run, on_status, seconds=limit.get("seconds", math.inf))
         return _end(its, "done" if made else "stopped")
     except SystemExit:
         if not its.stop_asked() and not made:
+            if gave_way.is_set():
+                return _wait_again(its)
             raise
         return _end(its, "done" if made else "stopped")
     except UserError as error:
@@ -185,6 +241,38 @@ def main(its: Measurement) -> int:
             raise
         write_whole(its.folder / "error.txt", its.out_of_memory("Measuring ran out of memory."))
         return 1
+
+
+@contextmanager
+def _giving_way(its: Measurement, gave_way: threading.Event) -> Iterator[None]:
+    """End this process as at a SIGTERM, and say why, once it has what somebody needs; a batch of rows may take a minute."""
+    over, lock = threading.Event(), threading.Lock()
+
+    def look() -> None:
+        while not lease.is_wanted(its.id):
+            if over.wait(LOOK_S):
+                return
+        with lock:  # never after what it measures is over
+            if not over.is_set():
+                gave_way.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    if its.is_spare:
+        threading.Thread(target=look, name="giving-way", daemon=True).start()
+    try:
+        yield
+    finally:
+        with lock:
+            over.set()
+
+
+def _wait_again(its: Measurement) -> int:
+    """Leave the machine to whoever needs it, and the waiting to the app."""
+    its.log("status", state="waiting", message="Waits until nobody else needs the machine")
+    app = child.stamp(os.getppid())
+    write_json(its.folder / "process.json", app)
+    lease.give_back(its.id, app)
+    return child.GAVE_WAY
 
 
 def _end(its: Measurement, state: str) -> int:

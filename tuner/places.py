@@ -50,14 +50,13 @@ def about(seconds: float) -> str:
 
 def of(run_id: str) -> Place | None:
     """The run's place; None when it is not in the queue."""
-    order = lease.tickets()
-    place = next((number for number, its in enumerate(order) if its.run == run_id), None)
-    if place is None:
+    order = lease.before(run_id)
+    if order is None:
         return None
-    known = [left_s(its) for its in order[:place]]
+    known = [left_s(its) for its in order]
     at_least = sum(seconds for seconds in known if seconds is not None)
     going = bool(order) and order[0].began is not None
-    return Place(place, going, at_least if None not in known else None, at_least)
+    return Place(len(order), going, at_least if None not in known else None, at_least)
 
 
 def left_s(ticket: lease.Ticket) -> float | None:

@@ -75,6 +75,7 @@ class Quote:
         memory: GiB by what takes them; on a card, of the card.
         time: seconds by what takes them.
         free_gib: what there is for it.
+        afterwards_s: what measuring all held-out rows takes then, in the time to spare, where its report has no time for all.
     """
 
     plan: plans.Plan
@@ -87,6 +88,7 @@ class Quote:
     free_gib: float
     dollars: float
     measured: bool
+    afterwards_s: float = 0.0
 
     @property
     def memory_gib(self) -> float:
@@ -144,9 +146,12 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
             + cost.forward_s(recipe, its, plan, _prompts(prompt, plans.SAMPLES).times(often + 1), reach)
         ) * words,
     }
+    afterwards_s = 0.0
     if tasks.get(recipe.task).ANSWERS:
         report = _ReportWork.of(recipe, its, rows, plan, one_held, held_count, reach)
-        time["before and after"] = report.seconds(plans.report_budget_s(sum(time.values())))
+        time["before and after"] = report.seconds(budget := plans.report_budget_s(sum(time.values())))
+        if report.leaves_out(budget):
+            afterwards_s = report.alone_s(recipe, its, reach)
     else:
         if recipe.feature_distillation:  # the training rows go once through the untouched base
             time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * passes
@@ -161,6 +166,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(
         plan, steps, round(work.tokens), often, len(heaviest), memory, time, free_gib, sum(time.values()) / 3600 * dollars_per_hour, reach.measured,
+        afterwards_s,
     )
 
 
@@ -222,24 +228,37 @@ class _ReportWork:
 
         Where it can hardly be known whether answers fit, a part of their time is counted.
         """
+        return sum(self._within(budget))
+
+    def leaves_out(self, budget: float) -> bool:
+        """Whether some held-out rows are not measured, or surely not answered, for want of time."""
+        measured, _, answered = self._within(budget)
+        return measured < self.both or answered < self.batch * self.batches
+
+    def _within(self, budget: float) -> tuple[float, float, float]:
+        """The seconds of measuring, of the probe and of answers."""
         measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.held_count), budget - plans.LEAST_PROBE * self.asked))
         probed = self.asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / self.asked))
         left = budget - measured - probed
         fits = left / max(self.first, self.batch)
         surely = min(1.0, max(0.0, (fits - FITS[0]) / (FITS[1] - FITS[0])))
-        return measured + probed + surely * self.batch * min(self.batches, 1 + max(0, math.floor(left / self.batch - plans.BATCH_MARGIN)))
+        return measured, probed, surely * self.batch * min(self.batches, 1 + max(0, math.floor(left / self.batch - plans.BATCH_MARGIN)))
 
     @property
     def whole(self) -> float:
         """Of one that leaves nothing out."""
         return self.both + self.asked + self.batch * self.batches
 
+    def alone_s(self, recipe, its: Sizes, reach: Reach) -> float:
+        """Of one that leaves nothing out, from its start in a process of its own."""
+        return cost.start_s(recipe, its, self.held_count, reach) * reach.ratio("start") + self.whole
+
 
 def whole_report_s(recipe, its: Sizes, rows: Rows, plan, reach: Reach) -> float:
     """About how long a report on all held-out rows takes, from its start in a process of its own."""
     held_count = _held_out(rows)
     report = _ReportWork.of(recipe, its, rows, plan, _one_held(rows), held_count, reach)
-    return cost.start_s(recipe, its, held_count, reach) * reach.ratio("start") + report.whole
+    return report.alone_s(recipe, its, reach)
 
 
 def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach: Reach) -> float:

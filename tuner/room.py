@@ -7,6 +7,7 @@ a terminal, counts and asks in the same way.
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -102,25 +103,34 @@ def _is_an_app(ticket: lease.Ticket) -> bool:
     return any(its.process["pid"] == ticket.process["pid"] and its.began is None for its in lease.tickets())
 
 
+def is_enough(run) -> bool:
+    """Whether the run finds the memory that it was said to take without anybody's making room."""
+    needed = (run.read("quoted") or {}).get("memory_gib")
+    return needed is not None and needed <= ROOM * (machine.memory().free_gib - reserved_gib())
+
+
 def make(run) -> None:
     """Have workers on other bases than the starter end, if this run, whose turn has come, needs their memory."""
     others = [its for its in workers() if its["base"] != STARTER_MODEL]
-    needed = (run.read("quoted") or {}).get("memory_gib")
-    if not others or (needed is not None and needed <= ROOM * (machine.memory().free_gib - reserved_gib())):
+    if not others or run.is_spare or is_enough(run):
         return
     for its in others:
         write_json(_folder() / f"{its['process']['pid']}.json", {**its, "gives_way": True})
         with suppress(ProcessLookupError):
             os.kill(its["process"]["pid"], signal.SIGTERM)
-    until = time.monotonic() + GIVES_WAY_S
-    while any(lease.is_alive(its["process"]) for its in others) and time.monotonic() < until:
-        time.sleep(0.02)
+    _wait_while(lambda: any(lease.is_alive(its["process"]) for its in others))
     for its in others:
         if lease.is_alive(its["process"]):
             with suppress(ProcessLookupError):
                 os.kill(its["process"]["pid"], signal.SIGKILL)
     bases = ", ".join(sorted({shorten(its["base"]) for its in others}))
     run.log("note", message=f"The chat with {bases} was closed to make room for this run.")
+
+
+def _wait_while(goes_on: Callable[[], bool]) -> None:
+    until = time.monotonic() + GIVES_WAY_S
+    while goes_on() and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def gave_way(pid: int) -> str:
@@ -137,17 +147,23 @@ def gave_way(pid: int) -> str:
 def require_for_chat(base: dict, quantisation: str) -> None:
     """Refuse to load a base beside a training that it would push out of memory; the starter has its room.
 
+    What is only done in the time to spare gives way.
+
     Raises:
         UserError: saying what can be done meanwhile.
     """
     if base["id"] == STARTER_MODEL or any(its["base"] == base["id"] for its in workers()):
         return
-    if not any(its.began is not None for its in lease.tickets()):
+    going = next((its for its in lease.tickets() if its.began is not None), None)
+    if going is None:
         return
     weights = sum(path.stat().st_size for path in Path(base["dir"]).glob("*.safetensors")) / 2**30
     needed = 0.6 + weights * (0.5 if quantisation == "nf4" else 1.1)
-    free = machine.memory().free_gib - reserved_gib()
-    if needed > free:
+    free_gib = lambda: machine.memory().free_gib - reserved_gib()  # noqa: E731
+    if needed > free_gib() and going.spare:
+        lease.want(going.run)
+        _wait_while(lambda: lease.is_alive(going.process))
+    if needed > (free := free_gib()):
         raise UserError(
             f"A run is training here and leaves {max(0.0, free):.1f} GiB; chatting with {shorten(base['id'])} needs about {needed:.1f} GiB. "
             "Chat with the starter meanwhile, or come back when the run has ended."

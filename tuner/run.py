@@ -41,6 +41,8 @@ class Run:
     WORD, PLACE, MARK, VERB = "run", "runs", "recipe.toml", "train"
     # What its child does, in a word.
     DOES = "training"
+    # Whether it is only done in the time to spare; see `lease`.
+    is_spare = False
 
     @property
     def folder(self) -> Path:
@@ -338,7 +340,8 @@ def claim(run: Run, seconds: float | None = None) -> None:
             raise UserError("This run is done. Start a new one with other settings to learn more.")
         _make_way(run)
         limit_s = limits.run_seconds()
-        lease.line_up(run.id, run.owner, str(run.folder), seconds, check=lambda others: _require_turn(run.owner, others))
+        check = (lambda others: None) if run.is_spare else (lambda others: _require_turn(run.owner, others))
+        lease.line_up(run.id, run.owner, str(run.folder), seconds, check=check, spare=run.is_spare)
         with _place_given_up(run):
             if limit_s and not (run.folder / "limit.json").exists():
                 write_json(run.folder / "limit.json", {"seconds": limit_s})  # its child sees no variables of the app
@@ -550,28 +553,41 @@ def _may_try_again(run: Run) -> bool:
 
 def _fetch_and_train(run: Run, token: list[str | None], keeping: bool = False) -> None:
     """See `start`; the token is taken out of its list, so that it is gone once the base is here."""
-    try:
-        fetch_base(run, token.pop())
-        if not lease.wait(
-            run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked(), owner=run.owner, folder=str(run.folder),
-        ):
-            return _never_begun(run)
-        if keeping:
-            run.ask_stop()
-        room.make(run)
-        killed_before = machine.oom_kills()
-        process = spawn(run)
-    except UserError as error:
-        return _fail(run, str(error))
-    except OSError as error:
-        return _fail(run, f"The run could not be started: {error.strerror or error}. Try again.")
-    except Exception as error:  # a fault of ours: the page must not show it as waiting for ever
-        _fail(run, f"The run could not be started ({type(error).__name__}). Try again.")
-        raise
-    try:
-        watch(run, process, killed_before)
-    except (OSError, UserError) as error:  # a disk that is full or read-only takes no words; the page calls it interrupted
-        log.warning("A run ended, and why could not be written: %s", error)
+    code = child.GAVE_WAY
+    while code == child.GAVE_WAY:
+        try:
+            if token:
+                fetch_base(run, token.pop())
+            if not lease.wait(
+                run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked(), owner=run.owner, folder=str(run.folder),
+                may_begin=lambda: not run.is_spare or room.is_enough(run),
+            ):
+                return _never_begun(run)
+            if keeping:
+                run.ask_stop()
+            room.make(run)
+            killed_before = machine.oom_kills()
+            process = spawn(run)
+        except UserError as error:
+            return _fail(run, str(error))
+        except OSError as error:
+            return _fail(run, f"The run could not be started: {error.strerror or error}. Try again.")
+        except Exception as error:  # a fault of ours: the page must not show it as waiting for ever
+            _fail(run, f"The run could not be started ({type(error).__name__}). Try again.")
+            raise
+        try:
+            code = watch(run, process, killed_before)
+        except (OSError, UserError) as error:  # a disk that is full or read-only takes no words; the page calls it interrupted
+            log.warning("A run ended, and why could not be written: %s", error)
+            return
+    _measure_the_rest(run)
+
+
+def _measure_the_rest(run: Run) -> None:
+    """See `measuring.go_on`."""
+    from tuner import measuring
+
+    measuring.go_on(run)
 
 
 def log_wait(run: Run, ahead: int) -> None:
@@ -581,8 +597,8 @@ def log_wait(run: Run, ahead: int) -> None:
 
 def _never_begun(run: Run) -> None:
     """Be again what it was before its start: it was taken out of the queue, and nothing was spent."""
-    (run.folder / "process.json").unlink(missing_ok=True)
     run.log("note", message="Taken out of the queue. Nothing was spent; start it again when you like.")
+    (run.folder / "process.json").unlink(missing_ok=True)  # last: from now on it may be deleted
 
 
 def _fail(run: Run, words: str) -> None:
@@ -629,27 +645,28 @@ def spawn(run: Run) -> subprocess.Popen:
     return process
 
 
-def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None) -> None:
-    """Wait for the child and say what happened if it ended without saying so itself.
+def watch(run: Run, process: subprocess.Popen, killed_before: int | None = None) -> int:
+    """Wait for the child and say what happened if it ended without saying so itself; gives its exit code.
 
     Args:
         killed_before: `machine.oom_kills()` when the child was started.
     """
     code = child.reap(process)
-    if code == 0 or (run.folder / "done").exists() or (run.folder / "error.txt").exists():
-        return
+    if code in (0, child.GAVE_WAY) or (run.folder / "done").exists() or (run.folder / "error.txt").exists():
+        return code
     if code == -signal.SIGKILL and killed_before is not None and (machine.oom_kills() or 0) > killed_before:
         # How the kernel ends what takes the last of the memory: no word from the process itself.
         write_whole(run.folder / "error.txt", run.out_of_memory(f"The machine ran out of memory and its kernel ended the {run.DOES}."))
-        return
+        return code
     if code == child.OUT_OF_TIME:
         write_whole(run.folder / "error.txt", encode.ENDLESS)
-        return
+        return code
     # 143 is how the child itself ends at a SIGTERM; see train.main.
     if code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 128 + signal.SIGTERM):
         run.log("note", message="The training process was ended from outside. Resume to go on from the last checkpoint.")
-        return
+        return code
     write_whole(run.folder / "error.txt", f"The {run.DOES} ended with exit code {code}. Its last words:\n{last_words(run)}")
+    return code
 
 
 def last_words(run: Run, lines: int = 8) -> str:

@@ -9,6 +9,7 @@ from tuner.ui import my_runs, run_view
 from tuner.ui.drawing import about, notice, text
 
 LABEL = "Measure all held-out rows"
+REST = "To keep to the time, the report left held-out rows out; it is made again with all of them"
 
 
 def draw(its) -> None:
@@ -23,14 +24,15 @@ def of(run: runs.Run | None) -> list:
     """What stands there for a run: where its measurement is and what it would take, the buttons, and whether to look again."""
     its = measuring.of(run) if run else None
     live = its is not None and its.state() in runs.LIVE
+    soon = run is not None and not live and measuring.is_about_to_begin(run)
     # While it goes the report is not read: this is asked every second then.
-    can = run is not None and not live and measuring.can_start(run) and identity.may_start(run.owner) and not limits.is_paused()
+    can = run is not None and not live and not soon and measuring.can_start(run) and identity.may_start(run.owner) and not limits.is_paused()
     rows, answers = measuring.left_out(run) if run and not live else (0, 0)
     count = (figures.of(run) or {}).get("held_out_of", 0) if can else 0
     return [
-        "" if run is None else _going(its) if live else _ended(run, rows, answers) + (_offer(run, rows, answers, count) if can else ""),
+        "" if run is None else _going(its) if live else _quiet(f"{REST} …") if soon else _ended(run, rows, answers) + (_offer(run, rows, answers, count) if can else ""),
         gr.update(visible=can, value=(LABEL if rows else "Answer all held-out rows") if count <= MOST_ANSWERS else f"{LABEL}, answer {MOST_ANSWERS:,}"),
-        gr.update(visible=live), gr.Timer(active=live),
+        gr.update(visible=live), gr.Timer(active=live or soon),
     ]
 
 
@@ -39,7 +41,8 @@ def _going(its: measuring.Measurement) -> str:
         return _quiet("Cancelling …")
     said = [event["message"] for event in its.events(kind="status")[0]]
     left_s = its.left_s()
-    return _quiet(f"{said[-1] if said else 'Starting'} …{f' About {about(left_s)} left.' if left_s else ''} The report stays as it is until then.")
+    why = f"{REST}, while nobody else needs the machine. " if its.is_spare else ""
+    return _quiet(f"{why}{said[-1] if said else 'Starting'} …{f' About {about(left_s)} left.' if left_s else ''} The report stays as it is until then.")
 
 
 def _ended(run: runs.Run, rows: int, answers: int) -> str:

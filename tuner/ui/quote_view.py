@@ -49,13 +49,23 @@ def whole(made: Quote, hired: list[Hired], offered: list, measuring: bool, runs_
         basis = "From this machine's measured speed" + (f" and {runs_known} finished {'run' if runs_known == 1 else 'runs'}." if runs_known else ".")
     return (
         f'<div class="quote"><div class="stats">{tiles}</div>{_bar(made)}'
-        f'<p class="quiet small">{_plan(made)} {basis}</p>{_offers(made, offered)}{_table(made, hired)}</div>'
+        f'<p class="quiet small">{_plan(made)} {basis}{_afterwards(made)}</p>{_offers(made, offered)}{_table(made, hired)}</div>'
     )
 
 
 def _plan(made: Quote) -> str:
     rows = f"At most {made.at_once} {'row' if made.at_once == 1 else 'rows'} at once"
     return f"{rows}, {'with' if made.plan.checkpointing else 'without'} gradient checkpointing, {made.evaluations} evaluations."
+
+
+def _afterwards(made: Quote) -> str:
+    """What nobody waits for, and is told all the same."""
+    if not made.afterwards_s:
+        return ""
+    return (
+        " The report keeps to a quarter of the training's time, at least a minute, and has not enough for all held-out rows: they are measured "
+        f"afterwards, which takes about {about(made.afterwards_s)} while nobody else needs the machine."
+    )
 
 
 def _bar(made: Quote) -> str:
