@@ -193,8 +193,10 @@ def serve(idle_s: float) -> None:
                 break
             waiting.remove(its)
             in_use = {name for _, name in going.values()}
+            room.say_answering()
             guarded(its["id"], going, lambda its=its, in_use=in_use: going.__setitem__(its["id"], begin(resident, its, in_use)))
         if going and time.monotonic() > look_again:
+            room.say_answering()
             use_cores()
             look_again = time.monotonic() + LOOK_S
         advance(resident, going)

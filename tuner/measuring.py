@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from tuner import child, cost, figures, identity, lease, limits, machine, quote
+from tuner import child, cost, figures, identity, lease, limits, machine, quote, room
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 # How often one that goes by itself looks whether the machine is wanted, and how long it has to end when its run goes on.
 LOOK_S, ENDS_S = 1.0, 10.0
-# Behind the chat as well, whose answers somebody waits for.
-NICE = 19
 # So long after a run's end it may be about to begin.
 SOON_S = 10.0
 
@@ -215,8 +213,6 @@ def main(its: Measurement) -> int:
 
     signal.signal(signal.SIGTERM, on_term)
     run, limit, made, gave_way = its.run, its.read("limit") or {}, None, threading.Event()
-    if its.is_spare:
-        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     try:
         on_status("Loading the tuned model")
         if not (run.read("base") or {}).get("dir") or not os.path.isdir(run.read("base")["dir"]):  # it was cleared away since, and is here again
@@ -245,11 +241,21 @@ def main(its: Measurement) -> int:
 
 @contextmanager
 def _giving_way(its: Measurement, gave_way: threading.Event) -> Iterator[None]:
-    """End this process as at a SIGTERM, and say why, once it has what somebody needs; a batch of rows may take a minute."""
-    over, lock = threading.Event(), threading.Lock()
+    """Stand still while a chat answers; end this process as at a SIGTERM, and say why, once somebody waits for the machine.
+
+    By signals, since a batch of rows may take a minute; and standing still, since on a machine that gives each session
+    its share (Linux's autogroup) a lower priority leaves the chat no more than half (tests/bench/DIARY.md).
+    """
+    over, lock, go = threading.Event(), threading.Lock(), threading.Event()
 
     def look() -> None:
+        go.set()
         while not lease.is_wanted(its.id):
+            if not room.is_answering():
+                go.set()
+            elif go.is_set():
+                go.clear()
+                os.kill(os.getpid(), signal.SIGUSR1)
             if over.wait(LOOK_S):
                 return
         with lock:  # never after what it measures is over
@@ -258,6 +264,7 @@ def _giving_way(its: Measurement, gave_way: threading.Event) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     if its.is_spare:
+        signal.signal(signal.SIGUSR1, lambda *_: go.wait())
         threading.Thread(target=look, name="giving-way", daemon=True).start()
     try:
         yield

@@ -26,6 +26,8 @@ STARTER_GIB = 0.8
 # The most that is remembered of it: a worker that read one enormous conversation does not shrink all later runs.
 MOST_GIB = 2.0
 GIVES_WAY_S = 5.0
+# So long after a worker last said that it is answering, it may still be; loading a base takes that long.
+ANSWERS_S = 5.0
 
 
 def _folder() -> Path:
@@ -38,6 +40,19 @@ def note(base_id: str, gib: float) -> None:
     write_json(folder / f"{os.getpid()}.json", {"process": lease.this_process(), "base": base_id, "gib": round(gib, 3)})
     if base_id == STARTER_MODEL and _starter_gib() < gib:
         write_json(folder / "starter", {"gib": round(min(gib, MOST_GIB), 3)})
+
+
+def say_answering() -> None:
+    """Say that this process's chat is about to answer, or at it."""
+    (private_dir(_folder()) / "answering").touch()
+
+
+def is_answering() -> bool:
+    """Whether somebody waits for an answer of a chat here."""
+    try:
+        return time.time() - (_folder() / "answering").stat().st_mtime < ANSWERS_S
+    except FileNotFoundError:
+        return False
 
 
 def workers() -> list[dict]:

@@ -9,7 +9,7 @@ from tuner.ui import my_runs, run_view
 from tuner.ui.drawing import about, notice, text
 
 LABEL = "Measure all held-out rows"
-REST = "To keep to the time, the report left held-out rows out; it is made again with all of them"
+REST = "To keep to the time, not every held-out row was measured and answered. That is done now"
 
 
 def draw(its) -> None:
@@ -41,7 +41,7 @@ def _going(its: measuring.Measurement) -> str:
         return _quiet("Cancelling …")
     said = [event["message"] for event in its.events(kind="status")[0]]
     left_s = its.left_s()
-    why = f"{REST}, while nobody else needs the machine. " if its.is_spare else ""
+    why = f"{REST}, while nobody else needs the machine: " if its.is_spare else ""
     return _quiet(f"{why}{said[-1] if said else 'Starting'} …{f' About {about(left_s)} left.' if left_s else ''} The report stays as it is until then.")
 
 

@@ -63,8 +63,8 @@ def _afterwards(made: Quote) -> str:
     if not made.afterwards_s:
         return ""
     return (
-        " The report keeps to a quarter of the training's time, at least a minute, and has not enough for all held-out rows: they are measured "
-        f"afterwards, which takes about {about(made.afterwards_s)} while nobody else needs the machine."
+        " The report keeps to a quarter of the training's time, at least a minute. What that leaves out of the held-out rows is measured "
+        f"afterwards, while nobody else needs the machine, in about {about(made.afterwards_s)}."
     )
 
 
