@@ -304,7 +304,6 @@ def test_it_gives_way_in_the_middle_of_a_batch_but_not_once_all_is_measured(run,
 
 def test_it_stands_still_while_a_chat_answers_and_can_be_ended_then(run, kept_signals, monkeypatch):
     monkeypatch.setattr(measuring, "LOOK_S", 0.05)
-    monkeypatch.setattr(room, "ANSWERS_S", 1.0)
     its, did = copied(run), [0, 0]
     (its.folder / "by-itself").touch()
     lease.line_up(its.id, spare=True)
@@ -320,7 +319,7 @@ def test_it_stands_still_while_a_chat_answers_and_can_be_ended_then(run, kept_si
 
     with measuring._giving_way(its, threading.Event()):
         alone = rows()
-        room.say_answering()
+        room.say_answering(1.0)
         beside, began = rows(), time.monotonic()
         while room.is_answering():
             time.sleep(0.01)
@@ -335,20 +334,40 @@ def test_it_stands_still_while_a_chat_answers_and_can_be_ended_then(run, kept_si
     assert made_way.is_set()
 
 
-def test_a_chat_that_needs_its_memory_has_it_and_it_begins_only_where_there_is_room(run, by_itself, tmp_path, monkeypatch):
+def test_a_chat_that_needs_its_memory_has_it_and_it_begins_again_only_beside_no_chat_and_where_there_is_room(run, by_itself, tmp_path, monkeypatch):
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(8 * 2**30)
-    first, free_gib = child_of(by_itself), 2.0
+    child_of(by_itself)
+    first, free_gib = by_itself.read("process"), 2.0
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(24.0, free_gib))
     monkeypatch.setattr(room, "GIVES_WAY_S", 60.0)
     with pytest.raises(UserError, match="Chat with the starter meanwhile"):  # what this machine has free is made up here
-        room.require_for_chat({"id": "big/base", "dir": str(tmp_path)}, "none")
-    assert not lease.is_alive({"pid": first.pid, "started": first.create_time()}) and by_itself.state() == "waiting"
+        room.require_for_chat({"id": "big/one", "dir": str(tmp_path)}, "none")
+    assert not lease.is_alive(first)
+
+    def stays_waiting() -> bool:
+        time.sleep(4 * lease.POLL_S)
+        return by_itself.state() == "waiting" and not lease.has_begun(by_itself.id)
+
+    free_gib = 20.0
+    assert room.is_answering() and stays_waiting(), "the chat is about to load its base"
     free_gib = 0.1
-    time.sleep(4 * lease.POLL_S)
-    assert by_itself.state() == "waiting" and not lease.has_begun(by_itself.id)
+    room.say_answering(-1.0)
+    assert not room.is_answering() and stays_waiting() and by_itself.events()[0][-1]["message"] == runs.NO_ROOM
+    assert [its["message"] for its in by_itself.events()[0]].count(runs.NO_ROOM) == 1
     free_gib = 20.0
     until(lambda: lease.has_begun(by_itself.id))
+
+
+def test_it_waits_for_time_to_spare_for_some_hours_and_is_offered_then(run, monkeypatch):
+    monkeypatch.setattr(runs, "SPARE_WAITS_S", 1.0)
+    lease.line_up("other", "bob")
+    assert lease._begin("other")
+    measuring.go_on(run)
+    its = measuring.of(run)
+    assert its.state() == "waiting"
+    until(lambda: its.state() not in runs.LIVE)
+    assert lease.waiting() == ["other"] and measuring.can_start(run)
 
 
 def test_it_ends_when_its_run_is_deleted_or_trained_longer(run, by_itself):
@@ -375,7 +394,7 @@ def test_it_takes_nobody_s_place_in_the_queue(run, monkeypatch):
 
 
 def test_at_a_terminal_it_goes_on_in_the_foreground(run, finished, capsys, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -385,8 +404,7 @@ def test_at_a_terminal_it_goes_on_in_the_foreground(run, finished, capsys, monke
     assert "24 held-out rows were not measured and 40 not answered. Doing that now, about" in said and "The report is as it was." in said
     assert run.read("report") == finished[2] and lease.waiting() == []
     cli._measure_the_rest(run)
-    assert run.read("report") == finished[3] and lease.waiting() == []
-    capsys.readouterr()
+    assert run.read("report") == finished[3] and lease.waiting() == [] and "Done" in capsys.readouterr().err
     cli._measure_the_rest(run)
     assert not capsys.readouterr().err, "nothing was left out"
 
@@ -423,7 +441,11 @@ def test_a_run_that_has_just_ended_offers_no_button_for_what_is_about_to_begin(r
     monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)  # it waits
     measuring.go_on(run)
     line, button, cancel, timer = show()
-    assert "while nobody else needs the machine: Getting the base model ready …" in line and cancel["visible"] and timer.active
+    assert "That is done when nobody else needs the machine: Getting the base model ready …" in line and cancel["visible"] and timer.active
+    measuring.of(run).log("status", state="checking", message="Asking")
+    assert "now, while nobody else needs the machine: Asking … The report" in show()[0]
+    room.say_answering()
+    assert "Asking … It stands still while a chat answers. The report" in show()[0]
     clicks.call(handlers["cancel_measuring"], run_id=run.id)
     measuring.of(run).folder.joinpath("process.json").unlink()  # as what waits for it does
     line, button, _, timer = show()

@@ -193,7 +193,7 @@ def serve(idle_s: float) -> None:
                 break
             waiting.remove(its)
             in_use = {name for _, name in going.values()}
-            room.say_answering()
+            room.say_answering(room.LOADS_S)
             guarded(its["id"], going, lambda its=its, in_use=in_use: going.__setitem__(its["id"], begin(resident, its, in_use)))
         if going and time.monotonic() > look_again:
             room.say_answering()

@@ -166,7 +166,7 @@ def _follow(going, as_json: bool) -> int:
     if code:
         raise UserError(going.error() or "Training ended early.")
     if os.environ.get("TUNER_CHILD") != "1":
-        _measure_the_rest(going)
+        _measure_the_rest(going)  # whatever comes of it, the run is done
     report = going.read("report")
     if as_json:
         print(json.dumps({"run": going.id, "folder": str(going.folder), "state": going.state(), "report": report}, ensure_ascii=False))
@@ -177,7 +177,7 @@ def _follow(going, as_json: bool) -> int:
 
 def _measure_the_rest(going) -> None:
     """Make the report again on the held-out rows that it had no time for; who interrupts that keeps the report as it is."""
-    from tuner import lease, measuring, report
+    from tuner import measuring, models
 
     rows, answers = measuring.left_out(going)
     if not rows and not answers:
@@ -185,11 +185,14 @@ def _measure_the_rest(going) -> None:
     takes = measuring.seconds(going)
     left = " and ".join(filter(None, (f"{rows:,} held-out rows were not measured" if rows else "", f"{answers:,} not answered" if answers else "")))
     _say(f"To keep to the time, {left}. Doing that now{f', about {takes / 60:.1f} minutes' if takes else ''}; Ctrl-C leaves the report as it is.")
+    models.free()  # of the one that was trained
     try:
-        with lease.hold(going.id, lambda ahead: _say(f"{ahead} ahead on this machine"), lambda: False, owner=going.owner, folder=str(going.folder)):
-            report.remake(going, _say, math.inf)
+        with _drawn(measuring.Measurement(going.owner, going.id + measuring.Measurement.END), False):
+            code = measuring.here(going)
+        its = measuring.of(going)
+        if code or its.state() != "done":
+            _say(f"{its.error()} The report is as it was.".strip())
     except KeyboardInterrupt:
-        lease.leave(going.id)
         _say("The report is as it was.")
     except UserError as error:
         _say(f"{error} The report is as it was.")

@@ -153,6 +153,11 @@ def waiting() -> list[str]:
     return [its.run for its in tickets()]
 
 
+def is_busy() -> bool:
+    """Whether something goes, or is about to."""
+    return any(its.began is not None or not its.spare for its in tickets())
+
+
 def line_up(
     run_id: str, owner: str = "", folder: str = "", seconds: float | None = None, process: dict | None = None,
     check: Callable[[list[Ticket]], None] = lambda others: None, spare: bool = False,
@@ -228,22 +233,22 @@ def before(run_id: str) -> list[Ticket] | None:
 
 
 def _ahead(run_id: str) -> int:
-    """How many runs are before this one; 0 when its turn has come."""
+    """How many runs are before this one; 0 when its turn has come, or comes once what goes in the time to spare has given way."""
     its = before(run_id)
     return len(tickets()) if its is None else len(its)
 
 
 def wait(
     run_id: str, on_wait: Callable[[int], None], gave_up: Callable[[], bool], poll_s: float = POLL_S, owner: str = "", folder: str = "",
-    may_begin: Callable[[], bool] = lambda: True,
+    spare: bool = False, may_begin: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """Wait for this run's turn, which then stays its own; False if the wait was given up. No more than a file is read meanwhile.
+    """Wait for this run's turn, which then stays its own; False if the wait was given up. Without `may_begin` no more than a file is read meanwhile.
 
     Args:
         on_wait: called with the number of runs ahead whenever that changes.
         gave_up: asked while waiting; True ends the wait, and the place is lost.
-        owner, folder: the run's, for a new place where the queue was damaged.
-        may_begin: asked when its turn has come; False lets it wait on.
+        owner, folder, spare: the run's, for a new place where the queue was damaged.
+        may_begin: asked when nobody is before it; False lets it wait on.
     """
     said = None
     while True:
@@ -253,7 +258,7 @@ def wait(
         if gave_up():
             leave(run_id)
             return False
-        if not ahead and may_begin() and _begin(run_id, owner, folder):
+        if not ahead and may_begin() and _begin(run_id, owner, folder, spare):
             return True
         if ahead and ahead != said:
             on_wait(ahead)
@@ -261,13 +266,13 @@ def wait(
         time.sleep(poll_s * min(4, max(1, ahead)))  # of many who wait, those far behind look less often
 
 
-def _begin(run_id: str, owner: str = "", folder: str = "") -> bool:
+def _begin(run_id: str, owner: str = "", folder: str = "", spare: bool = False) -> bool:
     """Note that this run's turn has come, unless another was faster."""
     with _changing() as queue:
         live = _live(queue.tickets)
         its = queue.of(run_id)
         if its is None:  # the file was damaged, or its process was taken for dead: at the end again
-            queue.put(Ticket(run_id, owner, folder, queue.served, time.time(), None, this_process()))
+            queue.put(Ticket(run_id, owner, folder, queue.served, time.time(), None, this_process(), spare=spare))
             return False
         if any(other.began is not None and other.run != run_id for other in live):
             return False
@@ -295,7 +300,7 @@ def hold(
         True while the machine is held; False if the wait was given up.
     """
     line_up(run_id, owner, folder, spare=spare)
-    if not wait(run_id, on_wait, gave_up, poll_s, owner, folder):
+    if not wait(run_id, on_wait, gave_up, poll_s, owner, folder, spare):
         yield False
         return
     with open(tuner_home() / "lease.lock", "a") as lock:

@@ -279,7 +279,7 @@ def begin_measuring() -> bool:
     if is_measured():
         return False
     if not _children:
-        if lease.waiting():
+        if lease.is_busy():
             return False
         _children.append(child.spawn("tuner.machine", folder=child.place("machine"), log=private_dir(tuner_home()) / "measuring.log"))
     return _children[0].poll() is None  # one that failed is not tried again by this process
@@ -351,7 +351,7 @@ def main() -> int:
             return 0
         if not is_measured():
             seen = measure()
-            if lease.waiting():  # a run began meanwhile and took its share: what was seen is not what the machine reaches
+            if lease.is_busy():  # a run began meanwhile and took its share: what was seen is not what the machine reaches
                 return 1
             with _kept() as its:
                 its["measured"] = seen

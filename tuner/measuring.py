@@ -50,6 +50,11 @@ class Measurement(runs.Run):
         """Whether it began by itself: it gives way to whoever needs the machine."""
         return (self.folder / "by-itself").exists()
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether it has the machine and leaves it to a chat for a moment."""
+        return self.is_spare and room.is_answering()
+
     def out_of_memory(self, why: str) -> str:
         return f"{why} The report is as it was. Try again when less is going on here."
 
@@ -83,7 +88,7 @@ def can_start(run: runs.Run) -> bool:
     """Whether there are rows left out, and it is not being measured, nor was in all the time that it may have."""
     its, now = of(run), limits.run_seconds()
     state, limit = (its.state(), (its.read("limit") or {}).get("seconds", math.inf)) if its else ("", 0.0)
-    had_all = state in ("done", "failed") and now is not None and limit >= now
+    had_all = state in ("done", "failed") and now is not None and limit >= now and not its.is_spare  # which may have stood still
     return any(left_out(run)) and state not in runs.LIVE and not had_all
 
 
@@ -127,6 +132,28 @@ def start(run: runs.Run, token: str | None = None, is_spare: bool = False) -> Me
     """
     identity.require_start(run.owner)
     limits.require_open()
+    with _prepared(run, is_spare) as its:
+        runs.start(its, token, _quoted(run))
+    return its
+
+
+def here(run: runs.Run) -> int:
+    """Measure the run in this process, in its turn; gives what `main` gives.
+
+    Raises:
+        UserError: see `start`.
+    """
+    with _prepared(run, False) as its:
+        runs.claim(its, seconds(run))
+    try:
+        return main(its)
+    finally:
+        lease.leave(its.id)  # whoever interrupts it goes on here
+
+
+@contextmanager
+def _prepared(run: runs.Run, is_spare: bool) -> Iterator[Measurement]:
+    """The folder of a new measurement, which goes again if it does not begin."""
     its = Measurement(run.owner, run.id + Measurement.END)
     with run.held_still():
         if run.state() not in ("done", "stopped"):
@@ -143,13 +170,12 @@ def start(run: runs.Run, token: str | None = None, is_spare: bool = False) -> Me
                 shutil.copyfile(run.folder / name, its.folder / name)
             if is_spare:
                 (its.folder / "by-itself").touch()
-            runs.start(its, token, _quoted(run))
+            yield its
         except BaseException as error:
             shutil.rmtree(its.folder, ignore_errors=True)
             if isinstance(error, OSError):
                 raise disk_error(error, its.folder) from error
             raise
-    return its
 
 
 def _quoted(run: runs.Run) -> dict | None:
@@ -171,8 +197,8 @@ def cancel(its: Measurement) -> None:
     its.ask_stop()
     process = its.read("process")
     with suppress(KeyError, TypeError, psutil.Error):  # where it only waits, or is another app's, what was asked is seen soon enough
-        if lease.is_alive(process) and (child := psutil.Process(process["pid"])).ppid() == os.getpid():
-            child.terminate()
+        if lease.is_alive(process) and (going := psutil.Process(process["pid"])).ppid() == os.getpid():
+            going.terminate()
 
 
 def make_way(run: runs.Run, ask_only: bool = False) -> None:
@@ -189,10 +215,10 @@ def make_way(run: runs.Run, ask_only: bool = False) -> None:
         raise UserError("This run is being measured. Cancel that first, or let it end.")
     if ask_only:
         return
+    with suppress(UserError):  # it does not go
+        cancel(its)
     until = time.monotonic() + ENDS_S
     while its.state() in runs.LIVE:
-        with suppress(UserError):  # it has just ended
-            cancel(its)
         if time.monotonic() > until:
             raise UserError("This run is still being measured, and that is ending now. Try again in a moment.")
         time.sleep(0.05)
@@ -224,11 +250,15 @@ def main(its: Measurement) -> int:
                     made = report.remake(run, on_status, seconds=limit.get("seconds", math.inf))
         return _end(its, "done" if made else "stopped")
     except SystemExit:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends, and what is left to be written is not to be cut in two
+        if not made and gave_way.is_set():
+            return _wait_again(its)  # where it is asked to stop by now, the app sees that
         if not its.stop_asked() and not made:
-            if gave_way.is_set():
-                return _wait_again(its)
             raise
         return _end(its, "done" if made else "stopped")
+    except KeyboardInterrupt:
+        _end(its, "stopped")
+        raise
     except UserError as error:
         write_whole(its.folder / "error.txt", str(error))
         return 1
@@ -246,31 +276,45 @@ def _giving_way(its: Measurement, gave_way: threading.Event) -> Iterator[None]:
     By signals, since a batch of rows may take a minute; and standing still, since on a machine that gives each session
     its share (Linux's autogroup) a lower priority leaves the chat no more than half (tests/bench/DIARY.md).
     """
-    over, lock, go = threading.Event(), threading.Lock(), threading.Event()
+    if not its.is_spare:
+        yield
+        return
+    # What a signal's handler reads takes no lock: the thread that it interrupts may have that.
+    is_over, stands, lock = False, False, threading.Lock()
+
+    def stand_still(*_) -> None:
+        while stands and not is_over:
+            time.sleep(0.05)
+
+    def signal_unless_over(number: int) -> None:
+        with lock:
+            if not is_over:
+                os.kill(os.getpid(), number)
 
     def look() -> None:
-        go.set()
-        while not lease.is_wanted(its.id):
-            if not room.is_answering():
-                go.set()
-            elif go.is_set():
-                go.clear()
-                os.kill(os.getpid(), signal.SIGUSR1)
-            if over.wait(LOOK_S):
-                return
-        with lock:  # never after what it measures is over
-            if not over.is_set():
-                gave_way.set()
-                os.kill(os.getpid(), signal.SIGTERM)
+        nonlocal stands
+        try:
+            while not is_over:
+                if lease.is_wanted(its.id):
+                    gave_way.set()
+                    signal_unless_over(signal.SIGTERM)  # again if it is lost, in what Python calls by itself
+                elif not room.is_answering():
+                    stands = False
+                elif not stands:
+                    stands = True
+                    signal_unless_over(signal.SIGUSR1)
+                time.sleep(LOOK_S)
+        finally:
+            stands = False
 
-    if its.is_spare:
-        signal.signal(signal.SIGUSR1, lambda *_: go.wait())
-        threading.Thread(target=look, name="giving-way", daemon=True).start()
+    signal.signal(signal.SIGUSR1, stand_still)
+    threading.Thread(target=look, name="giving-way", daemon=True).start()
     try:
         yield
     finally:
-        with lock:
-            over.set()
+        is_over = True
+        with lock:  # who was about to signal has done so
+            pass
 
 
 def _wait_again(its: Measurement) -> int:

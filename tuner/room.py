@@ -26,8 +26,8 @@ STARTER_GIB = 0.8
 # The most that is remembered of it: a worker that read one enormous conversation does not shrink all later runs.
 MOST_GIB = 2.0
 GIVES_WAY_S = 5.0
-# So long after a worker last said that it is answering, it may still be; loading a base takes that long.
-ANSWERS_S = 5.0
+# A worker that answers says so each second; one that begins may load its base first.
+ANSWERS_S, LOADS_S = 3.0, 60.0
 
 
 def _folder() -> Path:
@@ -42,15 +42,18 @@ def note(base_id: str, gib: float) -> None:
         write_json(folder / "starter", {"gib": round(min(gib, MOST_GIB), 3)})
 
 
-def say_answering() -> None:
-    """Say that this process's chat is about to answer, or at it."""
-    (private_dir(_folder()) / "answering").touch()
+def say_answering(seconds: float = ANSWERS_S) -> None:
+    """Say that a chat answers, or loads its base, for at most so long from now on."""
+    with suppress(OSError):  # on a full disk it answers all the same
+        path = private_dir(_folder()) / "answering"
+        path.touch()
+        os.utime(path, (time.time() + seconds,) * 2)
 
 
 def is_answering() -> bool:
     """Whether somebody waits for an answer of a chat here."""
     try:
-        return time.time() - (_folder() / "answering").stat().st_mtime < ANSWERS_S
+        return time.time() < (_folder() / "answering").stat().st_mtime
     except FileNotFoundError:
         return False
 
@@ -103,6 +106,8 @@ def _training_gib(on_card: bool) -> float:
     if on_card:
         from tuner import events
 
+        if holder.spare:
+            return read_json(Path(holder.folder) / "quoted.json", {}).get("memory_gib", 0.0)
         steps, _ = events.read(Path(holder.folder) / "events.jsonl", kind="step")
         return steps[-1]["memory_gib"] if steps else 0.0
     if _is_an_app(holder):
@@ -176,9 +181,12 @@ def require_for_chat(base: dict, quantisation: str) -> None:
     needed = 0.6 + weights * (0.5 if quantisation == "nf4" else 1.1)
     free_gib = lambda: machine.memory().free_gib - reserved_gib()  # noqa: E731
     if needed > free_gib() and going.spare:
+        say_answering(LOADS_S)  # it does not begin again before that
         lease.want(going.run)
         _wait_while(lambda: lease.is_alive(going.process))
-    if needed > (free := free_gib()):
+    if needed > (free := free_gib()) and going.spare and lease.is_alive(going.process):
+        raise UserError("The measuring of a run that has ended is giving its memory back at this moment. Send it again.")
+    if needed > free:
         raise UserError(
             f"A run is training here and leaves {max(0.0, free):.1f} GiB; chatting with {shorten(base['id'])} needs about {needed:.1f} GiB. "
             "Chat with the starter meanwhile, or come back when the run has ended."

@@ -338,11 +338,11 @@ def claim(run: Run, seconds: float | None = None) -> None:
             raise UserError("This run has been started already. Watch it here, or stop it first.")
         if state == "done":
             raise UserError("This run is done. Start a new one with other settings to learn more.")
-        _make_way(run)
         limit_s = limits.run_seconds()
         check = (lambda others: None) if run.is_spare else (lambda others: _require_turn(run.owner, others))
         lease.line_up(run.id, run.owner, str(run.folder), seconds, check=check, spare=run.is_spare)
         with _place_given_up(run):
+            _make_way(run)  # only for a run that has its place
             if limit_s and not (run.folder / "limit.json").exists():
                 write_json(run.folder / "limit.json", {"seconds": limit_s})  # its child sees no variables of the app
             for name in ("error.txt", "stop", "done", "proposals.json", "removal.json"):
@@ -499,6 +499,9 @@ def _elapsed_s(run: Run) -> float:
 
 # So often a run is taken up by itself from one and the same checkpoint: what ends a machine three times would end it again.
 _TAKEN_UP_AT_MOST = 3
+# So long something waits for time to spare, in seconds.
+SPARE_WAITS_S = 6 * 3600.0
+NO_ROOM = "Waits until a chat has its answer and there is memory for it"
 
 
 def take_up() -> list[Run]:
@@ -553,14 +556,15 @@ def _may_try_again(run: Run) -> bool:
 
 def _fetch_and_train(run: Run, token: list[str | None], keeping: bool = False) -> None:
     """See `start`; the token is taken out of its list, so that it is gone once the base is here."""
-    code = child.GAVE_WAY
+    asked, code = time.monotonic(), child.GAVE_WAY
+    gave_up = lambda: (not keeping and run.stop_asked()) or (run.is_spare and time.monotonic() - asked > SPARE_WAITS_S)  # noqa: E731
     while code == child.GAVE_WAY:
         try:
             if token:
                 fetch_base(run, token.pop())
             if not lease.wait(
-                run.id, lambda ahead: log_wait(run, ahead), lambda: not keeping and run.stop_asked(), owner=run.owner, folder=str(run.folder),
-                may_begin=lambda: not run.is_spare or room.is_enough(run),
+                run.id, lambda ahead: log_wait(run, ahead), gave_up, owner=run.owner, folder=str(run.folder),
+                spare=run.is_spare, may_begin=lambda: not run.is_spare or _has_room(run),
             ):
                 return _never_begun(run)
             if keeping:
@@ -581,6 +585,15 @@ def _fetch_and_train(run: Run, token: list[str | None], keeping: bool = False) -
             log.warning("A run ended, and why could not be written: %s", error)
             return
     _measure_the_rest(run)
+
+
+def _has_room(run: Run) -> bool:
+    """Whether what is done in the time to spare may begin: nobody waits for a chat's answer, and there is memory for it."""
+    if not room.is_answering() and room.is_enough(run):
+        return True
+    if (said := run.events(kind="status")[0]) and said[-1]["message"] != NO_ROOM:
+        run.log("status", state="waiting", message=NO_ROOM)
+    return False
 
 
 def _measure_the_rest(run: Run) -> None:

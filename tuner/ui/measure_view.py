@@ -41,8 +41,11 @@ def _going(its: measuring.Measurement) -> str:
         return _quiet("Cancelling …")
     said = [event["message"] for event in its.events(kind="status")[0]]
     left_s = its.left_s()
+    if its.is_spare and its.state() == "waiting":
+        return _quiet(f"{REST.replace('is done now', 'is done')} when nobody else needs the machine: {said[-1] if said else 'Starting'} … The report stays as it is until then.")
     why = f"{REST}, while nobody else needs the machine: " if its.is_spare else ""
-    return _quiet(f"{why}{said[-1] if said else 'Starting'} …{f' About {about(left_s)} left.' if left_s else ''} The report stays as it is until then.")
+    left = " It stands still while a chat answers." if its.stands_still else f" About {about(left_s)} left." if left_s else ""
+    return _quiet(f"{why}{said[-1] if said else 'Starting'} …{left} The report stays as it is until then.")
 
 
 def _ended(run: runs.Run, rows: int, answers: int) -> str:

@@ -1,5 +1,6 @@
 """The quote as a picture: three numbers, what the memory is made of, what makes it fit, what hired hardware would take."""
 
+from tuner import limits
 from tuner.plan import ROOM
 from tuner.quote import Hired, Quote
 from tuner.ui.drawing import about, duration, notice, text
@@ -62,9 +63,11 @@ def _afterwards(made: Quote) -> str:
     """What nobody waits for, and is told all the same."""
     if not made.afterwards_s:
         return ""
+    most = limits.run_seconds()
+    takes = f"about {about(made.afterwards_s)}" if most is None or made.afterwards_s <= most else f"at most {about(most)}, as far as that goes"
     return (
         " The report keeps to a quarter of the training's time, at least a minute. What that leaves out of the held-out rows is measured "
-        f"afterwards, while nobody else needs the machine, in about {about(made.afterwards_s)}."
+        f"afterwards, while nobody else needs the machine, in {takes}."
     )
 
 
