@@ -231,9 +231,8 @@ class _ReportWork:
         return sum(self._within(budget))
 
     def leaves_out(self, budget: float) -> bool:
-        """Whether some held-out rows are not measured, or surely not answered, for want of time."""
-        measured, _, answered = self._within(budget)
-        return measured < self.both or answered < self.batch * self.batches
+        """Whether some held-out rows are perhaps not answered for want of time, or not even measured, which comes first."""
+        return self._within(budget)[2] < self.batch * self.batches
 
     def _within(self, budget: float) -> tuple[float, float, float]:
         """The seconds of measuring, of the probe and of answers."""
