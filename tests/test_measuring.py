@@ -304,7 +304,7 @@ def test_it_gives_way_in_the_middle_of_a_batch_but_not_once_all_is_measured(run,
 
 def test_it_stands_still_while_a_chat_answers_and_can_be_ended_then(run, kept_signals, monkeypatch):
     monkeypatch.setattr(measuring, "LOOK_S", 0.05)
-    its, did = copied(run), [0, 0]
+    its = copied(run)
     (its.folder / "by-itself").touch()
     lease.line_up(its.id, spare=True)
     assert lease._begin(its.id)
