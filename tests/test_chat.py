@@ -334,12 +334,14 @@ def test_runs_on_one_base_share_it_whatever_they_chose_for_training(subject):
     assert resident.model is model
 
 
-def test_half_the_cores_while_a_run_trains(monkeypatch):
+def test_half_the_cores_while_a_run_trains_but_all_beside_what_gives_way(home, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     try:
-        for runs_, threads in (([], 6), (["a-run"], 3), ([], 6)):
-            monkeypatch.setattr(lease, "waiting", lambda runs_=runs_: runs_)
+        for change, threads in (
+            (lambda: lease.line_up("rest", spare=True), 6), (lambda: lease.line_up("a-run"), 3), (lambda: lease.leave("a-run"), 6),
+        ):
+            change()
             chat_worker.use_cores()
             assert torch.get_num_threads() == threads
     finally:
