@@ -268,7 +268,8 @@ def test_nothing_begins_by_itself_where_new_runs_are_paused_or_nobody_knows_what
 
 
 def test_it_gives_way_to_a_run_and_goes_on_when_that_is_over(run, finished, by_itself):
-    first = by_itself.read("process") if child_of(by_itself) else None
+    child_of(by_itself)
+    first = by_itself.read("process")
     lease.line_up("other", "bob")
     until(lambda: not lease.is_alive(first))  # waited for by the app alone: its exit code is told once
     assert until(lambda: lease.before("other") == []) and lease._begin("other")
@@ -370,12 +371,25 @@ def test_it_waits_for_time_to_spare_for_some_hours_and_is_offered_then(run, monk
     assert lease.waiting() == ["other"] and measuring.can_start(run)
 
 
-def test_it_ends_when_its_run_is_deleted_or_trained_longer(run, by_itself):
+def test_it_ends_when_its_run_is_deleted(run, by_itself):
     process = child_of(by_itself)
     measuring.make_way(run, ask_only=True)
     assert process.is_running() and by_itself.state() in runs.LIVE
     run.delete()
     assert not by_itself.folder.exists() and not run.folder.exists() and lease.waiting() == []
+
+
+def test_it_ends_when_its_run_is_trained_longer_but_not_when_that_is_refused(run, by_itself, monkeypatch):
+    process = child_of(by_itself)
+    (run.folder / "checkpoints" / "checkpoint-9").mkdir(exist_ok=True)
+    monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)  # it waits
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_require_turn", lambda *_: (_ for _ in ()).throw(UserError("The queue is full.")))
+        with pytest.raises(UserError, match="The queue is full"):
+            runs.longer(run, 1.0)
+    assert process.is_running() and by_itself.state() in runs.LIVE and run.state() == "done"
+    runs.longer(run, 1.0)
+    assert not by_itself.folder.exists() and run.state() == "waiting" and lease.waiting() == [run.id]
 
 
 def test_it_takes_nobody_s_place_in_the_queue(run, monkeypatch):
@@ -401,7 +415,7 @@ def test_at_a_terminal_it_goes_on_in_the_foreground(run, finished, capsys, monke
         patch.setattr(report, "remake", interrupt)
         cli._measure_the_rest(run)
     said = capsys.readouterr().err
-    assert "24 held-out rows were not measured and 40 not answered. Doing that now, about" in said and "The report is as it was." in said
+    assert "24 of 40 held-out rows were not measured and 40 not answered. Doing that now, about" in said and "The report is as it was." in said
     assert run.read("report") == finished[2] and lease.waiting() == []
     cli._measure_the_rest(run)
     assert run.read("report") == finished[3] and lease.waiting() == [] and "Done" in capsys.readouterr().err
@@ -436,6 +450,7 @@ def test_the_button_says_how_many_rows_and_how_long_and_the_new_report_is_drawn_
 def test_a_run_that_has_just_ended_offers_no_button_for_what_is_about_to_begin(run, finished, handlers, monkeypatch):
     show = lambda: clicks.call(handlers["show_measuring"], run_id=run.id)  # noqa: E731
     os.utime(run.folder / "done")
+    copied(run)  # its folder is there, and it is not in the queue yet
     line, button, _, timer = show()
     assert "not every held-out row was measured and answered. That is done now …" in line and not button["visible"] and timer.active
     monkeypatch.setattr(runs, "_fetch_and_train", lambda *_: None)  # it waits

@@ -179,11 +179,10 @@ def _measure_the_rest(going) -> None:
     """Make the report again on the held-out rows that it had no time for; who interrupts that keeps the report as it is."""
     from tuner import measuring, models
 
-    rows, answers = measuring.left_out(going)
-    if not rows and not answers:
+    left = measuring.left_out_words(going)
+    if not left:
         return
     takes = measuring.seconds(going)
-    left = " and ".join(filter(None, (f"{rows:,} held-out rows were not measured" if rows else "", f"{answers:,} not answered" if answers else "")))
     _say(f"To keep to the time, {left}. Doing that now{f', about {takes / 60:.1f} minutes' if takes else ''}; Ctrl-C leaves the report as it is.")
     models.free()  # of the one that was trained
     try:

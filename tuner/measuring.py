@@ -84,6 +84,18 @@ def left_out(run: runs.Run) -> tuple[int, int]:
     return count - made["held_out_rows"], max(0, min(count, plans.MOST_ANSWERS) - made.get("answers", {}).get("asked", count))
 
 
+def left_out_words(run: runs.Run) -> str:
+    """The same in words; "" where nothing was left out."""
+    rows, answers = left_out(run)
+    if not rows and not answers:
+        return ""
+    made = figures.of(run)
+    whole = f"{made.get('held_out_of', made['held_out_rows']):,} held-out rows were"
+    return " and ".join(filter(None, (
+        f"{rows:,} of {whole} not measured" if rows else "", f"{answers:,}{'' if rows else f' of {whole}'} not answered" if answers else "",
+    )))
+
+
 def can_start(run: runs.Run) -> bool:
     """Whether there are rows left out, and it is not being measured, nor was in all the time that it may have."""
     its, now = of(run), limits.run_seconds()
@@ -98,7 +110,9 @@ def is_about_to_begin(run: runs.Run) -> bool:
         ago = time.time() - (run.folder / "done").stat().st_mtime
     except FileNotFoundError:
         return False
-    return ago < SOON_S and of(run) is None and not limits.is_paused() and any(left_out(run)) and _quoted(run) is not None
+    its = of(run)
+    begun = its is not None and (its.state() != "new" or its.stop_asked())  # new and not stopped: its folder is being made
+    return ago < SOON_S and not begun and not limits.is_paused() and any(left_out(run)) and _quoted(run) is not None
 
 
 def seconds(run: runs.Run) -> float | None:

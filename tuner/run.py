@@ -499,9 +499,6 @@ def _elapsed_s(run: Run) -> float:
 
 # So often a run is taken up by itself from one and the same checkpoint: what ends a machine three times would end it again.
 _TAKEN_UP_AT_MOST = 3
-# So long something waits for time to spare, in seconds.
-SPARE_WAITS_S = 6 * 3600.0
-NO_ROOM = "Waits until a chat has its answer and there is memory for it"
 
 
 def take_up() -> list[Run]:
@@ -552,6 +549,11 @@ def _may_try_again(run: Run) -> bool:
         return False
     write_json(run.folder / "taken_up.json", {"step": at, "times": times})
     return True
+
+
+# So long something waits for time to spare, in seconds; and what is said where a chat or want of memory keeps it from that.
+SPARE_WAITS_S = 6 * 3600.0
+NO_ROOM = "Waits until a chat has its answer and there is memory for it"
 
 
 def _fetch_and_train(run: Run, token: list[str | None], keeping: bool = False) -> None:

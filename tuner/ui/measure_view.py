@@ -9,7 +9,7 @@ from tuner.ui import my_runs, run_view
 from tuner.ui.drawing import about, notice, text
 
 LABEL = "Measure all held-out rows"
-REST = "To keep to the time, not every held-out row was measured and answered. That is done now"
+REST = "To keep to the time, not every held-out row was measured and answered."
 
 
 def draw(its) -> None:
@@ -30,7 +30,7 @@ def of(run: runs.Run | None) -> list:
     rows, answers = measuring.left_out(run) if run and not live else (0, 0)
     count = (figures.of(run) or {}).get("held_out_of", 0) if can else 0
     return [
-        "" if run is None else _going(its) if live else _quiet(f"{REST} …") if soon else _ended(run, rows, answers) + (_offer(run, rows, answers, count) if can else ""),
+        "" if run is None else _going(its) if live else _quiet(f"{REST} That is done now …") if soon else _ended(run, rows, answers) + (_offer(run) if can else ""),
         gr.update(visible=can, value=(LABEL if rows else "Answer all held-out rows") if count <= MOST_ANSWERS else f"{LABEL}, answer {MOST_ANSWERS:,}"),
         gr.update(visible=live), gr.Timer(active=live or soon),
     ]
@@ -42,8 +42,8 @@ def _going(its: measuring.Measurement) -> str:
     said = [event["message"] for event in its.events(kind="status")[0]]
     left_s = its.left_s()
     if its.is_spare and its.state() == "waiting":
-        return _quiet(f"{REST.replace('is done now', 'is done')} when nobody else needs the machine: {said[-1] if said else 'Starting'} … The report stays as it is until then.")
-    why = f"{REST}, while nobody else needs the machine: " if its.is_spare else ""
+        return _quiet(f"{REST} That is done when nobody else needs the machine: {said[-1] if said else 'Starting'} … The report stays as it is until then.")
+    why = f"{REST} That is done now, while nobody else needs the machine: " if its.is_spare else ""
     left = " It stands still while a chat answers." if its.stands_still else f" About {about(left_s)} left." if left_s else ""
     return _quiet(f"{why}{said[-1] if said else 'Starting'} …{left} The report stays as it is until then.")
 
@@ -71,10 +71,8 @@ def _published_before(run: runs.Run) -> bool:
         return False
 
 
-def _offer(run: runs.Run, rows: int, answers: int, count: int) -> str:
+def _offer(run: runs.Run) -> str:
     """What was left out, and what measuring it takes."""
-    whole = f"{count:,} held-out rows were"
-    left = " and ".join(words for words in (f"{rows:,} of {whole} not measured" if rows else "", f"{answers:,}{'' if rows else f' of {whole}'} not answered" if answers else "") if words)
     seconds, limit = measuring.seconds(run), limits.run_seconds()
     if seconds is None:
         takes = ""
@@ -82,7 +80,7 @@ def _offer(run: runs.Run, rows: int, answers: int, count: int) -> str:
         takes = f"All of them would take about {about(seconds)}; here there is time for {about(limit)}, and for as many rows as that allows. "
     else:
         takes = f"That takes about <b class=figures>{about(seconds)}</b> on this machine, in its turn. "
-    return f'<p class="quiet">To keep to the time, {left}. {takes}The report stays as it is until the new one is whole.</p>'
+    return f'<p class="quiet">To keep to the time, {measuring.left_out_words(run)}. {takes}The report stays as it is until the new one is whole.</p>'
 
 
 def _quiet(words: str) -> str:
