@@ -169,6 +169,28 @@ def test_answers_made_together_are_those_made_alone(base, tmp_path, quantisation
 
 
 @packable
+def test_many_answers_that_come_and_go_take_few_shapes(base, tmp_path, monkeypatch):
+    """oneDNN keeps memory for each; the logits are those of the tokens that are there."""
+    model = models.load_adapter(load(base, precision="float32"), adapter(base, tmp_path / "a"), "test/small")
+    plain, name = decode.over(model)
+    rounded, _ = decode.over(model)
+    rounded.rounds_up = True
+    seen: dict[str, set[int]] = {"plain": set(), "rounded": set()}
+    call = decode._Product.__call__
+    now = [""]
+    monkeypatch.setattr(decode._Product, "__call__", lambda self, x, spans: seen[now[0]].add(x.shape[0]) or call(self, x, spans))
+    for count in range(1, 90, 4):
+        rows = [[7 + place] * (3 if place % 40 == 39 else 1) for place in range(count)]
+        names = [None] * (count // 2) + [name] * (count - count // 2)
+        found = {}
+        for now[0], decoder in (("plain", plain), ("rounded", rounded)):
+            found[now[0]] = decoder.forward(rows, [decode.Cache() for _ in rows], names)
+        assert found["plain"].shape == found["rounded"].shape == (count, model.config.vocab_size)
+        assert_same(found["rounded"], found["plain"], 1e-4)
+    assert {its for its in seen["rounded"] if its > 8} == {16, 24, 32, 40, 48, 56, 64, 128} and {its for its in seen["rounded"] if its <= 8} == {1, 5}
+    assert len(seen["plain"]) > 2 * len(seen["rounded"])
+
+
 def test_an_adapter_comes_without_a_second_copy_of_the_base(base, tmp_path):
     """PEFT asks for the model's state, for which bitsandbytes would unpack every layer and round its scales anew."""
     model = load(base, "nf4")

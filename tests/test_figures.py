@@ -22,8 +22,8 @@ def report(**changes) -> dict:
             "token_accuracy": {"mean": 0.092, "low": 0.05, "high": 0.13, "rows": 30},
         },
         "answers": {
-            "asked": 30, "made": 30, "of": 30, "most_tokens": 60, "base": {"stopped": 0.5}, "tuned": {"stopped": 1.0}, "difference": {"stopped": FLAT},
-            "short": {"rows": 12, "base": {"exact_match": 0.0, "f1": 0.1}, "tuned": {"exact_match": 0.25, "f1": 0.4}, "difference": {"exact_match": FLAT, "f1": FLAT}},
+            "asked": 30, "only_short": False, "made": 30, "of": 30, "paces": {"short": {"most_tokens": 32}, "others": {"most_tokens": 60}}, "base": {"stopped": 0.5}, "tuned": {"stopped": 1.0}, "difference": {"stopped": FLAT},
+            "short": {"rows": 12, "of": 12, "base": {"exact_match": 0.0, "f1": 0.1}, "tuned": {"exact_match": 0.25, "f1": 0.4}, "difference": {"exact_match": FLAT, "f1": FLAT}},
         },
         "probe": {
             "share": 1.0, "items": 120, "of": 120, "fell": False, "says": "No loss of general ability was seen (…).",
@@ -95,6 +95,8 @@ def test_every_figure_is_shown_with_its_change_and_interval():
     assert shown["Token accuracy"]["base"] == "31.0 %" and shown["Token accuracy"]["change"] == "+9.2 (+5.0 to +13.0)"
     assert shown["Perplexity"]["tuned"] == "20.09" and shown["Exact match"]["of"] == "12 short answers"
     assert len(shown) == 8
+    part = {its["name"]: its["of"] for its in figures.measures(report(answers__short__of=25, answers__only_short=True, answers__asked=12))}
+    assert part["Token F1"] == "12 of 25 short answers" and part["Answers that stop by themselves"] == "12 short answers"
     without = report(answers__short=None, answers__asked=0)
     assert [its["name"] for its in figures.measures(without)] == ["Loss", "Perplexity", "Token accuracy", "General questions right", "Loss on general text"]
 
@@ -115,8 +117,13 @@ def test_the_verdict_on_one_figure(better, low, high, general, wanted):
     ({"difference__loss": {"low": None, "high": None}, "held_out_rows": 1}, ["One held-out row alone says little"], ["rough"]),
     ({"held_out_rows": 8}, ["With 8 held-out rows the intervals are rough"], []),
     ({"best_step": 6}, ["The version of step 6 is kept, not that of the last step (40)"], []),
-    ({"answers__tuned": {"stopped": 0.4}}, ["Of its answers 40 % end by themselves within 60 tokens (base: 50 %)"], []),
-    ({"answers__asked": 16, "answers__of": 300}, ["16 of 300 held-out rows were answered"], []),
+    ({"answers__tuned": {"stopped": 0.4}}, ["Of its answers 40 % end by themselves within 60 tokens, 32 where the row's own answer is short (base: 50 %)"], []),
+    ({"answers__tuned": {"stopped": 0.4}, "answers__paces": {"others": {"most_tokens": 60}}}, ["40 % end by themselves within 60 tokens (base"], []),
+    ({"answers__tuned": {"stopped": 0.4}, "answers__paces": {"short": {"most_tokens": 35}}}, ["40 % end by themselves within 35 tokens (base"], []),
+    ({"answers__tuned": {"stopped": 0.4}, "answers__only_short": True}, ["40 % end by themselves within 32 tokens (base"], []),
+    ({"answers__asked": 16, "answers__of": 300}, ["16 of 300 held-out rows were answered in full, chosen by the seed, to keep to the time"], ["short"]),
+    ({"answers__asked": 12, "answers__of": 300, "answers__only_short": True}, ["12 of 300 held-out rows were answered in full, those whose own answer is short, to"], ["seed"]),
+    ({"answers__asked": 12, "answers__of": 300, "answers__only_short": True, "answers__short__of": 99}, ["in full, chosen by the seed from those whose own answer is short, to"], []),
 ])
 def test_the_sentences(changes, words, silent):
     said = "\n".join(figures.verdicts(report(**changes), last_step=40))

@@ -16,6 +16,7 @@ from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.machine import Reach
+from tuner.receipt import MOST_HELD_OUT
 from tuner.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -314,21 +315,61 @@ def test_kinds_of_arithmetic_are_told_apart(its):
     assert cost.kind(Recipe(), replace(its, family="mamba")) == "plain"
 
 
-@pytest.mark.parametrize(("both", "asked", "first", "batch", "batches", "budget", "wanted"), [
-    (20, 10, 5, 5, 3, 60, 20 + 10 + 15),  # all of it
-    (20, 10, 5, 5, 9, 60, 20 + 10 + 5 * 5),  # 30 s are left: a sixth would be begun with 5 s left, and needs 6
-    (20, 60, 5, 5, 9, 60, 20 + 20 + 3 * 5),  # half of the probe's time, and answers in the other half
-    (20, 60, 30, 5, 9, 60, 20 + 20),  # the first batch is thought to take longer than there is
-    (20, 60, 20, 20, 9, 60, 20 + 20 + 20 / 2),  # it may just fit, or just not
-    (200, 40, 5, 5, 9, 60, 50 + 10),  # fewer rows are measured, so that a quarter of the probe can be asked
-    (1000, 40, 5, 5, 9, 60, 160 + 10),  # the first 16 of 100 rows, whatever it takes
+def answers(count: float, seconds: float = 0.0, longest: int = 40) -> quote._Answers:
+    """Of so many rows, that take so long in all; a step of one answer, and of a few, takes next to nothing."""
+    made = quote._Answers(count, longest, 64, 1e-9, 0.0, 0.0)
+    return replace(made, read=(seconds - made.seconds()) / count) if count else made
+
+
+NONE = answers(0)
+
+
+@pytest.mark.parametrize(("both", "asked", "short", "others", "budget", "wanted"), [
+    (20, 10, answers(30, 15), NONE, 60, 20 + 10 + 15),  # all of it
+    (20, 10, answers(30, 10), answers(30, 8), 60, 20 + 10 + 10 + 8),
+    (20, 10, answers(30, 99), NONE, 60, 20 + 10 + quote.FILLED * 30),  # as many as there is time for
+    (20, 10, answers(30, 10), answers(30, 99), 60, 20 + 10 + 10 + quote.FILLED * 20),  # the short ones first
+    (20, 60, answers(30, 99), NONE, 60, 20 + 20 + quote.FILLED * 20),  # half of the probe's time, and answers in the other half
+    (200, 40, answers(30, 99), NONE, 60, 50 + 10),  # fewer rows are measured, so that a quarter of the probe can be asked
+    (1000, 40, answers(30, 99), NONE, 60, 160 + 10),  # the first 16 of 100 rows, whatever it takes
 ])
-def test_a_report_is_quoted_as_it_keeps_to_its_time(both, asked, first, batch, batches, budget, wanted):
-    """As `report.make` decides: rows, then questions, then answers in whole batches."""
-    work = quote._ReportWork(100, both, asked, first, batch, batches)
+def test_a_report_is_quoted_as_it_keeps_to_its_time(both, asked, short, others, budget, wanted):
+    """As `report.make` decides: rows, then questions, then answers, short ones first."""
+    work = quote._ReportWork(100, both, asked, short, others)
     assert work.seconds(budget) == pytest.approx(wanted)
-    assert work.whole == both + asked + batch * batches >= wanted
-    assert work.leaves_out(budget) is (wanted < work.whole)
+    assert work.whole == pytest.approx(both + asked + short.seconds() + others.seconds()) and work.whole >= wanted
+    assert work.leaves_out(budget) is (wanted < work.whole - 1e-6)
+
+
+def test_answers_are_quoted_as_they_are_given():
+    """So many at once, each step a little dearer for each; as the last ones end there are fewer."""
+    its = quote._Answers(1000, 40, 64, 0.03, 0.1, 1e-4)
+    step = 0.03 * (quote.STEP_OF_ANSWERS + 64 * quote.STEP_OF_ANSWER)
+    assert its.seconds() == pytest.approx(1000 * 2 * quote.BOTH_ANSWERS / 2 * 40 / 64 * step + 1000 * 0.1, rel=0.05)
+    assert replace(its, count=2000).seconds() - its.seconds() == pytest.approx(1000 * (quote.BOTH_ANSWERS * 40 / 64 * step + 0.1))
+    assert replace(its, at_once=8).seconds() > 1.5 * its.seconds(), "together they cost less"
+    assert replace(its, count=1).seconds() == pytest.approx(40 * 0.03 * (quote.STEP_OF_ANSWERS + quote.ENDING * 2 * quote.STEP_OF_ANSWER) + 0.1)
+    least = plans.ANSWERS_MARGIN * 40 * its._step(2)
+    assert its.within(0.7 * least) == 0 and 0 < its.within(least) < quote.FILLED * least and its.within(1.3 * least) == quote.FILLED * 1.3 * least
+    slow = replace(its, token=0.1)  # thought to take longer than it takes
+    assert slow.within(least) == 0 and slow.within(plans.ANSWERS_MARGIN * 40 * (plans.ANSWERS_STEP_TOKENS + 2 * plans.ANSWER_TOKENS) * 0.1 * 1.25) > 0
+    long = replace(its, longest=256)
+    assert long.cut(1e4).longest == 256 and long.cut(0.0).longest == long.cut(-1.0).longest == plans.FEWEST_ANSWER_TOKENS
+    some = long.cut(30.0)
+    assert some.longest == int(plans.CUT_SLACK * 30.0 / (plans.ANSWERS_MARGIN * its._step(40))) and 32 < some.longest < 256
+
+
+def test_short_answers_are_told_from_others_by_their_rows_length(its):
+    """Prompts of 40 tokens; what is left of a row is its answer. A text alone has none."""
+    rows = quote.Rows([60] * 400, 400 * 20, [60] * 30 + [200] * 70)
+    made = quote._ReportWork.of(Recipe(), its, rows, quoted(its).plan, quote._one_held(rows), 100, TWO_CORES)
+    assert (made.short.count, made.others.count) == (30, 70) and made.short.longest == made.others.longest == plans.FEWEST_ANSWER_TOKENS
+    mixed = quote.Rows([60] * 200 + [400] * 200, 200 * 20 + 200 * 360, [60] * 30 + [400] * 70)
+    made = quote._ReportWork.of(Recipe(), its, mixed, quoted(its).plan, quote._one_held(mixed), 100, TWO_CORES)
+    assert made.short.longest == math.ceil(plans.LONGER * quote.SHORT_TOKENS) < made.others.longest == plans.MOST_ANSWER_TOKENS
+    alone = quote.Rows([60] * 400, 400 * 59, [20] * 100)
+    made = quote._ReportWork.of(Recipe(), its, alone, quoted(its).plan, quote._one_held(alone), 100, TWO_CORES)
+    assert (made.short.count, made.others.count, made.others.longest) == (0, 100, plans.TEXT_TOKENS)
 
 
 def test_a_run_is_told_what_is_measured_afterwards_only_where_its_report_has_not_the_time(its):
@@ -336,7 +377,7 @@ def test_a_run_is_told_what_is_measured_afterwards_only_where_its_report_has_not
     assert quoted(its, few, reach=slow, max_steps=4).afterwards_s == quoted(its, many, max_steps=4).afterwards_s == 0
     made = quoted(its, many, reach=slow, max_steps=4)
     assert made.afterwards_s == quote.whole_report_s(Recipe(max_steps=4), its, many, made.plan, slow) > made.time["before and after"]
-    assert not quote._ReportWork(100, 20, 60, 5, 5, 2).leaves_out(60), "a shorter probe leaves no held-out row out"
+    assert not quote._ReportWork(100, 20, 60, answers(10, 5), answers(10, 5)).leaves_out(60), "a shorter probe leaves no held-out row out"
 
 
 def test_a_report_on_all_rows_is_quoted_for_itself(its):
@@ -348,7 +389,6 @@ def test_a_report_on_all_rows_is_quoted_for_itself(its):
         return quote.whole_report_s(Recipe(), its, of(count), quoted(its, of(count)).plan, TWO_CORES)
 
     answered = quote._ReportWork.of(Recipe(), its, of(100), quoted(its).plan, quote._one_held(of(100)), 100, TWO_CORES)
-    assert whole(200) - whole(100) == pytest.approx(answered.both + answered.batch * answered.batches, rel=0.15)
+    assert whole(200) - whole(100) == pytest.approx(answered.both + answered.short.seconds() + answered.others.seconds(), rel=0.15)
     assert whole(100) > answered.whole > answered.seconds(answered.whole / 2)
-    few, many = (quote.whole_report_s(Recipe(), its, of(count), quoted(its).plan, TWO_CORES) for count in (1_000, 1_100))
-    assert many - few < (few - whole(900)) / 2, "no more than so many are answered"
+    assert whole(MOST_HELD_OUT) == whole(2 * MOST_HELD_OUT) > whole(MOST_HELD_OUT - 100), "no more than so many are held out"

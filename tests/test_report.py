@@ -1,6 +1,5 @@
 """Before and after: figures against a plain reference, the same again from the folder, and what a short budget leaves."""
 
-import itertools
 import json
 import math
 import random
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.small_run import small_run
 from tests.test_fast import BATCH, LEARNED, PLAIN, tuned
-from tuner import answer, batching, cli, encode, fast, figures, probe, report, survey, tasks
+from tuner import answer, batching, cli, encode, fast, figures, probe, report, side_by_side, survey, tasks
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.home import write_json
@@ -130,7 +129,7 @@ def test_the_answers_are_scored_against_the_rows_own(run, made):
     [question] = task.questions([held[its["row"]]], run.recipe)
     from tuner import answer
 
-    text, why = answer.answer(model, tokenizer, task.prompt_ids(question, tokenizer, run.recipe), stops, answer.Sampling(told["most_tokens"]))
+    text, why = answer.answer(model, tokenizer, task.prompt_ids(question, tokenizer, run.recipe), stops, answer.Sampling(told["paces"]["short" if its in short else "others"]["most_tokens"]))
     assert (text, why == "stop") == (its["tuned"]["text"], its["tuned"]["ended"])
 
 
@@ -188,11 +187,15 @@ def test_a_short_budget_leaves_fewer_answers_the_same_ones_and_says_so(many, mon
     assert all(its["tuned"]["text"] is None for its in none["rows"]["improved"])
     assert any("0 of 40 held-out rows were answered" in its for its in none["says"])
 
-    clock, plain = itertools.count(), answer.answers
-    monkeypatch.setattr(answer, "answers", lambda *its: plain(*its[:-1]))  # the steps of a batch do not look at it
-    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))  # each look at it takes a second
-    some = report.make(*many, seconds=10)
-    assert some["answers"]["made"] == 16 and some["examples"] == whole["examples"]
+    class Sixteen(side_by_side.InTime):
+        def _may(self, *its):
+            return self.begun < 16 and super()._may(*its)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(side_by_side, "InTime", Sixteen)
+        some = report.make(*many)
+    assert some["answers"]["made"] == 16 and some["examples"] == whole["examples"] and some["answers"]["short"]["of"] == 40
+    assert report.make(*many, repeat=some) == some
     write_json(run.folder / "report.json", none)
     assert report.make(*many, repeat=figures.of(run)) == none
 
@@ -240,33 +243,92 @@ def test_all_rows_can_be_measured_later_whatever_time_it_takes(many, capsys):
     assert whole["held_out_rows"] == 40
 
 
-def test_a_batch_that_stalls_is_dropped_when_the_time_is_over(many, monkeypatch):
+def test_a_step_that_stalls_is_the_last_when_the_time_is_over(many, monkeypatch):
     whole, now, calls = report.make(*many), [0.0], []
-    batch, step = answer.answers, answer.advance
+    step, plain = answer.advance, report._at_once
 
     def tick() -> float:
         now[0] += 0.001
         return now[0]
 
     def stalled(makings):
-        now[0] += 45.0 if len(calls) > 2 and not any(its.reads for its in makings) else 0.0  # from the second batch's first answers on
+        calls.append(1)
+        now[0] += 45.0 if len(calls) > 40 else 0.0  # when some have ended
         return step(makings)
 
     with monkeypatch.context() as patch:
+        patch.setattr(report, "_at_once", lambda *its: min(8, plain(*its)))
         patch.setattr(report, "time", SimpleNamespace(monotonic=tick))
-        patch.setattr(answer, "answers", lambda *its: (calls.append(1), batch(*its))[1])
+        patch.setattr(side_by_side, "time", SimpleNamespace(monotonic=tick))
         patch.setattr(answer, "advance", stalled)
         some = report.make(*many, seconds=60)
-    assert some["answers"]["made"] == 8 < whole["answers"]["made"] and some["examples"] == whole["examples"]
+    assert 0 < some["answers"]["made"] < some["answers"]["paces"]["short"]["begun"] < whole["answers"]["made"]
     assert now[0] < 60 + 45 + 1  # one step more than the time it had
     assert report.make(*many, repeat=some) == some
 
 
+@pytest.fixture
+def mixed(base, home, quick):
+    """A run with 40 held-out rows, half of which have long answers, and what its report needs."""
+    quick.setattr(plans, "MOST_ANSWER_TOKENS", 96)
+    long = " ".join(f"the cat sat on mat {n}" for n in range(6))
+    records = [{"prompt": f"Count {n}.", "completion": f"{n} {n + 1}" if n % 2 else f"{n} {long}"} for n in range(80)]
+    run = small_run(base, records=records, held_out_share=0.5, max_steps=1)
+    runs.claim(run)
+    from tuner import train
+
+    assert train.main(run) == 0
+    model, tokenizer, plan = report.load_tuned(run)
+    rows = run.rows("held_out")
+    return run, plan, model, tokenizer, rows, survey.of(rows, tokenizer, run.recipe), 1
+
+
+def test_rows_with_short_answers_come_first_and_where_time_is_short_the_others_are_cut(mixed, monkeypatch):
+    """Exact match and token F1 are over all short ones then, and the rows shown side by side have answers."""
+    whole = report.make(*mixed)
+    told = whole["answers"]
+    lengths = {kind: its["most_tokens"] for kind, its in told["paces"].items()}
+    assert lengths["others"] > 2 * lengths["short"] and told["asked"] == told["of"] == 40 and not told["only_short"]
+    now, step = [0.0], answer.advance
+
+    def tick() -> float:
+        now[0] += 1e-6
+        return now[0]
+
+    def slow(makings):
+        now[0] += 0.1 + 0.02 * len(makings)
+        return step(makings)
+
+    def within(seconds: float) -> dict:
+        now[0] = 0.0
+        with monkeypatch.context() as patch:
+            for its in (report, side_by_side):
+                patch.setattr(its, "time", SimpleNamespace(monotonic=tick))
+            patch.setattr(answer, "advance", slow)
+            # Losses and the probe take no time here, so that a pass forward would be thought to take none.
+            patch.setattr(side_by_side.InTime, "__init__", lambda self, at_once, _, left, slower, plain=side_by_side.InTime.__init__: plain(self, at_once, plans.ANSWER_TOKENS / 0.02, left, slower))
+            return report.make(*mixed, seconds=seconds)
+
+    short_s = 1.2 * lengths["short"] * (0.1 + 0.02 * 40)
+    made = within(3 * short_s)
+    its = made["answers"]
+    assert now[0] <= 3 * short_s and its["short"]["rows"] == its["short"]["of"] == its["asked"] == told["short"]["rows"] and its["only_short"]
+    assert its["short"] == told["short"], "the same whatever time there was"
+    assert its["paces"]["others"]["is_cut"] and plans.FEWEST_ANSWER_TOKENS <= its["paces"]["others"]["most_tokens"] < lengths["others"]
+    shown = [row for row in made["rows"]["improved"] + made["rows"]["worsened"] if len(figures.words(row["wanted"])) > figures.SHORT_WORDS]
+    assert shown and all(row["tuned"]["text"] is not None for row in shown)
+    assert all(row["tuned"]["cut"] is not row["tuned"]["ended"] for row in shown)
+    assert any("answered in full, those whose own answer is short" in said for said in made["says"])
+    assert report.make(*mixed, repeat=made) == made
+    little = within(0.4 * short_s)["answers"]
+    assert little["paces"]["others"]["made"] == 0 and little["short"]["rows"] and not told["paces"]["others"]["is_cut"]
+
+
 def test_part_of_the_rows_are_the_first_of_the_seeds_order(many, monkeypatch):
-    """Whole batches; what is counted is unbiased, and what changed most is shown whether it is counted or not."""
+    """What is counted is unbiased, and what changed most is shown whether it is counted or not."""
     monkeypatch.setattr(report, "FIRST_ANSWERS", 8)
     whole = report.make(*many)
-    some = report.make(*many, repeat={"held_out_rows": 40, "probe": whole["probe"], "answers": {"made": 24}})
+    some = report.make(*many, repeat={"held_out_rows": 40, "probe": whole["probe"], "answers": {"made": 24}})  # as an earlier version noted it
     assert some["answers"]["made"] == 24 and 8 <= some["answers"]["asked"] < 24
     assert some["rows"]["improved"] == whole["rows"]["improved"] and some["examples"] == whole["examples"]
     assert any(f"{some['answers']['asked']} of 40 held-out rows were answered" in its for its in some["says"])

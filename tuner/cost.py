@@ -133,21 +133,42 @@ def memory(recipe, its: Sizes, plan, lengths, device: str, precision: str, impor
     return {name: size for name, size in parts.items() if size}
 
 
-# Tokens that are measured together, answers that are given together, and the tokens that an answer's cache has room for.
-MEASURED_AT_ONCE, ANSWERS_AT_ONCE, ANSWER_ROOM = 2048, {"cpu": 8, "cuda": 32}, 256
+# Tokens that are measured together. A report's answers that are given together, the base's and the tuned model's: at most, on a
+# processor as many as their caches have room for here, and at least.
+MEASURED_AT_ONCE, MOST_ANSWERS_AT_ONCE, ANSWERS_BYTES, FEWEST_ANSWERS_AT_ONCE = 2048, 64, 128 * 2**20, 8
 
 
-def measuring_bytes(its: Sizes, way: str, device: str, item: int, tokens: float, rows: float) -> float:
+def answers_at_once(device: str, token_bytes: float, tokens: float) -> int:
+    """How many answers a report gives together.
+
+    Args:
+        token_bytes: of one token in an answer's cache.
+        tokens: of the longest prompt and its answer.
+    """
+    if device != "cpu":
+        return MOST_ANSWERS_AT_ONCE
+    return int(min(MOST_ANSWERS_AT_ONCE, max(FEWEST_ANSWERS_AT_ONCE, ANSWERS_BYTES // (token_bytes * tokens)))) // 2 * 2
+
+
+def cached_bytes(its: Sizes, item: int) -> float:
+    """Keys and values of one token in an answer's cache."""
+    return item * its.layers * (its.qkv_width - its.attention_width)
+
+
+def measuring_bytes(its: Sizes, way: str, device: str, item: int, tokens: float, rows: float, answer_tokens: float) -> float:
     """What measuring takes, which keeps nothing for a backward pass: one layer's passes, and the caches of answers given together.
 
     Args:
         tokens, rows: of all that is measured.
+        answer_tokens: of a prompt and its answer at its longest.
     """
     if its.macs:
         return 0.0
-    layer = min(tokens, MEASURED_AT_ONCE) * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
-    caches = min(rows, ANSWERS_AT_ONCE[device]) * ANSWER_ROOM * its.layers * (its.qkv_width - its.attention_width)
-    return item * (layer + (caches if way in ("fast", "plain") else 0))
+    layer = item * min(tokens, MEASURED_AT_ONCE) * (4 * its.middle + 8 * its.hidden + 2 * its.qkv_width)
+    if way not in ("fast", "plain"):
+        return layer
+    token_bytes = cached_bytes(its, item)
+    return layer + min(2 * rows, answers_at_once(device, token_bytes, answer_tokens)) * token_bytes * answer_tokens
 
 
 def loss_bytes(its: Sizes, way: str, device: str) -> float:

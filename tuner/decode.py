@@ -27,6 +27,8 @@ _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # known where
 _ODD = ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention")
 # Tokens of a prompt taken in at once: other answers wait that long for their next token.
 PREFILL_TOKENS = 512
+# Up to the second number tokens are rounded up to multiples of the first, then of the second.
+ROUND = (8, 64)
 # In fp32 a product of so few tokens is our own: a library lays the weights out anew for each, and takes two to five times as long.
 FEW_TOKENS = 16
 
@@ -50,6 +52,15 @@ class Cache:
         if self.length:
             store[:, :, :, : self.length] = self.store[:, :, :, : self.length]
         self.store = store
+
+    def copy(self, tokens: int, decoder: "Decoder") -> "Cache":
+        """One of its own that has read the same, with room for so many tokens in all."""
+        made = Cache()
+        made.store = torch.empty(len(decoder.blocks), 2, decoder.key_heads, max(tokens, self.length), decoder.head_size, dtype=decoder.dtype)
+        if self.length:
+            made.store[:, :, :, : self.length] = self.store[:, :, :, : self.length]
+        made.length = self.length
+        return made
 
 
 # Products ---------------------------------------------------------------------------------------------------------
@@ -335,6 +346,8 @@ class Decoder:
             self.head.base = _Blocked.of(self.head.layers[0]) or self.head.base
         self.angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.adapters: dict[str, bool] = {}
+        # Whether products are of round numbers of tokens, where many answers come and go: oneDNN keeps up to 0.7 MiB for each shape.
+        self.rounds_up = False
 
     def _block(self, layer, index: int, config, own: bool) -> _Block:
         attention, mlp = layer.self_attn, layer.mlp
@@ -423,10 +436,11 @@ class Decoder:
             cache.make_room(length, self)
         self._turned(max(cache.length + length for cache, length in zip(caches, lengths)))
         places = [cache.length + step for cache, length in zip(caches, lengths) for step in range(length)]
-        turns, spans = self._turns(places), _spans(adapters, lengths)
         ends = list(accumulate(lengths))
+        more = self._rounding(ends[-1])  # tokens that nobody reads
+        turns, spans = self._turns(places + [0] * more), _spans(adapters, lengths)
         fed = [_Row(cache, end - length, length, self) for cache, length, end in zip(caches, lengths, ends)]
-        x = self.inner.embed_tokens(torch.tensor([token for its in rows for token in its]))
+        x = self.inner.embed_tokens(torch.tensor([token for its in rows for token in its] + [0] * more))
         for index, block in enumerate(self.blocks):
             before, after, before_mlp, after_mlp = block.norms
             y = block.out(self._attend(index, block, self._normed(x, before), turns, fed, spans), spans)
@@ -437,9 +451,15 @@ class Decoder:
         for cache, length in zip(caches, lengths):
             cache.length += length
         if len(ends) < x.shape[0]:
-            x = x[[end - 1 for end in ends]]
+            x = x[[end - 1 for end in ends] + [0] * self._rounding(len(ends))]
             spans = _spans(adapters, [1] * len(rows))
-        return self.head(self._normed(x, self.norm), spans)
+        return self.head(self._normed(x, self.norm), spans)[: len(ends)]
+
+    def _rounding(self, tokens: int) -> int:
+        """How many tokens are missing to a round number of them."""
+        if not self.rounds_up or tokens <= ROUND[0]:
+            return 0
+        return -tokens % ROUND[0 if tokens <= ROUND[1] else 1]
 
     def _turns(self, places: list[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Each table's rows of these positions: (tokens, 1, head size)."""
@@ -485,6 +505,8 @@ class Decoder:
                     query, keys[index], values[index], attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=True
                 )
                 out.append(got[0].transpose(0, 1).reshape(row.length, -1))
+        if (more := x.shape[0] - rows[-1].start - rows[-1].length) > 0:
+            out.append(out[0].new_zeros(more, out[0].shape[1]))
         return out[0] if len(out) == 1 else torch.cat(out)
 
 

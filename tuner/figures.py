@@ -107,11 +107,11 @@ def measures(report: dict) -> list[dict]:
     add("Token accuracy", rows, "share", "higher", "accuracy", base["token_accuracy"], tuned["token_accuracy"], report["difference"]["token_accuracy"])
     told = report["answers"]
     if short := told["short"]:
-        of = _rows(short["rows"], "short answer")
+        of = _rows(short["rows"], "short answer") if short.get("of", short["rows"]) == short["rows"] else f"{short['rows']:,} of {_rows(short['of'], 'short answer')}"
         for key, name, metric in (("exact_match", "Exact match", "exact_match"), ("f1", "Token F1", "f1")):
             add(name, of, "share", "higher", metric, short["base"][key], short["tuned"][key], short["difference"][key])
     if told["asked"]:
-        add("Answers that stop by themselves", _rows(told["asked"], "answer"), "share", "higher", "stopped", told["base"]["stopped"], told["tuned"]["stopped"], told["difference"]["stopped"])
+        add("Answers that stop by themselves", _rows(told["asked"], "short answer" if told.get("only_short") else "answer"), "share", "higher", "stopped", told["base"]["stopped"], told["tuned"]["stopped"], told["difference"]["stopped"])
     probe = report["probe"]
     if its := probe["questions"]:
         add("General questions right", _rows(its["items"], "question"), "share", "higher", "accuracy", its["base"], its["tuned"], its["difference"], general=True)
@@ -191,10 +191,21 @@ def verdicts(report: dict, last_step: int) -> list[str]:
     if told["asked"]:
         stops = told["tuned"]["stopped"]
         if stops < 0.9:
-            said.append(f"Of its answers {100 * stops:.0f} % end by themselves within {told['most_tokens']} tokens (base: {100 * told['base']['stopped']:.0f} %). The others run on.")
+            said.append(f"Of its answers {100 * stops:.0f} % end by themselves within {_within(told)} (base: {100 * told['base']['stopped']:.0f} %). The others run on.")
     if told["asked"] < told["of"]:
-        said.append(f"{told['asked']:,} of {told['of']:,} held-out rows were answered, chosen by the seed, to keep to the time{'; the losses are those of all' if rows == of else ''}.")
+        which, short = "chosen by the seed", "those whose own answer is short"
+        if told["only_short"]:
+            which = short if told["short"]["rows"] == told["short"]["of"] else f"{which} from {short}"
+        said.append(f"{told['asked']:,} of {told['of']:,} held-out rows were answered in full, {which}, to keep to the time{'; the losses are those of all' if rows == of else ''}.")
     return said + [report["probe"]["says"]]
+
+
+def _within(told: dict) -> str:
+    """How many tokens the counted answers may have had."""
+    short, others = (told["paces"].get(kind, {}).get("most_tokens") for kind in ("short", "others"))
+    if others is None or told["only_short"] or short == others:
+        return f"{short or others} tokens"
+    return f"{others} tokens" + (f", {short} where the row's own answer is short" if short else "")
 
 
 def forgetting(questions: dict | None, texts: dict | None) -> tuple[bool, str]:

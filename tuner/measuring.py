@@ -81,7 +81,7 @@ def left_out(run: runs.Run) -> tuple[int, int]:
     if not made:
         return 0, 0
     count = made.get("held_out_of", made["held_out_rows"])
-    return count - made["held_out_rows"], max(0, min(count, plans.MOST_ANSWERS) - made.get("answers", {}).get("asked", count))
+    return count - made["held_out_rows"], count - made.get("answers", {}).get("asked", count)
 
 
 def left_out_words(run: runs.Run) -> str:

@@ -22,12 +22,12 @@ REPORT_SHARE, REPORT_LEAST_S = 0.25, 60.0
 LEAST_PROBE, FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 0.25, 32, 256
 # The longest answer is fitted to the rows' own: half as long again as nearly all of them; and so long where they have none.
 LONGER, TEXT_TOKENS = 1.5, 64
-# More would make an interval of 3 percentage points narrower, at a minute for every few hundred.
-MOST_ANSWERS = 1000
-# A step of a batch of answers takes about as long as a pass forward over so many tokens.
-ANSWER_STEP_TOKENS = 64
-# The next batch of answers is begun where there is time for so many times the longest before it.
-BATCH_MARGIN = 1.2
+# A step of answers takes about as long as a pass forward over so many tokens, and so many more for each answer.
+ANSWERS_STEP_TOKENS, ANSWER_TOKENS = 64, 5
+# An answer is begun where there is time for so many times what it is expected to take at its longest.
+ANSWERS_MARGIN = 1.2
+# Where answers are cut to fit the time: to so much of what would just fit.
+CUT_SLACK = 0.8
 # A mean over fewer held-out rows says little: a run has fewer evaluations rather than of fewer rows, down to so many evaluations.
 FEWEST_ROWS, FEWEST_EVALUATIONS = 16, 3
 # So many are measured at the end whatever that takes; then twice as many at a time.

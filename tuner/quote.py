@@ -1,7 +1,7 @@
 """What a Recipe needs: GiB and what they are made of, minutes, dollars, here and on each hired machine; without torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,10 +17,14 @@ from tuner.sizes import Sizes
 THREE_AT_ONCE, LONGEST_OF_THREE = 1.15, 2.4
 # The probe in SmolLM2's tokens: all, those that are judged, the squares of its rows', and its rows.
 PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
-# A step of a batch of the report's answers costs so many steps of one; base and tuned together take so many times the longest.
-BATCH_OF_ANSWERS, BOTH_ANSWERS = 1.5, 1.8
-# How far off it may be whether a batch of answers still fits: between these shares of the time it is likelier and likelier.
-FITS = (0.75, 1.25)
+# A step of a report's answers costs so many steps of one, and so much more for each answer; base and tuned model together take so
+# many times the longest. As those that are left end, such a share of them is there on average.
+STEP_OF_ANSWERS, STEP_OF_ANSWER, BOTH_ANSWERS, ENDING = 0.95, 0.09, 1.6, 0.6
+# A row's own answer of so many tokens is a short one (`figures.SHORT_WORDS`). So many tokens all prompts begin with, up to half of one.
+SHORT_TOKENS, SHARED_TOKENS = 24, 25
+# Answers that have not the time for all use this share of it. How far off it may be whether any fit: between these shares of
+# the time it is likelier and likelier.
+FILLED, FITS = 0.88, (0.75, 1.25)
 
 
 class Rows:
@@ -131,7 +135,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
     heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
-    prompt, answer, _ = rows.lengths.usual_answer(rows.learned, recipe.learn)
+    prompt, answer, usual = rows.lengths.usual_answer(rows.learned, recipe.learn)
     answered = min(plans.SAMPLE_TOKENS, LONGEST_OF_THREE * answer)  # the base runs on
     encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
     # Passes are as fast or slow as training's, which is products too; answers, a token after the other, wait for memory.
@@ -159,7 +163,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     # A run that trains one short row at a time needs most when it measures; measured on processors, where that was seen.
     if reach.device == "cpu":
-        measuring = cost.measuring_bytes(its, cost.kind(recipe, its), reach.device, cost.itemsize(reach.precision), per_row * held_count, held_count) / cost.GIB
+        measuring = cost.measuring_bytes(its, cost.kind(recipe, its), reach.device, cost.itemsize(reach.precision), per_row * held_count, held_count, prompt + plans.longest_answer(usual, recipe)) / cost.GIB
         if measuring > memory.get("activations", 0.0):
             memory["measuring"] = measuring - memory.get("activations", 0.0)
     if "files being read" in memory:  # only as much of them is held as there is room for
@@ -194,20 +198,63 @@ def _once(rows: Rows) -> Work:
 
 
 @dataclass(frozen=True)
+class _Answers:
+    """A report's answers to rows of one kind: short ones, or the others.
+
+    Args:
+        count: rows; longest: tokens that an answer may have; at_once: answers given together.
+        once: seconds of a step of one answer; read: of reading a prompt for both models; token: of a token in a pass forward.
+    """
+
+    count: float
+    longest: int
+    at_once: int
+    once: float
+    read: float
+    token: float
+
+    def seconds(self, longest: int | None = None) -> float:
+        """Of all of them."""
+        if not self.count:
+            return 0.0
+        longest, together = longest or self.longest, min(2 * self.count, self.at_once)
+        tokens = BOTH_ANSWERS * longest * (self.count - together / 2)
+        return longest * self._step(ENDING * together) + tokens * self._step(together) / together + self.read * self.count
+
+    def within(self, left: float) -> float:
+        """Of those that are begun where so many seconds are left; `side_by_side.InTime` decides likewise."""
+        thought = plans.ANSWERS_MARGIN * self.longest * max(self._step(2), (plans.ANSWERS_STEP_TOKENS + 2 * plans.ANSWER_TOKENS) * self.token)
+        return _surely(left / thought) * min(self.seconds(), FILLED * left)
+
+    def cut(self, left: float, shown: int = 40) -> "_Answers":
+        """The same as `report.make` cuts them, so that those of the rows shown fit."""
+        together = min(self.at_once, shown)
+        fitting = int(plans.CUT_SLACK * left / (plans.ANSWERS_MARGIN * self._step(together)))
+        return replace(self, longest=min(self.longest, max(plans.FEWEST_ANSWER_TOKENS, fitting)))
+
+    def _step(self, answers: float) -> float:
+        return self.once * (STEP_OF_ANSWERS + STEP_OF_ANSWER * answers)
+
+
+def _surely(fits: float) -> float:
+    """How likely it is that something fits which takes so many times less than there is."""
+    return min(1.0, max(0.0, (fits - FITS[0]) / (FITS[1] - FITS[0])))
+
+
+@dataclass(frozen=True)
 class _ReportWork:
     """What a report of a model that answers does, in seconds.
 
     Args:
         held_count: held-out rows; `both`: to measure all of them before and after; `asked`: to ask all questions of the probe.
-        first: what the first batch of answers is thought to take; `batch`: what one takes; `batches`: of all rows.
+        short, others: the answers to rows whose own is short, and to the others.
     """
 
     held_count: float
     both: float
     asked: float
-    first: float
-    batch: float
-    batches: int
+    short: _Answers
+    others: _Answers
 
     @classmethod
     def of(cls, recipe, its: Sizes, rows: Rows, plan, one_held: Work, held_count: float, reach: Reach) -> "_ReportWork":
@@ -216,12 +263,15 @@ class _ReportWork:
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
         asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
         prompt, _, usual = rows.lengths.usual_answer(rows.learned, recipe.learn)
-        longest, at_once = plans.longest_answer(usual, recipe), cost.ANSWERS_AT_ONCE[reach.device]
-        read = cost.forward_s(recipe, its, plan, _prompts(prompt, at_once).times(2), reach)
-        batch = (cost.answer_s(its, BOTH_ANSWERS * longest, reach) * BATCH_OF_ANSWERS + read) * words
-        first = 2 * longest * plans.ANSWER_STEP_TOKENS * both / max(1.0, 2 * one_held.tokens * held_count)
-        batches = math.ceil(min(held_count, plans.MOST_ANSWERS) / at_once)
-        return cls(held_count, both, asked, first, batch, batches)
+        read = cost.forward_s(recipe, its, plan, _prompts(prompt - min(SHARED_TOKENS, prompt / 2), 2), reach) * passes
+        once, token = cost.answer_s(its, 1, reach) * words, both / max(1.0, 2 * one_held.tokens * held_count)
+        # A text that stands alone has no answer of its own.
+        short = 0.0 if prompt < 2 else held_count * float(np.mean(rows.held.tokens <= prompt + SHORT_TOKENS)) if len(rows.held) else held_count
+        answers = []
+        for count, tokens in ((short, min(usual, SHORT_TOKENS)), (held_count - short, usual)):
+            longest = plans.longest_answer(tokens, recipe)
+            answers.append(_Answers(count, longest, _answers_at_once(its, prompt + longest, reach), once, read, token))
+        return cls(held_count, both, asked, *answers)
 
     def seconds(self, budget: float) -> float:
         """Of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise.
@@ -231,26 +281,31 @@ class _ReportWork:
         return sum(self._within(budget))
 
     def leaves_out(self, budget: float) -> bool:
-        """Whether some held-out rows are perhaps not answered for want of time, or not even measured, which comes first."""
-        return self._within(budget)[2] < self.batch * self.batches
+        """Whether some held-out rows are perhaps not answered in full for want of time, or not even measured, which comes first."""
+        measured, _, short, others = self._within(budget)
+        return measured < self.both or short < self.short.seconds() or others < self.others.seconds()
 
-    def _within(self, budget: float) -> tuple[float, float, float]:
-        """The seconds of measuring, of the probe and of answers."""
+    def _within(self, budget: float) -> tuple[float, float, float, float]:
+        """The seconds of measuring, of the probe, of short answers and of others."""
         measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.held_count), budget - plans.LEAST_PROBE * self.asked))
         probed = self.asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / self.asked))
         left = budget - measured - probed
-        fits = left / max(self.first, self.batch)
-        surely = min(1.0, max(0.0, (fits - FITS[0]) / (FITS[1] - FITS[0])))
-        return measured, probed, surely * self.batch * min(self.batches, 1 + max(0, math.floor(left / self.batch - plans.BATCH_MARGIN)))
+        short = self.short.within(left)
+        return measured, probed, short, self.others.cut(left - short).within(left - short)
 
     @property
     def whole(self) -> float:
         """Of one that leaves nothing out."""
-        return self.both + self.asked + self.batch * self.batches
+        return self.both + self.asked + self.short.seconds() + self.others.seconds()
 
     def alone_s(self, recipe, its: Sizes, reach: Reach) -> float:
         """Of one that leaves nothing out, from its start in a process of its own."""
         return cost.start_s(recipe, its, self.held_count, reach) * reach.ratio("start") + self.whole
+
+
+def _answers_at_once(its: Sizes, tokens: float, reach: Reach) -> int:
+    """How many answers a report gives together; `tokens` of the longest prompt and its answer."""
+    return cost.answers_at_once(reach.device, cost.cached_bytes(its, cost.itemsize(reach.precision)), max(1.0, tokens))
 
 
 def whole_report_s(recipe, its: Sizes, rows: Rows, plan, reach: Reach) -> float:

@@ -3,12 +3,13 @@
 import math
 import random
 import time
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tuner import answer, bases, cost, encode, fast, figures, models, probe, survey, tasks
+from tuner import bases, cost, decode, encode, fast, figures, models, packed, probe, side_by_side, sizes, survey, tasks
 from tuner import plan as plans
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -200,10 +201,12 @@ def _probe(path: fast.Path, tokenizer, seed: int, left_s: float, asked_tokens: i
 
 
 def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: float, repeat: dict | None, on_status) -> dict:
-    """Measured rows answered by both models, in batches, for as long as there is time.
+    """Measured rows answered by both models, as many at once as there is room for, for as long as there is time.
 
-    The order is the seed's; after the first few come the rows that changed most, which are shown side by side. What is
-    counted is the seed's first so many rows, so that the rows shown weigh no more than others.
+    The order is the seed's, but that the first few and the rows that changed most, which are shown side by side, come before
+    the others, and rows whose own answer is short before all: theirs are soon given, and are scored. Where there is no time
+    for the other answers of the rows shown, these are cut. What is counted is the seed's first so many rows with whole
+    answers, so that the rows shown weigh no more than others; where that is not even the rows with short answers, these.
 
     Returns:
         answers: shares and scores over the counted rows; rows: those that changed most; examples: the first few.
@@ -216,47 +219,67 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     by_change = [int(index) for index in np.argsort(change, kind="stable")]
     improved = [index for index in by_change if change[index] < 0][:MOST_CHANGED]
     worsened = [index for index in reversed(by_change) if change[index] > 0][:MOST_CHANGED]
-    todo = list(dict.fromkeys([*order[:FIRST_ANSWERS], *improved, *worsened, *order[: plans.MOST_ANSWERS]]))
-    wanted = dict(zip(todo, task.first_answers([held_rows[rows["place"][index]] for index in todo])))
-    questions = dict(zip(todo, task.questions([held_rows[rows["place"][index]] for index in todo], recipe)))
-    longest = (repeat or {}).get("most_tokens") or _longest(list(wanted.values()), tokenizer, recipe)
+    held = [held_rows[rows["place"][index]] for index in order]
+    wanted = dict(zip(order, task.first_answers(held)))
+    questions = dict(zip(order, task.questions(held, recipe)))
+    is_short = {index: 0 < len(figures.words(text or "")) <= figures.SHORT_WORDS for index, text in wanted.items()}
+    todo = list(dict.fromkeys([*order[:FIRST_ANSWERS], *improved, *worsened, *order]))
     stops = encode.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    at_once = cost.ANSWERS_AT_ONCE[plan["device"]]
-    said: dict[int, dict] = {}
-    batch_s = 2 * longest * plans.ANSWER_STEP_TOKENS / tokens_per_s
-    for start in range(0, len(todo), at_once):
-        if (start >= repeat["made"]) if repeat else (left() < batch_s):
-            break
-        on_status(f"Answering held-out rows: {start:,} of {len(todo):,}")
-        began, batch = time.monotonic(), todo[start : start + at_once]
-        prompts = [task.prompt_ids(questions[index], tokenizer, recipe) for index in batch]
-        # A batch that turns out slower than the one before it is dropped when the time is over; made again, a report waits for each.
-        is_over = (lambda: False) if repeat else (lambda: left() < 0)
-        before, after = _both(model, lambda: answer.answers(model, tokenizer, prompts, stops, longest, is_over))  # noqa: B023
-        if before is None or after is None:
-            break
-        for index, one, other in zip(batch, before, after):
-            said[index] = {name: {"text": text, "ended": why == "stop"} for name, (text, why) in (("base", one), ("tuned", other))}
-        spent = time.monotonic() - began
-        batch_s = plans.BATCH_MARGIN * (max(batch_s / plans.BATCH_MARGIN, spent) if start else spent)
-    counted = order[: next((number for number, index in enumerate(order) if index not in said), len(order))]
+    slower, said, paces = side_by_side.PADDED if decode.over(model)[0] is None else 1.0, {}, {}
+    for kind, short in (("short", True), ("others", False)):
+        if not (its := [index for index in todo if is_short[index] == short]):
+            continue
+        prompts = [task.prompt_ids(questions[index], tokenizer, recipe) for index in its]
+        most_tokens = whole = _longest([wanted[index] for index in its], tokenizer, recipe)
+        again = (repeat or {}).get("paces", {}).get(kind)
+        at_once = (again or {}).get("at_once") or _at_once(model, plan, max(map(len, prompts)) + most_tokens)
+        if repeat:  # an earlier version's report notes how many answers it made, and no more
+            rest = repeat["made"] - len(said)
+            again = again or {"begun": rest, "made": rest, "most_tokens": most_tokens}
+            pace = side_by_side.Again(at_once, again["begun"], again["made"])
+            most_tokens = again["most_tokens"]
+        else:
+            pace = side_by_side.InTime(at_once, tokens_per_s, left, slower)
+            if not short:  # so that those which are shown side by side have answers, if not whole ones
+                together = min(at_once, 2 * len(improved + worsened))
+                most_tokens = int(min(whole, max(plans.FEWEST_ANSWER_TOKENS, plans.CUT_SLACK * pace.fitting(together, max(map(len, prompts))))))
+        told = lambda made: on_status(f"Answering held-out rows: {len(said) + made:,} of {len(todo):,}")  # noqa: B023, E731
+        told(0)
+        packed.trim()  # what went before is smaller, or is over
+        both = side_by_side.answers(model, tokenizer, [side_by_side.Asked(prompt, most_tokens) for prompt in prompts], stops, pace, told)
+        is_cut = most_tokens < whole and any(why != "stop" for its_own in both.values() for _, why in its_own)
+        said |= {
+            its[place]: {name: {"text": text, "ended": why == "stop", "cut": is_cut and why != "stop"} for name, (text, why) in zip(("base", "tuned"), made)}
+            for place, made in both.items()
+        }
+        slower = getattr(pace, "slower", slower)
+        paces[kind] = {"at_once": pace.at_once, "begun": pace.begun, "made": len(both), "most_tokens": most_tokens, "is_cut": is_cut}
+    uncut = {index for index in said if is_short[index] or not paces["others"]["is_cut"]}
+    counted, short = (list(takewhile(uncut.__contains__, its)) for its in (order, [index for index in order if is_short[index]]))
+    if only_short := len(short) > len(counted):
+        counted = short
 
     def shown(index: int) -> dict:
-        its = said.get(index, {"base": {"text": None, "ended": None}, "tuned": {"text": None, "ended": None}})
+        its = said.get(index, dict.fromkeys(("base", "tuned"), {"text": None, "ended": None, "cut": False}))
         return {
             "row": held_rows[rows["place"][index]]["n"], "prompt": _cut(questions[index]["messages"][-1]["content"]), "wanted": _cut(wanted[index]),
-            **{name: {"loss": float(rows[name][index]), "text": _cut(its[name]["text"]), "ended": its[name]["ended"]} for name in ("base", "tuned")},
+            **{name: {"loss": float(rows[name][index]), "text": _cut(its[name]["text"]), "ended": its[name]["ended"], "cut": its[name]["cut"]} for name in ("base", "tuned")},
         }
 
     return {
         "answers": {
-            "asked": len(counted), "made": len(said), "most_tokens": longest,
+            "asked": len(counted), "only_short": only_short, "made": len(said), "paces": paces,
             **_compared([said[index] for index in counted], lambda its, _: its["ended"], [""] * len(counted), "stopped", seed),
-            "short": _short(counted, said, wanted, seed),
+            "short": _short(short, said, wanted, seed) | {"of": sum(is_short.values())} if short else None,
         },
         "rows": {"improved": [shown(index) for index in improved], "worsened": [shown(index) for index in worsened]},
         "examples": [shown(index) for index in order[:EXAMPLES]],
     }
+
+
+def _at_once(model, plan: dict, tokens: int) -> int:
+    """How many answers there is room for together; `tokens` of the longest prompt and its answer."""
+    return cost.answers_at_once(plan["device"], cost.cached_bytes(sizes.of_config(model.config), cost.itemsize(plan["precision"])), tokens)
 
 
 def _longest(wanted: list[str], tokenizer, recipe) -> int:
@@ -273,11 +296,8 @@ def _compared(said: list[dict], score, wanted: list[str], name: str, seed: int) 
     return {"base": {name: mean(both[0])}, "tuned": {name: mean(both[1])}, "difference": {name: change}}
 
 
-def _short(counted: list[int], said: dict, wanted: dict, seed: int) -> dict | None:
-    """Exact match and token F1 over the counted rows whose own answer is short; None where there is none."""
-    short = [index for index in counted if wanted[index] and 0 < len(figures.words(wanted[index])) <= figures.SHORT_WORDS]
-    if not short:
-        return None
+def _short(short: list[int], said: dict, wanted: dict, seed: int) -> dict:
+    """Exact match and token F1 over answered rows whose own answer is short."""
     found: dict = {"rows": len(short)}
     for name, score in (("exact_match", figures.exact_match), ("f1", figures.token_f1)):
         made = _compared([said[index] for index in short], lambda its, text: score(its["text"], text), [wanted[index] for index in short], name, seed)  # noqa: B023

@@ -2,9 +2,8 @@
 
 import gradio as gr
 
-from tuner import clearing, figures, identity, limits, measuring
+from tuner import clearing, identity, limits, measuring
 from tuner import run as runs
-from tuner.plan import MOST_ANSWERS
 from tuner.ui import my_runs, run_view
 from tuner.ui.drawing import about, notice, text
 
@@ -28,10 +27,9 @@ def of(run: runs.Run | None) -> list:
     # While it goes the report is not read: this is asked every second then.
     can = run is not None and not live and not soon and measuring.can_start(run) and identity.may_start(run.owner) and not limits.is_paused()
     rows, answers = measuring.left_out(run) if run and not live else (0, 0)
-    count = (figures.of(run) or {}).get("held_out_of", 0) if can else 0
     return [
         "" if run is None else _going(its) if live else _quiet(f"{REST} That is done now …") if soon else _ended(run, rows, answers) + (_offer(run) if can else ""),
-        gr.update(visible=can, value=(LABEL if rows else "Answer all held-out rows") if count <= MOST_ANSWERS else f"{LABEL}, answer {MOST_ANSWERS:,}"),
+        gr.update(visible=can, value=LABEL if rows else "Answer all held-out rows"),
         gr.update(visible=live), gr.Timer(active=live or soon),
     ]
 

@@ -77,7 +77,7 @@ def _row(its: dict) -> str:
         if told["text"] is None:
             words = '<i class="quiet">Not answered: there was no time for it.</i>'
         else:
-            words = text(told["text"] or "(nothing)") + ("" if told["ended"] else '<i class="quiet"> … did not stop</i>')
+            words = text(told["text"] or "(nothing)") + ("" if told["ended"] else f'<i class="quiet"> … {"was cut here, to keep to the time" if told.get("cut") else "did not stop"}</i>')
         return f'<div><p class="quiet small figures">{who}, loss {told["loss"]:.3f}</p><div class="answer">{words}</div></div>'
 
     wanted = f'<details class="wanted"><summary class="quiet small">the row’s own answer</summary><div class="answer">{text(its["wanted"])}</div></details>' if its["wanted"] else ""
