@@ -123,6 +123,7 @@ def test_the_verdict_on_one_figure(better, low, high, general, wanted):
     ({"answers__tuned": {"stopped": 0.4}, "answers__only_short": True}, ["40 % end by themselves within 32 tokens (base"], []),
     ({"answers__asked": 16, "answers__of": 300}, ["16 of 300 held-out rows were answered in full, chosen by the seed, to keep to the time"], ["short"]),
     ({"answers__asked": 12, "answers__of": 300, "answers__only_short": True}, ["12 of 300 held-out rows were answered in full, those whose own answer is short, to"], ["seed"]),
+    ({"answers__asked": 12, "answers__of": 300, "answers__only_short": True, "held_out_of": 300}, ["chosen by the seed from those whose own answer is short, to"], ["the losses are those of all"]),
     ({"answers__asked": 12, "answers__of": 300, "answers__only_short": True, "answers__short__of": 99}, ["in full, chosen by the seed from those whose own answer is short, to"], []),
 ])
 def test_the_sentences(changes, words, silent):

@@ -102,13 +102,16 @@ def test_finished_runs_correct_their_own_kind_by_the_median_of_the_newest(home):
 
 
 def test_answers_are_as_fast_however_a_model_learns(home):
-    """So that what runs of one arithmetic took for them is known to the other, until it has its own; a classifier gives none."""
+    """What fast runs took for them is known to a plain one, until those have their own; a classifier gives none, and a plain model may be one that is not known."""
     write_json(home / "machine.json", {machine.fingerprint(): {"measured": SEEN}})
     machine.remember("cpu/bfloat16/fast", {"train": 1.5, "answers": 3.0})
     assert machine.reach("plain").ratio("answers") == 3.0 and machine.reach("plain").ratio("train") == 1.0
     assert machine.reach("classifier").ratio("answers") == 1.0
     machine.remember("cpu/bfloat16/plain", {"answers": 2.0})
     assert machine.reach("plain").ratio("answers") == 2.0 and machine.reach("fast").ratio("answers") == 3.0
+    write_json(home / "machine.json", {machine.fingerprint(): {"measured": SEEN}})
+    machine.remember("cpu/bfloat16/plain", {"answers": 2.0})
+    assert machine.reach("fast").ratio("answers") == 1.0
 
 
 def test_it_is_measured_once_in_a_child_that_holds_torch(home, monkeypatch):

@@ -415,7 +415,7 @@ def test_at_a_terminal_it_goes_on_in_the_foreground(run, finished, capsys, monke
         patch.setattr(report, "remake", interrupt)
         cli._measure_the_rest(run)
     said = capsys.readouterr().err
-    assert "24 of 40 held-out rows were not measured and 40 not answered. Doing that now, about" in said and "The report is as it was." in said
+    assert "24 of 40 held-out rows were not measured and 40 not answered in full. Doing that now, about" in said and "The report is as it was." in said
     assert run.read("report") == finished[2] and lease.waiting() == []
     cli._measure_the_rest(run)
     assert run.read("report") == finished[3] and lease.waiting() == [] and "Done" in capsys.readouterr().err
@@ -435,7 +435,7 @@ def test_the_button_says_how_many_rows_and_how_long_and_the_new_report_is_drawn_
     short, whole = finished[2:]
     click = lambda what, **values: clicks.call(handlers[what], **values)  # noqa: E731
     line, button, cancel, _ = click("show_measuring", run_id=run.id)
-    assert "To keep to the time, 24 of 40 held-out rows were not measured and 40 not answered. That" in line and "That takes about" in line and " s</b>" in line
+    assert "To keep to the time, 24 of 40 held-out rows were not measured and 40 not answered in full. That" in line and "That takes about" in line and " s</b>" in line
     assert button["visible"] and button["value"] == "Measure all held-out rows" and not cancel["visible"]
     line, button, cancel, timer = click("measure_all", run_id=run.id)
     assert "…" in line and not button["visible"] and cancel["visible"] and timer.active
@@ -488,7 +488,7 @@ def test_what_stands_there_is_true(run, finished, handlers, monkeypatch):
         assert not show()[1]["visible"] and "not measured" not in show()[0]
     made = finished[3]
     write_json(run.folder / "report.json", {**made, "answers": {**made["answers"], "asked": 24}})
-    assert "To keep to the time, 16 of 40 held-out rows were not answered." in show()[0] and show()[1]["value"] == "Answer all held-out rows"
+    assert "To keep to the time, 16 of 40 held-out rows were not answered in full." in show()[0] and show()[1]["value"] == "Answer all held-out rows"
 
 
 def test_nobody_else_s_run_and_none_at_all_show_nothing(run, handlers):

@@ -356,7 +356,11 @@ def test_answers_are_quoted_as_they_are_given():
     long = replace(its, longest=256)
     assert long.cut(1e4).longest == 256 and long.cut(0.0).longest == long.cut(-1.0).longest == plans.FEWEST_ANSWER_TOKENS
     some = long.cut(30.0)
-    assert some.longest == int(plans.CUT_SLACK * 30.0 / (plans.ANSWERS_MARGIN * its._step(40))) and 32 < some.longest < 256
+    assert some.longest == int(plans.CUT_SLACK * 30.0 / (plans.ANSWERS_MARGIN * its._step(2 * quote.SHOWN))) and 32 < some.longest < 256
+    waves = replace(long, at_once=8).cut(30.0)
+    assert waves.longest == int(plans.CUT_SLACK * 30.0 / (plans.ANSWERS_MARGIN * its._step(8)) / 5), "one after the other"
+    whole = plans.ANSWERS_MARGIN * its._step(2 * quote.SHOWN) * 256
+    assert long.cut(1.001 * whole).longest == 256 and long.cut(0.999 * whole).longest < 0.81 * 256
 
 
 def test_short_answers_are_told_from_others_by_their_rows_length(its):

@@ -44,7 +44,25 @@ def asked(most_tokens=12, prompts=PROMPTS):
 
 
 def whole(at_once, count=len(PROMPTS)):
-    return side_by_side.Again(at_once, count, count)
+    return side_by_side.Again(at_once, count)
+
+
+def watched(pace):
+    """The pace, which notes each step's answers and tokens read: which answers stand together decides how they round."""
+    plain, pace.seen = pace.noted, []
+
+    def noted(seconds, answers, read):
+        pace.seen.append((answers, read))
+        plain(seconds, answers, read)
+
+    pace.noted = noted
+    return pace
+
+
+def again(both, many, stops, pace, made):
+    """Made again it is the same, with the same answers together."""
+    same = watched(side_by_side.Again(pace.at_once, pace.begun, pace.steps))
+    assert side_by_side.answers(*both, many, stops, same) == made and same.seen == pace.seen
 
 
 # The same answers -------------------------------------------------------------------------------------------------
@@ -73,25 +91,14 @@ def test_where_the_lean_pass_does_not_know_the_model_batches_are_padded(both, mo
     assert set(padded) == {1}, "answers of one length together"
 
 
-class Seen(side_by_side.Again):
-    """Notes each step's answers, tokens read and prompts made."""
-
-    def __init__(self, *its):
-        super().__init__(*its)
-        self.steps = []
-
-    def noted(self, seconds, answers, read, made):
-        self.steps.append((answers, read, made))
-
-
 def test_the_next_prompt_begins_as_one_ends_and_what_all_begin_with_is_read_once(both, monkeypatch):
     fed, forward = [], decode.Decoder.forward
     monkeypatch.setattr(decode.Decoder, "forward", lambda self, rows, *more: fed.append(sum(map(len, rows))) or forward(self, rows, *more))
-    pace, told = Seen(4, 9, 9), []
+    pace, told = watched(side_by_side.Again(4, 9)), []
     made = side_by_side.answers(*both, asked(), set(), pace, told.append)
     assert len(made) == 9 and len(told) == 1 and told[0] in (8, 9)
-    assert max(answers for answers, _, _ in pace.steps) == 4
-    reading = [(place, read) for place, (_, read, _) in enumerate(pace.steps) if read]
+    assert max(answers for answers, _ in pace.seen) == 4 and len(pace.seen) == pace.steps
+    reading = [(place, read) for place, (_, read) in enumerate(pace.seen) if read]
     assert len(reading) > 4, "as places become free, not in waves"
     assert sum(fed) == 2 * (sum(map(len, PROMPTS)) - 8 * len(BEGINNING)) + sum(2 * (its.most_tokens - 1) for its in asked())
 
@@ -100,9 +107,9 @@ def test_a_few_prompts_are_read_at_a_time(both, monkeypatch):
     """So that a long wait is none: the first answers are on their way while others are read."""
     monkeypatch.setattr(decode, "PREFILL_TOKENS", 8)
     long = [list(range(3 + n, 43 + n)) for n in range(4)]
-    pace = Seen(64, 4, 4)
+    pace = watched(side_by_side.Again(64, 4))
     assert side_by_side.answers(*both, asked(prompts=long), STOPS, pace) == alone(*both, asked(prompts=long))
-    assert max(read for _, read, _ in pace.steps) <= 2 * 8 and pace.steps[0][0] == 2
+    assert max(read for _, read in pace.seen) <= 2 * 8 and pace.seen[0][0] == 2
 
 
 def test_a_copied_cache_is_its_own(both):
@@ -156,41 +163,55 @@ class Clock:
 TOKENS_PER_S = plans.ANSWER_TOKENS / 0.05
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 6.0, 12.0, 14.0, 30.0, 1000.0])
-def test_no_more_is_begun_than_ends_in_time_and_made_again_it_is_the_same(both, monkeypatch, seconds):
+@pytest.mark.parametrize("reads", [512, 8], ids=["read at once", "read bit by bit"])
+@pytest.mark.parametrize("stops", [set(), STOPS, set(range(3, 384, 2))], ids=["to the limit", "at an end", "half of them at once"])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 6.0, 13.0, 16.0, 30.0, 1000.0])
+def test_no_more_is_begun_than_ends_in_time_and_made_again_it_is_the_same(both, monkeypatch, seconds, stops, reads):
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", reads)
     clock = Clock(monkeypatch, step=plans.ANSWERS_STEP_TOKENS / TOKENS_PER_S)
     many = asked(prompts=[its[:-1] + [n % 90 + 5, *its[-1:]] for n, its in enumerate(PROMPTS * 4)])
-    pace = side_by_side.InTime(16, TOKENS_PER_S, lambda: seconds - clock.now)
-    made = side_by_side.answers(*both, many, STOPS, pace)
+    pace = watched(side_by_side.InTime(16, TOKENS_PER_S, lambda: seconds - clock.now))
+    made = side_by_side.answers(*both, many, stops, pace)
     assert pace.begun == len(made) and clock.now <= seconds
     assert sorted(made) == list(range(len(made))), "the first ones"
-    assert (len(made) == 36) is (seconds == 1000.0) and (not made) is (seconds < 10.0), (len(made), clock.now)
-    if 10.0 <= seconds < 1000.0:
-        assert clock.now > 0.6 * seconds, "the time is used"
-    assert side_by_side.answers(*both, many, STOPS, side_by_side.Again(pace.at_once, pace.begun, len(made))) == made
+    assert (not made) is (seconds < 10.0) and (seconds < 1000.0 or len(made) == 36), (len(made), clock.now)
+    if 10.0 <= seconds < 1000.0 and not stops:
+        assert clock.now > 0.5 * seconds, "the time is used"
+    again(both, many, stops, pace, made)
 
 
 def test_where_not_as_many_fit_together_fewer_are_answered_at_once(both, monkeypatch):
     clock = Clock(monkeypatch, step=plans.ANSWERS_STEP_TOKENS / TOKENS_PER_S)
-    pace = side_by_side.InTime(64, TOKENS_PER_S, lambda: 18.0 - clock.now)
+    pace = watched(side_by_side.InTime(64, TOKENS_PER_S, lambda: 20.0 - clock.now))
     made = side_by_side.answers(*both, asked(), STOPS, pace)
-    assert 2 <= pace.at_once < 18 and made and clock.now <= 18.0
+    assert 2 <= pace.at_once == max(answers for answers, _ in pace.seen) < 18 and made and clock.now <= 20.0
+    again(both, asked(), STOPS, pace, made)
 
 
-def test_steps_that_become_slow_end_it_with_what_is_whole(both, monkeypatch):
+def test_steps_that_become_slow_end_it_and_which_answers_there_are_says_nothing_of_how_they_end(both, monkeypatch):
+    """Of those in the making, the ones that happen to end early would be there, and the others not."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(clock, "takes", lambda makings: 0.1 if clock.steps < 20 else 45.0)
-    pace = side_by_side.InTime(6, 1000.0, lambda: 60.0 - clock.now)
-    made = side_by_side.answers(*both, asked(), set(), pace)
+    many = asked(prompts=[its[:-1] + [n % 90 + 5, *its[-1:]] for n, its in enumerate(PROMPTS * 2)])
+    alike = side_by_side.answers(*both, many, set(range(3, 384, 5)), whole(6, len(many)))
+    assert {why for pair in alike.values() for _, why in pair} == {"stop", "length"}
+    monkeypatch.setattr(clock, "takes", lambda makings: 0.1 if clock.steps < 22 else 45.0)
+    clock.now, clock.steps = 0.0, 0
+    pace = watched(side_by_side.InTime(6, 1000.0, lambda: 60.0 - clock.now))
+    begun: dict[int, int] = {}
+    begin = side_by_side._begin
+    monkeypatch.setattr(side_by_side, "_begin", lambda model, tokenizer, its, *more: begun.setdefault(many.index(its), pace.steps) and None or begin(model, tokenizer, its, *more))
+    made = side_by_side.answers(*both, many, set(range(3, 384, 5)), pace)
     assert 0 < len(made) < pace.begun and clock.now < 60 + 45
-    assert side_by_side.answers(*both, asked(), set(), side_by_side.Again(pace.at_once, pace.begun, len(made))) == made
+    assert set(made) == {place for place, step in begun.items() if pace.steps - step > many[place].most_tokens}
+    assert all(alike[place] == its for place, its in made.items())
+    again(both, many, set(range(3, 384, 5)), pace, made)
 
 
 def test_one_step_that_stood_still_is_not_taken_for_the_speed():
     """As where it gave way to a chat."""
     pace = side_by_side.InTime(8, 100.0, lambda: 20.0)
     for seconds in (1.0, 1.0, 300.0, 1.0, 1.0):
-        pace.noted(seconds, 8, 0, 0)
+        pace.noted(seconds, 8, 0)
     assert pace.slower == pytest.approx(1.0 / ((plans.ANSWERS_STEP_TOKENS + 8 * plans.ANSWER_TOKENS) / 100.0))
     assert pace.fitting(8, 0) == pytest.approx(20.0 / plans.ANSWERS_MARGIN)
     assert pace.fitting(8, 50) == pytest.approx((20.0 - 8 * 50 / 100.0) / plans.ANSWERS_MARGIN)
@@ -213,15 +234,38 @@ def test_a_padded_batch_keeps_to_the_time_too(both, monkeypatch):
     pace = side_by_side.InTime(4, 1000.0, lambda: 6.0 - now[0], side_by_side.PADDED)
     made = side_by_side.answers(*both, same, set(), pace)
     assert len(made) == 4 == pace.begun and now[0] <= 6.0  # 2.4 s for two prompts by both; a third batch would not have ended
-    assert side_by_side.answers(*both, same, set(), side_by_side.Again(pace.at_once, 4, 4)) == made
+    assert side_by_side.answers(*both, same, set(), side_by_side.Again(pace.at_once, 4, pace.steps)) == made
     now[0] = 0.0
     pace = side_by_side.InTime(4, 1e6, lambda: 1.0 - now[0], side_by_side.PADDED)
     assert side_by_side.answers(*both, same, set(), pace) == {} and now[0] < 1.3, "a batch that turns out slow is dropped"
+    assert side_by_side.answers(*both, same, set(), side_by_side.Again(pace.at_once, pace.begun, pace.steps)) == {}
+
+
+def test_a_padded_batch_that_ended_early_is_not_taken_for_fast_steps(both, monkeypatch):
+    monkeypatch.setattr(decode, "is_known", lambda model: False)
+    now, noted = [0.0], []
+    plain = answer._answers_padded
+    monkeypatch.setattr(answer, "_answers_padded", lambda *its: plain(*its[:-1], lambda: now.__setitem__(0, now[0] + 0.1) or its[-1]()))
+    monkeypatch.setattr(side_by_side, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pace = side_by_side.Again(4, 4)
+    monkeypatch.setattr(pace, "noted", lambda seconds, *_: noted.append(seconds))
+    side_by_side.answers(*both, [side_by_side.Asked(its.prompt, 200) for its in asked()], set(range(3, 384)), pace)
+    assert noted == pytest.approx([0.2, 0.2]), "one step of each model"
 
 
 def test_a_pace_counts_what_began():
     pace = side_by_side.Again(4, 3, 2)
     one = side_by_side.Asked([1, 2], 5)
     assert [pace.may_begin(one, answers) for answers in (0, 2, 4, 2, 0)] == [True, True, False, True, False]
-    assert pace.begun == 3 and [pace.is_over(made) for made in (1, 2, 3)] == [False, True, True]
-    assert side_by_side.Again(1, 1, 1).at_once == 2, "both models' answers to one prompt"
+    assert pace.begun == 3 and not pace.is_over()
+    pace.noted(1.0, 2, 0)
+    assert not pace.is_over() and pace.noted(1.0, 2, 0) is None and pace.is_over()
+    assert not side_by_side.Again(4, 3).is_over() and side_by_side.Again(4, 3, 0).is_over()
+    assert side_by_side.Again(1, 1).at_once == 2, "both models' answers to one prompt"
+
+
+def test_what_all_begin_with_is_read_in_the_time_too():
+    """Until it was read, the first prompt is taken to be read whole, for both models."""
+    pace = side_by_side.InTime(8, 10.0, lambda: 100.0)
+    long = side_by_side.Asked([1] * 1000, 1)
+    assert pace.may_begin(long, 0, 995) and not side_by_side.InTime(8, 10.0, lambda: 100.0).may_begin(long, 0)

@@ -195,7 +195,7 @@ def verdicts(report: dict, last_step: int) -> list[str]:
     if told["asked"] < told["of"]:
         which, short = "chosen by the seed", "those whose own answer is short"
         if told["only_short"]:
-            which = short if told["short"]["rows"] == told["short"]["of"] else f"{which} from {short}"
+            which = short if rows == of and told["asked"] == told["short"]["of"] else f"{which} from {short}"
         said.append(f"{told['asked']:,} of {told['of']:,} held-out rows were answered in full, {which}, to keep to the time{'; the losses are those of all' if rows == of else ''}.")
     return said + [report["probe"]["says"]]
 

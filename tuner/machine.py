@@ -239,17 +239,13 @@ def reach(kind: str = "fast") -> Reach:
         return Reach(device, precision, gflops, 5.0 * cores, 6.0, 9.0, 0.5)
     precision = seen["precision"]
     ratios = _ratios(its, f"{seen['device']}/{precision}/{kind}")
-    if "answers" not in ratios and kind in _ANSWERING:  # given by the same arithmetic, however a model learns
-        taught = [_ratios(its, f"{seen['device']}/{precision}/{other}") for other in _ANSWERING]
-        ratios |= next(({"answers": found["answers"]} for found in taught if "answers" in found), {})
+    if kind == "plain" and "answers" not in ratios:  # given by the same arithmetic as where a model learns the fast way, if it is known there
+        taught = _ratios(its, f"{seen['device']}/{precision}/fast")
+        ratios |= {"answers": taught["answers"]} if "answers" in taught else {}
     return Reach(
         seen["device"], precision, seen["gemm_gflops"][precision], seen["gb_per_s"], seen["op_us"], seen["import_s"], seen["import_gib"],
         True, tuple(sorted(ratios.items())),
     )
-
-
-# Arithmetics of models that answer.
-_ANSWERING = ("fast", "plain")
 
 
 def _ratios(its: dict, kind: str) -> dict[str, float]:

@@ -92,7 +92,7 @@ def left_out_words(run: runs.Run) -> str:
     made = figures.of(run)
     whole = f"{made.get('held_out_of', made['held_out_rows']):,} held-out rows were"
     return " and ".join(filter(None, (
-        f"{rows:,} of {whole} not measured" if rows else "", f"{answers:,}{'' if rows else f' of {whole}'} not answered" if answers else "",
+        f"{rows:,} of {whole} not measured" if rows else "", f"{answers:,}{'' if rows else f' of {whole}'} not answered in full" if answers else "",
     )))
 
 

@@ -22,6 +22,8 @@ PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
 STEP_OF_ANSWERS, STEP_OF_ANSWER, BOTH_ANSWERS, ENDING = 0.95, 0.09, 1.6, 0.6
 # A row's own answer of so many tokens is a short one (`figures.SHORT_WORDS`). So many tokens all prompts begin with, up to half of one.
 SHORT_TOKENS, SHARED_TOKENS = 24, 25
+# Rows that are shown side by side.
+SHOWN = 20
 # Answers that have not the time for all use this share of it. How far off it may be whether any fit: between these shares of
 # the time it is likelier and likelier.
 FILLED, FITS = 0.88, (0.75, 1.25)
@@ -226,11 +228,13 @@ class _Answers:
         thought = plans.ANSWERS_MARGIN * self.longest * max(self._step(2), (plans.ANSWERS_STEP_TOKENS + 2 * plans.ANSWER_TOKENS) * self.token)
         return _surely(left / thought) * min(self.seconds(), FILLED * left)
 
-    def cut(self, left: float, shown: int = 40) -> "_Answers":
-        """The same as `report.make` cuts them, so that those of the rows shown fit."""
+    def cut(self, left: float) -> "_Answers":
+        """The same as `report.make` cuts them, so that those of the rows shown side by side fit."""
+        shown = 2 * min(SHOWN, max(1.0, self.count))
         together = min(self.at_once, shown)
-        fitting = int(plans.CUT_SLACK * left / (plans.ANSWERS_MARGIN * self._step(together)))
-        return replace(self, longest=min(self.longest, max(plans.FEWEST_ANSWER_TOKENS, fitting)))
+        fitting = left / (plans.ANSWERS_MARGIN * self._step(together)) / math.ceil(shown / together)
+        cut = max(plans.FEWEST_ANSWER_TOKENS, int(plans.CUT_SLACK * fitting))
+        return self if fitting >= self.longest else replace(self, longest=min(self.longest, cut))
 
     def _step(self, answers: float) -> float:
         return self.once * (STEP_OF_ANSWERS + STEP_OF_ANSWER * answers)

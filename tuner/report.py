@@ -229,35 +229,39 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
     for kind, short in (("short", True), ("others", False)):
         if not (its := [index for index in todo if is_short[index] == short]):
             continue
-        prompts = [task.prompt_ids(questions[index], tokenizer, recipe) for index in its]
+        prompts = {index: task.prompt_ids(questions[index], tokenizer, recipe) for index in its}
         most_tokens = whole = _longest([wanted[index] for index in its], tokenizer, recipe)
         again = (repeat or {}).get("paces", {}).get(kind)
-        at_once = (again or {}).get("at_once") or _at_once(model, plan, max(map(len, prompts)) + most_tokens)
+        at_once = (again or {}).get("at_once") or _at_once(model, plan, max(map(len, prompts.values())) + most_tokens)
+        beside = [index for index in [*improved, *worsened] if is_short[index] == short]
         if repeat:  # an earlier version's report notes how many answers it made, and no more
-            rest = repeat["made"] - len(said)
-            again = again or {"begun": rest, "made": rest, "most_tokens": most_tokens}
-            pace = side_by_side.Again(at_once, again["begun"], again["made"])
+            again = again or {"at_once": at_once, "begun": repeat["made"] - len(said), "steps": None, "most_tokens": most_tokens}
+            pace = side_by_side.Again(at_once, again["begun"], again["steps"])
             most_tokens = again["most_tokens"]
         else:
             pace = side_by_side.InTime(at_once, tokens_per_s, left, slower)
-            if not short:  # so that those which are shown side by side have answers, if not whole ones
-                together = min(at_once, 2 * len(improved + worsened))
-                most_tokens = int(min(whole, max(plans.FEWEST_ANSWER_TOKENS, plans.CUT_SLACK * pace.fitting(together, max(map(len, prompts))))))
+            if not short and beside:
+                unread = max(map(len, prompts.values())) - len(side_by_side.beginning(list(prompts.values())))
+                together = min(at_once, 2 * len(beside))
+                fitting = pace.fitting(together, unread) / math.ceil(2 * len(beside) / together)
+                most_tokens = whole if fitting >= whole else int(min(whole, max(plans.FEWEST_ANSWER_TOKENS, plans.CUT_SLACK * fitting)))
+        if is_cut := most_tokens < whole:  # counted nowhere, so that those which are shown come first
+            its = list(dict.fromkeys([*beside, *its]))
         told = lambda made: on_status(f"Answering held-out rows: {len(said) + made:,} of {len(todo):,}")  # noqa: B023, E731
         told(0)
         packed.trim()  # what went before is smaller, or is over
-        both = side_by_side.answers(model, tokenizer, [side_by_side.Asked(prompt, most_tokens) for prompt in prompts], stops, pace, told)
-        is_cut = most_tokens < whole and any(why != "stop" for its_own in both.values() for _, why in its_own)
+        both = side_by_side.answers(model, tokenizer, [side_by_side.Asked(prompts[index], most_tokens) for index in its], stops, pace, told)
         said |= {
             its[place]: {name: {"text": text, "ended": why == "stop", "cut": is_cut and why != "stop"} for name, (text, why) in zip(("base", "tuned"), made)}
             for place, made in both.items()
         }
         slower = getattr(pace, "slower", slower)
-        paces[kind] = {"at_once": pace.at_once, "begun": pace.begun, "made": len(both), "most_tokens": most_tokens, "is_cut": is_cut}
+        noted = again or {"at_once": pace.at_once, "begun": pace.begun, "steps": pace.steps, "most_tokens": most_tokens}
+        paces[kind] = {**noted, "is_cut": is_cut}
     uncut = {index for index in said if is_short[index] or not paces["others"]["is_cut"]}
     counted, short = (list(takewhile(uncut.__contains__, its)) for its in (order, [index for index in order if is_short[index]]))
-    if only_short := len(short) > len(counted):
-        counted = short
+    counted = max(counted, short, key=len)
+    only_short = bool(counted) and "others" in paces and all(is_short[index] for index in counted)
 
     def shown(index: int) -> dict:
         its = said.get(index, dict.fromkeys(("base", "tuned"), {"text": None, "ended": None, "cut": False}))

@@ -44,7 +44,7 @@ class Pace:
     """
 
     def __init__(self, at_once: int):
-        self.at_once, self.begun = max(2, at_once), 0
+        self.at_once, self.begun, self.steps = max(2, at_once), 0, 0
 
     def may_begin(self, asked: Asked, answers: int, read: int = 0) -> bool:
         """Whether the next prompt's answers begin now; if so, they count as begun.
@@ -57,12 +57,13 @@ class Pace:
         self.begun += may
         return may
 
-    def is_over(self, made: int) -> bool:
-        """Whether nothing is waited for any more, with the answers to so many prompts made."""
+    def is_over(self) -> bool:
+        """Whether nothing is waited for any more."""
         raise NotImplementedError
 
-    def noted(self, seconds: float, answers: int, read: int, made: int) -> None:
-        """A step took so long: of so many answers, with so many tokens of prompts read; `made` as above."""
+    def noted(self, seconds: float, answers: int, read: int) -> None:
+        """A step took so long: of so many answers, with so many tokens of prompts read. Where batches are padded, a step is a batch."""
+        self.steps += 1
 
     def _may(self, asked: Asked, answers: int, read: int) -> bool:
         raise NotImplementedError
@@ -72,24 +73,30 @@ class InTime(Pace):
     """As many as there is time for: what has begun will end, unless steps become slower than any before.
 
     Where not as many fit together as might, fewer are answered at once, all the way: what was made can be made again
-    (`Again`) knowing only how many began, how many together, and how many were made.
+    (`Again`) knowing only how many began, how many together, and after how many steps it was over.
 
     Args:
         tokens_per_s: of a pass forward.
         left: gives the seconds that are left.
-        slower: by how much steps are thought to take longer than expected, until one was seen.
+        slower: by how much steps are thought to take longer than expected, until some were seen.
     """
 
     def __init__(self, at_once: int, tokens_per_s: float, left: Callable[[], float], slower: float = 1.0):
         super().__init__(at_once)
         self.tokens_per_s, self.left = tokens_per_s, left
         self._slower, self._expected = deque(maxlen=RECENT_STEPS), slower
-        self._grows, self._ends = True, False
+        self._most, self._grows, self._ends = 0, True, False
 
     @property
     def slower(self) -> float:
-        """Steps' time over what they were expected to take: the usual one of those seen last, so that one that stood still counts for nothing."""
-        return statistics.median(self._slower) if self._slower else self._expected
+        """Steps' time over what they were expected to take: the usual one of those seen last, so that one that stood still counts for nothing.
+
+        While there are more and more answers, no less than was thought: steps of few say little of those of many.
+        """
+        if not self._slower:
+            return self._expected
+        seen = statistics.median(self._slower)
+        return max(seen, self._expected) if self._grows else seen
 
     def fitting(self, answers: int, unread: int) -> float:
         """How many tokens so many answers may have, to end together in the time that is left; `unread` tokens of a prompt each."""
@@ -100,36 +107,42 @@ class InTime(Pace):
             return False
         # While these are written, as many others' prompts are read.
         if asked.most_tokens <= self.fitting(answers + 2, len(asked.prompt) - read):
+            self._most = max(self._most, answers + 2)
             return True
-        if self._grows and answers:
-            self.at_once, self._grows = answers, False
+        if self._grows and answers + 2 > self._most > 0:
+            self.at_once, self._grows = self._most, False
         else:
             self._ends = True
         return False
 
-    def is_over(self, made: int) -> bool:
+    def is_over(self) -> bool:
         return self.left() < 0
 
-    def noted(self, seconds: float, answers: int, read: int, made: int) -> None:
+    def noted(self, seconds: float, answers: int, read: int) -> None:
+        super().noted(seconds, answers, read)
         self._slower.append(seconds / self._step_s(answers, read))
-        self._grows = self._grows and not made and answers + 2 <= self.at_once
+        self._grows = self._grows and answers >= self._most and answers + 2 <= self.at_once
 
     def _step_s(self, answers: int, read: int) -> float:
         return (plans.ANSWERS_STEP_TOKENS + plans.ANSWER_TOKENS * answers + read) / self.tokens_per_s
 
 
 class Again(Pace):
-    """As many as an earlier time, with the same ones together, whatever time that takes."""
+    """As many as an earlier time, with the same ones together, whatever time that takes.
 
-    def __init__(self, at_once: int, begun: int, made: int):
+    Args:
+        steps: after which it was over; None where all that began ended.
+    """
+
+    def __init__(self, at_once: int, begun: int, steps: int | None = None):
         super().__init__(at_once)
-        self._begun, self._made = begun, made
+        self._begun, self._steps = begun, steps
 
     def _may(self, asked: Asked, answers: int, read: int) -> bool:
         return self.begun < self._begun
 
-    def is_over(self, made: int) -> bool:
-        return made >= self._made
+    def is_over(self) -> bool:
+        return self._steps is not None and self.steps >= self._steps
 
 
 def answers(model, tokenizer, asked: list[Asked], stop: set[int], pace: Pace, on_status=lambda made: None) -> dict[int, tuple[Said, Said]]:
@@ -140,24 +153,29 @@ def answers(model, tokenizer, asked: list[Asked], stop: set[int], pace: Pace, on
         on_status: called now and then with how many prompts have both answers.
 
     Returns:
-        Place in `asked` -> the base's answer and the tuned model's: of all that ended before it was over.
+        Place in `asked` -> the base's answer and the tuned model's. Where it is over before all that began have ended: of those
+        that would have ended by then however long they are, so that which ones there are says nothing of how they end.
     """
     decoder, adapter = decode.over(model)
     if decoder is None:
         return _padded(model, tokenizer, asked, stop, pace, on_status)
     decoder.rounds_up = True
-    shared, read = _beginning(asked), {}
-    waiting, going, made = deque(enumerate(asked)), {}, {}
+    shared, read = beginning([its.prompt for its in asked]), {}
+    waiting, going, made, since = deque(enumerate(asked)), {}, {}, {}
     while True:
+        if pace.is_over():
+            settled = {place for place, step in since.items() if pace.steps - step >= asked[place].most_tokens + _reads(asked[place], shared)}
+            return {place: both for place, both in made.items() if not going or place in settled}
         makings = [its for pair in going.values() for its in pair if not its.finished]
         unread = sum(len(its.fed) - 1 for its in makings)
-        while waiting and unread <= decode.PREFILL_TOKENS and pace.may_begin(waiting[0][1], len(makings), len(shared)):
+        while waiting and unread <= decode.PREFILL_TOKENS and pace.may_begin(waiting[0][1], len(makings), len(shared) if read else 0):
             place, its = waiting.popleft()
             read = read or {name: _read(decoder, name, shared) for name in (None, adapter)}
             going[place] = [_begin(model, tokenizer, its, stop, decoder, name, cache) for name, cache in read.items()]
             makings += going[place]
             unread += sum(len(each.fed) - 1 for each in going[place])
-        if not makings or pace.is_over(len(made)):
+            since[place] = pace.steps
+        if not makings:
             return made
         began = time.monotonic()
         reads = sum(min(len(its.fed), decode.PREFILL_TOKENS) - 1 for its in makings)
@@ -165,17 +183,22 @@ def answers(model, tokenizer, asked: list[Asked], stop: set[int], pace: Pace, on
         ended = [place for place, pair in going.items() if all(its.finished for its in pair)]
         for place in ended:
             made[place] = tuple((tokenizer.decode(its.ids, skip_special_tokens=True).strip(), its.finished) for its in going.pop(place))
-        pace.noted(time.monotonic() - began, len(makings), reads, len(made))
+        pace.noted(time.monotonic() - began, len(makings), reads)
         if len(made) // TOLD_EVERY > (len(made) - len(ended)) // TOLD_EVERY:
             on_status(len(made))
 
 
-def _beginning(asked: list[Asked]) -> list[int]:
+def beginning(prompts: list[list[int]]) -> list[int]:
     """What all prompts begin with, but for the last token of the shortest: one has to be left to be answered."""
-    if len(asked) < 2:
+    if len(prompts) < 2:
         return []
-    shared = [its[0] for its in takewhile(lambda its: len(set(its)) == 1, zip(*(its.prompt[:-1] for its in asked)))]
+    shared = [its[0] for its in takewhile(lambda its: len(set(its)) == 1, zip(*(prompt[:-1] for prompt in prompts)))]
     return shared if len(shared) >= WORTH_SHARING else []
+
+
+def _reads(its: Asked, shared: list[int]) -> int:
+    """Steps in which a prompt is read before the last of them brings the first token; and the one that finds the answer at its limit."""
+    return -(-(len(its.prompt) - len(shared)) // decode.PREFILL_TOKENS)
 
 
 def _read(decoder: decode.Decoder, adapter: str | None, prompt: list[int]) -> decode.Cache:
@@ -196,15 +219,21 @@ def _begin(model, tokenizer, its: Asked, stop: set[int], decoder: decode.Decoder
 def _padded(model, tokenizer, asked: list[Asked], stop: set[int], pace: Pace, on_status) -> dict[int, tuple[Said, Said]]:
     """`answers` by the model's own forward: the same number of prompts for each model, one after the other."""
     made: dict[int, tuple[Said, Said]] = {}
-    is_over = lambda: pace.is_over(len(made))  # noqa: E731
+    looks = 0
+
+    def is_over() -> bool:
+        nonlocal looks
+        looks += 1
+        return pace.is_over()
+
     start = 0
-    while start < len(asked):
+    while start < len(asked) and not pace.is_over():
         batch: list[Asked] = []
         while start + len(batch) < len(asked) and asked[start].most_tokens == (its := asked[start + len(batch)]).most_tokens and pace.may_begin(its, 2 * len(batch)):
             batch.append(its)
-        if not batch or is_over():
+        if not batch:
             return made
-        began, most = time.monotonic(), asked[start].most_tokens
+        began, most, looks = time.monotonic(), asked[start].most_tokens, 0
         prompts = [its.prompt for its in batch]
         tuned = answer.answers(model, tokenizer, prompts, stop, most, is_over)
         with model.disable_adapter():
@@ -213,6 +242,6 @@ def _padded(model, tokenizer, asked: list[Asked], stop: set[int], pace: Pace, on
             return made
         made.update({start + index: both for index, both in enumerate(zip(base, tuned))})
         start += len(batch)
-        pace.noted((time.monotonic() - began) / most, 2 * len(batch), 0, len(made))
+        pace.noted((time.monotonic() - began) / max(1.0, looks / 2), 2 * len(batch), 0)
         on_status(len(made))
     return made
