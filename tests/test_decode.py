@@ -168,7 +168,6 @@ def test_answers_made_together_are_those_made_alone(base, tmp_path, quantisation
         torch.testing.assert_close(torch.stack([step[place] for step in found]), its, rtol=0, atol=0.02 if quantisation == "none" else 0)
 
 
-@packable
 def test_many_answers_that_come_and_go_take_few_shapes(base, tmp_path, monkeypatch):
     """oneDNN keeps memory for each; the logits are those of the tokens that are there."""
     model = models.load_adapter(load(base, precision="float32"), adapter(base, tmp_path / "a"), "test/small")
@@ -191,6 +190,7 @@ def test_many_answers_that_come_and_go_take_few_shapes(base, tmp_path, monkeypat
     assert len(seen["plain"]) > 2 * len(seen["rounded"])
 
 
+@packable
 def test_an_adapter_comes_without_a_second_copy_of_the_base(base, tmp_path):
     """PEFT asks for the model's state, for which bitsandbytes would unpack every layer and round its scales anew."""
     model = load(base, "nf4")

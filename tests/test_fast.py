@@ -238,6 +238,18 @@ def test_cross_entropy_and_its_gradient_are_torch_s(count, monkeypatch):
         torch.testing.assert_close(loss.cross_entropy(hidden, Linear(head), targets), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_slices_whose_losses_alone_are_wanted_have_one_place(monkeypatch):
+    """Made anew for each, what the last ones left is no room for them, and a measurement held hundreds of MB more."""
+    from tuner.blocks import Linear
+
+    monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 64 * 50 * 4)
+    head, seen, plain = torch.nn.Linear(16, 50, bias=False), [], F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, *more, **ways: seen.append((logits.data_ptr(), len(logits))) or plain(logits, *more, **ways))
+    with torch.no_grad():
+        loss.cross_entropy(torch.randn(150, 16), Linear(head), torch.zeros(150, dtype=torch.long))
+    assert [count for _, count in seen] == [64, 64, 22] and len({place for place, _ in seen}) == 1
+
+
 def test_a_hopeless_token_has_a_finite_loss_and_the_right_gradient():
     from tuner.blocks import Linear
 

@@ -165,18 +165,23 @@ def test_made_again_it_is_the_same_bit_for_bit(run, made, capsys):
     assert made["says"] and all(words in out for words in made["says"])
 
 
-@pytest.fixture
-def many(base, home, quick):
-    """A run with 40 held-out rows, and what its report needs."""
-    records = [{"prompt": f"Count {n}.", "completion": f"{n} {n + 1}"} for n in range(80)]
-    run = small_run(base, records=records, held_out_share=0.5, max_steps=1)
-    runs.claim(run)
+def of_a_run(base, completions: list[str]) -> tuple:
+    """A run with half of these rows held out, and what its report needs."""
     from tuner import train
 
+    records = [{"prompt": f"Count {n}.", "completion": its} for n, its in enumerate(completions)]
+    run = small_run(base, records=records, held_out_share=0.5, max_steps=1)
+    runs.claim(run)
     assert train.main(run) == 0
     model, tokenizer, plan = report.load_tuned(run)
     rows = run.rows("held_out")
     return run, plan, model, tokenizer, rows, survey.of(rows, tokenizer, run.recipe), 1
+
+
+@pytest.fixture
+def many(base, home, quick):
+    """With 40 rows held out."""
+    return of_a_run(base, [f"{n} {n + 1}" for n in range(80)])
 
 
 def test_a_short_budget_leaves_fewer_answers_the_same_ones_and_says_so(many, monkeypatch):
@@ -270,18 +275,10 @@ def test_a_step_that_stalls_is_the_last_when_the_time_is_over(many, monkeypatch)
 
 @pytest.fixture
 def mixed(base, home, quick):
-    """A run with 40 held-out rows, half of which have long answers, and what its report needs."""
+    """With 40 rows held out, half of which have long answers."""
     quick.setattr(plans, "MOST_ANSWER_TOKENS", 96)
     long = " ".join(f"the cat sat on mat {n}" for n in range(6))
-    records = [{"prompt": f"Count {n}.", "completion": f"{n} {n + 1}" if n % 2 else f"{n} {long}"} for n in range(80)]
-    run = small_run(base, records=records, held_out_share=0.5, max_steps=1)
-    runs.claim(run)
-    from tuner import train
-
-    assert train.main(run) == 0
-    model, tokenizer, plan = report.load_tuned(run)
-    rows = run.rows("held_out")
-    return run, plan, model, tokenizer, rows, survey.of(rows, tokenizer, run.recipe), 1
+    return of_a_run(base, [f"{n} {n + 1}" if n % 2 else f"{n} {long}" for n in range(80)])
 
 
 def test_rows_with_short_answers_come_first_and_where_time_is_short_the_others_are_cut(mixed, monkeypatch):

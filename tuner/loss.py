@@ -39,7 +39,7 @@ def cross_entropy(
         return _CrossEntropy.apply(hidden, head, targets, passes)
     count, rows = len(targets), slice_rows(head.base.out_features, 4, hidden.device.type)
     losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
-    # In one place for all slices: made anew for each, the allocator finds no room among the last ones and takes twice to five times as much.
+    # In one place for all slices: made anew for each, the allocator finds no room for it among what the last ones left, and grows.
     room = hidden.new_empty((min(rows, count), head.base.out_features), dtype=torch.float32)
     for start in range(0, count, rows):
         wanted = targets[start : start + rows]

@@ -241,10 +241,7 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
         else:
             pace = side_by_side.InTime(at_once, tokens_per_s, left, slower)
             if not short and beside:
-                unread = max(map(len, prompts.values())) - len(side_by_side.beginning(list(prompts.values())))
-                together = min(at_once, 2 * len(beside))
-                fitting = pace.fitting(together, unread) / math.ceil(2 * len(beside) / together)
-                most_tokens = whole if fitting >= whole else int(min(whole, max(plans.FEWEST_ANSWER_TOKENS, plans.CUT_SLACK * fitting)))
+                most_tokens = _cut_to(pace, list(prompts.values()), whole, 2 * len(beside))
         if is_cut := most_tokens < whole:  # counted nowhere, so that those which are shown come first
             its = list(dict.fromkeys([*beside, *its]))
         told = lambda made: on_status(f"Answering held-out rows: {len(said) + made:,} of {len(todo):,}")  # noqa: B023, E731
@@ -259,8 +256,8 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
         noted = again or {"at_once": pace.at_once, "begun": pace.begun, "steps": pace.steps, "most_tokens": most_tokens}
         paces[kind] = {**noted, "is_cut": is_cut}
     uncut = {index for index in said if is_short[index] or not paces["others"]["is_cut"]}
-    counted, short = (list(takewhile(uncut.__contains__, its)) for its in (order, [index for index in order if is_short[index]]))
-    counted = max(counted, short, key=len)
+    first, scored = (list(takewhile(uncut.__contains__, its)) for its in (order, [index for index in order if is_short[index]]))
+    counted = max(first, scored, key=len)
     only_short = bool(counted) and "others" in paces and all(is_short[index] for index in counted)
 
     def shown(index: int) -> dict:
@@ -274,11 +271,19 @@ def _answer(run, plan, model, tokenizer, held_rows, rows, left, tokens_per_s: fl
         "answers": {
             "asked": len(counted), "only_short": only_short, "made": len(said), "paces": paces,
             **_compared([said[index] for index in counted], lambda its, _: its["ended"], [""] * len(counted), "stopped", seed),
-            "short": _short(short, said, wanted, seed) | {"of": sum(is_short.values())} if short else None,
+            "short": _short(scored, said, wanted, seed) | {"of": sum(is_short.values())} if scored else None,
         },
         "rows": {"improved": [shown(index) for index in improved], "worsened": [shown(index) for index in worsened]},
         "examples": [shown(index) for index in order[:EXAMPLES]],
     }
+
+
+def _cut_to(pace: side_by_side.InTime, prompts: list[list[int]], whole: int, answers: int) -> int:
+    """How many tokens the answers may have, so that so many of them end in time, one wave after another; `whole` where that is enough."""
+    unread = max(map(len, prompts)) - len(side_by_side.beginning(prompts))
+    together = min(pace.at_once, answers)
+    fitting = pace.fitting(together, unread) / math.ceil(answers / together)
+    return whole if fitting >= whole else int(min(whole, max(plans.FEWEST_ANSWER_TOKENS, plans.CUT_SLACK * fitting)))
 
 
 def _at_once(model, plan: dict, tokens: int) -> int:
@@ -300,11 +305,11 @@ def _compared(said: list[dict], score, wanted: list[str], name: str, seed: int) 
     return {"base": {name: mean(both[0])}, "tuned": {name: mean(both[1])}, "difference": {name: change}}
 
 
-def _short(short: list[int], said: dict, wanted: dict, seed: int) -> dict:
+def _short(scored: list[int], said: dict, wanted: dict, seed: int) -> dict:
     """Exact match and token F1 over answered rows whose own answer is short."""
-    found: dict = {"rows": len(short)}
+    found: dict = {"rows": len(scored)}
     for name, score in (("exact_match", figures.exact_match), ("f1", figures.token_f1)):
-        made = _compared([said[index] for index in short], lambda its, text: score(its["text"], text), [wanted[index] for index in short], name, seed)  # noqa: B023
+        made = _compared([said[index] for index in scored], lambda its, text: score(its["text"], text), [wanted[index] for index in scored], name, seed)  # noqa: B023
         for part, its in made.items():
             found[part] = found.get(part, {}) | its
     return found

@@ -164,7 +164,7 @@ def answers(model, tokenizer, asked: list[Asked], stop: set[int], pace: Pace, on
     waiting, going, made, since = deque(enumerate(asked)), {}, {}, {}
     while True:
         if pace.is_over():
-            settled = {place for place, step in since.items() if pace.steps - step >= asked[place].most_tokens + _reads(asked[place], shared)}
+            settled = {place for place, step in since.items() if pace.steps - step >= _most_steps(asked[place], shared)}
             return {place: both for place, both in made.items() if not going or place in settled}
         makings = [its for pair in going.values() for its in pair if not its.finished]
         unread = sum(len(its.fed) - 1 for its in makings)
@@ -196,9 +196,9 @@ def beginning(prompts: list[list[int]]) -> list[int]:
     return shared if len(shared) >= WORTH_SHARING else []
 
 
-def _reads(its: Asked, shared: list[int]) -> int:
-    """Steps in which a prompt is read before the last of them brings the first token; and the one that finds the answer at its limit."""
-    return -(-(len(its.prompt) - len(shared)) // decode.PREFILL_TOKENS)
+def _most_steps(its: Asked, shared: list[int]) -> int:
+    """After how many steps an answer has ended for sure: its prompt is read, the last of that brings a token, and the limit is seen a step after it."""
+    return -(-(len(its.prompt) - len(shared)) // decode.PREFILL_TOKENS) + its.most_tokens
 
 
 def _read(decoder: decode.Decoder, adapter: str | None, prompt: list[int]) -> decode.Cache:
