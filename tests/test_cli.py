@@ -99,6 +99,34 @@ def test_train_prints_json_and_nothing_else(process, trained):
     assert "5/5" in process.stderr and "Traceback" not in process.stderr and "Warning" not in process.stderr
 
 
+def test_train_holds_out_as_many_rows_as_its_report_has_the_time_for(place, hub, tmp_path_factory):
+    """Measured first where that would decide; on the run's own word where it says a number."""
+    client = Client(hub.url, tmp_path_factory.mktemp("client"), HF_TOKEN=ALICE, TUNER_HOME=str(tmp_path_factory.mktemp("measured")))
+    try:
+        found = client(f"""
+            from dataclasses import replace
+            from pathlib import Path
+            from tuner import cli, data, hub, machine, quote, recipe
+            folder, measured = Path({str(place)!r}), []
+            asked = recipe.load(folder / "animals.toml")
+            rows = data.from_recipe("local", asked, folder, hub.own_token())
+            said = lambda its: cli._settled(its, rows).held_out_rows
+            def measure():
+                measured.append(True)
+                machine.reach = lambda kind="fast": replace(slow, measured=True)
+            slow = replace(machine.reach(), gemm_gflops=1e-3)
+            machine.wait_until_measured = measure
+            result = [said(asked), len(measured)]  # all of four: never fewer than fifty
+            quote.FEWEST_HELD_OUT = 2
+            machine.reach = lambda kind="fast": slow
+            result += [said(asked), len(measured), said(asked), said(replace(asked, held_out_rows=3)), len(measured)]
+            result += [said(replace(asked, base_model="nobody/nothing"))]
+        """)
+        assert found == [0, 0, 2, 1, 2, 3, 1, 0]
+    finally:
+        client.close()
+
+
 def test_settings_on_the_command_line_reach_the_run(trained):
     recipe = (Path(trained["folder"]) / "recipe.toml").read_text()
     assert trained["state"] == "done" and "max_steps = 5" in recipe and "seed = 3" in recipe and "lora_rank = 4" in recipe

@@ -2,10 +2,11 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
-from tuner import finder, tasks, trials
+from tuner import finder, plan, quote, tasks, trials
 from tuner.ui import drawing, quote_view, trial_view
 
 
@@ -42,6 +43,16 @@ def test_a_run_that_failed_offers_what_there_is():
     both = quote_view.retry([{"settings": {}, "words": "Learning rate 0.005 → 0.002", "harm": "learns slower", "memory_gib": 1.0, "seconds": 60}], 1200)
     assert both.index('data-do="again:0"') < both.index('data-do="keep:"') and "Keep the version of step 1,200" in both
     assert "again" not in quote_view.retry([], 4)
+
+
+def test_the_quote_says_what_its_report_s_time_means_for_the_held_out_rows():
+    made = quote.Quote(plan.Plan(1024, 0, False, True), 12, 4000, 4, 4, {"base": 1.0}, {"training": 20.0}, 8.0, 0.0, True, 100, 100)
+    said = lambda **its: quote_view.whole(replace(made, **its), [], [], False, 0)  # noqa: E731
+    assert "kept aside" not in said() and "The report at the end" not in said()
+    fewer = said(held_out=90, held_out_of=300)
+    assert "Of 300 rows kept aside 90 are measured on; 210 more are neither learned from nor measured." in fewer and "“Held-out rows”" in fewer
+    assert "done afterwards" not in fewer and "done afterwards, while nobody else needs the machine, in about" in said(afterwards_s=200.0)
+    assert "kept aside" not in said(held_out=2000, held_out_of=9000), "as ever: what more rows than that show is nothing"
 
 
 def test_a_sweep_is_drawn_with_the_rate_that_a_click_takes_over():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -340,3 +341,8 @@ def test_a_run_takes_no_more_rows_than_it_can_use(home, monkeypatch):
     assert its["rows_in"] - sum(step["rows"] for step in its["steps"]) == its["rows_out"] == 70
     assert len(receipt.choose(rows, Recipe(held_out_share=0.2, max_steps=20, batch_size=4)).train) == 320  # 4 * 80: all of them
     assert len(receipt.choose(rows, Recipe(held_out_share=0.2)).train) == 320
+    few, fewer = (receipt.choose(rows, replace(recipe, held_out_rows=most)) for most in (12, 7))
+    assert (len(few.held_out), len(fewer.held_out)) == (12, 7) and set(fewer.held_out) < set(few.held_out) < set(chosen.held_out)
+    assert np.array_equal(few.train, chosen.train), "what is learned does not depend on how much is measured"
+    assert few.steps[0] == {"step": "held-out rows neither trained on nor measured, since 12 are held out", "rows": 68}
+    assert np.array_equal(receipt.choose(rows, replace(recipe, held_out_rows=80)).held_out, np.flatnonzero(held))

@@ -4,10 +4,10 @@ import pytest
 
 from tests import clicks
 from tests.small_run import RECORDS
-from tuner import data, lease, limits
+from tuner import data, lease, limits, machine, quote, sizes
 from tuner import run as runs
 from tuner.home import write_json
-from tuner.ui import run_view
+from tuner.ui import run_view, train_tab
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,27 @@ def test_a_second_start_waits_and_says_its_place_and_leaves_by_one_click(click, 
     write_json(home / "queue.json", {})  # all of them are gone from it, as when it was this run's turn
     assert "ahead" not in click("poll", run_id=run_id, seen=seen)[0]
     assert "Leaving the queue" in click("stop", run_id=run_id)[0]
+
+
+def test_start_holds_out_as_many_rows_as_were_quoted(click, form, home, base, monkeypatch):
+    """What the quote said of them is the run's own recipe; the same click stays the same, though the machine is thought otherwise of by then."""
+    dataset_id, settings = form
+    its = sizes.in_folder(base)
+    monkeypatch.setattr(train_tab, "to_quote", lambda *_: (its, quote.Rows([60] * 18, 18 * 20, [60] * 2)))
+    monkeypatch.setattr(quote, "FEWEST_HELD_OUT", 1)
+    seen = {
+        "device": "cpu", "precision": "float32", "gemm_gflops": {"float32": 1e-3}, "gb_per_s": 100.0, "op_us": 2.0, "import_s": 3.0, "import_gib": 0.5,
+    }
+    write_json(home / "machine.json", {machine.fingerprint(): {"measured": seen}})
+    start = dict(dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)
+    run = runs.find("local", click("start", *settings, **start)[0])
+    assert run.recipe.held_out_rows == 1 == run.read("data/receipt")["held_out_rows"]
+    assert "since 1 are held out" in run.read("data/receipt")["steps"][-1]["step"]
+    write_json(home / "machine.json", {machine.fingerprint(): {"measured": {**seen, "gemm_gflops": {"float32": 1e3}}}})
+    assert click("start", *settings, **start)[0] == run.id, "the same click"
+    settings[train_tab.FORM.index("epochs")] = 2.0
+    other = runs.find("local", click("start", *settings, **start)[0])
+    assert other.recipe.held_out_rows == 0 and other.read("data/receipt")["held_out_rows"] == 2
 
 
 def test_the_page_says_a_run_that_was_brought_back_or_left_the_queue(click, form):

@@ -16,8 +16,7 @@ from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.machine import Reach
-from tuner.receipt import MOST_HELD_OUT
-from tuner.recipe import Recipe
+from tuner.recipe import MOST_HELD_OUT, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -379,9 +378,54 @@ def test_short_answers_are_told_from_others_by_their_rows_length(its):
 def test_a_run_is_told_what_is_measured_afterwards_only_where_its_report_has_not_the_time(its):
     few, many, slow = quote.Rows([60] * 400, 400 * 20, [60] * 4), quote.Rows([60] * 400, 400 * 20, [60] * 1000), replace(TWO_CORES, gemm_gflops=1.0)
     assert quoted(its, few, reach=slow, max_steps=4).afterwards_s == quoted(its, many, max_steps=4).afterwards_s == 0
-    made = quoted(its, many, reach=slow, max_steps=4)
+    made = quoted(its, many, reach=slow, max_steps=4, held_out_rows=1000)
     assert made.afterwards_s == quote.whole_report_s(Recipe(max_steps=4), its, many, made.plan, slow) > made.time["before and after"]
     assert not quote._ReportWork(100, 20, 60, answers(10, 5), answers(10, 5)).leaves_out(60), "a shorter probe leaves no held-out row out"
+
+
+def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
+    """In tens, never fewer than fifty; a longer run's report has more time; who asks for a number, or has its rows already, gets them all."""
+    slow, rows = replace(TWO_CORES, gemm_gflops=1.0), quote.Rows([60] * 400, 400 * 20, [60] * 1000)
+    made = quoted(its, rows, reach=slow, max_steps=4)
+    assert 50 < made.held_out < made.held_out_of == 1000 and made.held_out % 10 == 0
+    report = quote._ReportWork.of(Recipe(max_steps=4), its, rows, made.plan, quote._one_held(rows), made.held_out, slow)
+    assert report.is_full(60.0) and not report.times(1 + 10 / made.held_out).is_full(60.0)
+    assert made.time["before and after"] <= 60 and not report.leaves_out(60.0) and made.afterwards_s == 0
+    assert quoted(its, rows, max_steps=4).held_out == 1000, "here all of them are measured in a second"
+    assert made.held_out < quoted(its, rows, reach=slow, max_steps=2000).held_out <= 1000
+    assert quoted(its, rows, reach=replace(slow, gemm_gflops=0.1), max_steps=4).held_out == quote.FEWEST_HELD_OUT
+    few = quote.Rows([60] * 400, 400 * 20, [60] * 49)
+    assert quoted(its, few, reach=replace(slow, gemm_gflops=0.1), max_steps=4).held_out == 49
+    assert quoted(its, rows, reach=slow, max_steps=4, held_out_rows=990).held_out == 990
+    had = quote.Rows([60] * 400, 400 * 20, [60] * 1000, chosen=True)
+    assert quoted(its, had, reach=slow, max_steps=4).held_out == 1000
+    assert quote.Rows(**json.loads(json.dumps(quote.summed_up(had)))).chosen
+    some = quote.Rows([60] * 200, 200 * 20, [60] * 500, 2.0)
+    assert quoted(its, some, reach=slow, max_steps=4).held_out == pytest.approx(made.held_out, abs=10) and some.held_rows == 1000
+
+
+def test_rows_of_several_sequences_are_held_out_whole(its):
+    """A long text is a row of several: their time is measured by their tokens, and what is held out are rows."""
+    slow = replace(TWO_CORES, gemm_gflops=1.0)
+    single, of_four = (quote.Rows([60] * 400, 400 * 59, [60] * 1000, held_rows=rows) for rows in (1000, 250))
+    made, four = quoted(its, single, reach=slow, max_steps=4), quoted(its, of_four, reach=slow, max_steps=4)
+    assert four.held_out_of == 250 and four.held_out == pytest.approx(made.held_out / 4, abs=10)
+    assert four.time["before and after"] == pytest.approx(made.time["before and after"], rel=0.1)
+    again = quote.Rows(**json.loads(json.dumps(quote.summed_up(of_four))))
+    assert again.held_rows == pytest.approx(250, rel=0.05)
+
+
+def test_the_run_s_own_recipe_says_how_many_rows_are_held_out(its):
+    slow, rows = replace(TWO_CORES, gemm_gflops=1.0), quote.Rows([60] * 400, 400 * 20, [60] * 1000)
+    made = quoted(its, rows, reach=slow, max_steps=4)
+    assert quote.settled(Recipe(max_steps=4), made) == Recipe(max_steps=4, held_out_rows=made.held_out)
+    assert quote.settled(Recipe(), quoted(its, rows)) == Recipe(), "all of them: nothing to say"
+    guessed = quoted(its, rows, reach=replace(slow, measured=False), max_steps=4)
+    assert guessed.held_out < 1000 and quote.settled(Recipe(max_steps=4), guessed) == Recipe(max_steps=4), "of a machine that nobody measured"
+    many = quote.Rows([60] * 400, 400 * 20, [60] * 9000)
+    assert quoted(its, many).held_out == MOST_HELD_OUT and quote.settled(Recipe(), quoted(its, many)) == Recipe()
+    labels = quoted(its, rows, reach=slow, max_steps=4, task="text_labels")
+    assert labels.held_out == 1000 and quote.settled(Recipe(task="text_labels"), labels) == Recipe(task="text_labels")
 
 
 def test_a_report_on_all_rows_is_quoted_for_itself(its):

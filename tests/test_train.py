@@ -219,6 +219,7 @@ REACHES = {
     "weight_decay": (1.0, lambda new, old: same_start(new, old) and new.rates == old.rates),
     "max_grad_norm": (0.001, lambda new, old: same_start(new, old) and new.rates == old.rates),
     "held_out_share": (0.5, lambda new, old: new.report["held_out_rows"] > old.report["held_out_rows"]),
+    "held_out_rows": (2, lambda new, old: new.report["held_out_rows"] == new.report["held_out_of"] == 2 < old.report["held_out_rows"] and new.losses == old.losses),
     "evaluations": (2, lambda new, old: (len(new.evals), len(old.evals)) == (3, 5) and new.losses == old.losses),
     "sample_prompt": ("Where is the moon?", lambda new, old: new.prompt == "Where is the moon?" != old.prompt),
     "learn": ("everything", lambda new, old: new.labelled[0] > old.labelled[0] and new.tokens == old.tokens),

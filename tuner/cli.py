@@ -140,8 +140,10 @@ def _train(asked) -> int:
     else:
         recipe, beside = _recipe(asked.what, asked.settings)
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, hub.own_token())
-        going = run.create(LOCAL_OWNER, recipe, dataset)
+        going = run.create(LOCAL_OWNER, _settled(recipe, dataset), dataset)
         _say(f"Run {going.id}: {dataset.count:,} rows, base {recipe.base_model}")
+        if going.recipe.held_out_rows != recipe.held_out_rows:
+            _say(f"{going.recipe.held_out_rows:,} rows are held out, as many as its report has the time for; held_out_rows=N takes another number")
     if os.environ.get("TUNER_CHILD") != "1":  # the page claims a run before it starts its child
         run.claim(going)
         going.log("status", state="waiting", message="Getting the base model ready")
@@ -152,6 +154,29 @@ def _train(asked) -> int:
             write_whole(going.folder / "error.txt", str(error))
             raise
     return _follow(going, asked.json)
+
+
+def _settled(recipe, dataset):
+    """The recipe with as many held-out rows as its report has the time for here; as it is where they all are, or nobody can say."""
+    from tuner import check, hub, machine, quote, scan, tasks
+
+    if recipe.held_out_rows or dataset.task != recipe.task or not tasks.get(recipe.task).ANSWERS:
+        return recipe
+    try:
+        look = scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, recipe.base_revision, hub.own_token()))
+        rows = check.rows_of(dataset, look) if check.is_small(dataset) else check.glimpse(dataset, look)  # the run itself encodes what it takes
+        worked_on = quote.Rows.of(rows.figures(recipe), max(1.0, dataset.count / rows.came_in))
+        sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
+    except UserError:
+        return recipe
+    if not len(worked_on.lengths):
+        return recipe
+    made = quote.here(recipe, sizes, worked_on)
+    if made.held_out < made.held_out_of and not made.measured:
+        _say("Measuring this machine, once ...")
+        machine.wait_until_measured()
+        made = quote.here(recipe, sizes, worked_on)
+    return quote.settled(recipe, made)
 
 
 def _follow(going, as_json: bool) -> int:
@@ -446,7 +471,7 @@ def _quote(asked) -> int:
         print(json.dumps({
             "steps": made.steps, "tokens": made.tokens, "memory_gib": made.memory_gib, "memory": made.memory, "seconds": made.seconds,
             "time": made.time, "free_gib": made.free_gib, "dollars": made.dollars, "fits": made.fits, "measured": made.measured,
-            "afterwards_s": made.afterwards_s, "plan": made.plan.__dict__,
+            "held_out": made.held_out, "held_out_of": made.held_out_of, "afterwards_s": made.afterwards_s, "plan": made.plan.__dict__,
             "proposals": [
                 {"settings": its.settings, "words": its.words, "harm": its.harm, "memory_gib": its.quote.memory_gib, "seconds": its.quote.seconds}
                 for its in offered
@@ -462,8 +487,10 @@ def _quote(asked) -> int:
         f"about {made.memory_gib:.1f} GiB here ({', '.join(f'{name} {size:.2f}' for name, size in made.memory.items())}), "
         f"about {made.seconds / 60:.1f} minutes" + ("" if made.measured else " (this machine has not been measured yet)")
     )
+    if made.held_out < made.held_out_of:
+        print(f"{made.held_out:,} of {made.held_out_of:,} rows kept aside are held out, as many as its report has the time for; held_out_rows=N takes another number")
     if made.afterwards_s:
-        print(f"then about {made.afterwards_s / 60:.1f} minutes to measure all held-out rows, for which its report has not the time")
+        print(f"then about {made.afterwards_s / 60:.1f} minutes to do what its report on the held-out rows has not the time for")
     if not made.fits:
         print(f"that is more than can be used of the {made.free_gib:.1f} GiB free" + (". What makes it fit:" if offered else "; no setting makes it fit"))
     for its in offered:

@@ -181,7 +181,9 @@ def shorter(rows: Rows, most: int) -> Rows:
     """The rows as they would be cut; what is learned is taken to shrink with the tokens."""
     lengths = np.minimum(rows.lengths.tokens, most)
     share = float(lengths.sum()) / max(1.0, rows.lengths.total)
-    return Rows(lengths, round(rows.learned * share), np.minimum(rows.held.tokens, most), rows.scale)
+    return Rows(
+        lengths, round(rows.learned * share), np.minimum(rows.held.tokens, most), rows.scale, round(rows.held_rows / rows.scale), rows.chosen,
+    )
 
 
 # The ladders ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a Recipe needs: GiB and what they are made of, minutes, dollars, here and on each hired machine; without torch."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from tuner import cost, hardware, machine, room, tasks
 from tuner import plan as plans
 from tuner.cost import Work
 from tuner.machine import Memory, Reach
-from tuner.receipt import ENOUGH_AT_ONCE, MOST_HELD_OUT
+from tuner.receipt import ENOUGH_AT_ONCE
+from tuner.recipe import MOST_HELD_OUT
 from tuner.sizes import Sizes
 
 # A step of the three fixed prompts' answers costs so many steps of one. While a model learns, the longest of three gets so many
@@ -24,6 +26,9 @@ STEP_OF_ANSWERS, STEP_OF_ANSWER, BOTH_ANSWERS, ENDING = 0.95, 0.09, 1.6, 0.6
 SHORT_TOKENS, SHARED_TOKENS = 24, 25
 # Rows that are shown side by side.
 SHOWN = 20
+# A run holds out as many rows as its report, said to take this share of its time, measures with the whole probe and the answers
+# it scores; in tens, since a quote is no nearer. For want of time it never holds out fewer than so many, which would show little.
+HELD_OUT_FILL, FEWEST_HELD_OUT = 0.92, 50
 # Answers that have not the time for all use this share of it. How far off it may be whether any fit: between these shares of
 # the time it is likelier and likelier.
 FILLED, FITS = 0.88, (0.75, 1.25)
@@ -37,18 +42,21 @@ class Rows:
         learned: learned tokens among them.
         held_lengths: (H,) tokens of the held-out sequences.
         scale: how many rows each of these stands for, where only the first of them are known yet.
+        held_rows: rows that the held-out sequences are of; as many as these where it is not said.
+        chosen: whether a run has these rows already, so that none is left out any more.
     """
 
-    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0):
+    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: int | None = None, chosen: bool = False):
         self.lengths = plans.Lengths(lengths)
         self.held = plans.Lengths(held_lengths)
-        self.learned, self.scale = learned, scale
+        self.learned, self.scale, self.chosen = learned, scale, chosen
         self.count = max(1, round(len(self.lengths) * scale))
+        self.held_rows = max(1, round((held_rows or len(self.held)) * scale))
 
     @classmethod
     def of(cls, figures, scale: float = 1.0) -> "Rows":
         """Of a check's figures; see `findings.Figures`."""
-        return cls(figures.lengths, figures.learned, figures.held_lengths, scale)
+        return cls(figures.lengths, figures.learned, figures.held_lengths, scale, figures.held_out_rows)
 
 
 # How many rows stand for all of them in what a run keeps of its quote.
@@ -68,7 +76,7 @@ def summed_up(rows: Rows) -> dict:
     held = max(1, round(len(rows.held) * rows.scale / scale))  # each of them is to stand for as many as each of the others
     return {
         "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held, held),
-        "scale": scale,
+        "scale": scale, "held_rows": round(rows.held_rows / scale), "chosen": rows.chosen,
     }
 
 
@@ -81,6 +89,7 @@ class Quote:
         memory: GiB by what takes them; on a card, of the card.
         time: seconds by what takes them.
         free_gib: what there is for it.
+        held_out, held_out_of: rows that the run holds out, of those that are kept aside.
         afterwards_s: what measuring all held-out rows takes then, in the time to spare, where its report has no time for all.
     """
 
@@ -94,6 +103,8 @@ class Quote:
     free_gib: float
     dollars: float
     measured: bool
+    held_out: int
+    held_out_of: int
     afterwards_s: float = 0.0
 
     @property
@@ -117,6 +128,9 @@ class Quote:
 def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_per_hour: float = 0.0) -> Quote:
     """About what a run will need on one machine.
 
+    Where the recipe leaves open how many rows are held out, they are as many as the report at its end can measure and answer
+    in its time there.
+
     Args:
         free_gib: memory that the run may use there.
         reach: what the machine reaches; see `machine.reach` and `machine.expected`.
@@ -132,9 +146,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     learned = rows.learned * tokens / max(1.0, rows.lengths.total)
     work = Work(tokens, learned, squares, gone_through, gone_through * rows.lengths.parts_per_row(recipe, plan), steps)
     share = rows.learned / max(1.0, rows.lengths.total)
-    held_count, one_held = _held_out(rows), _one_held(rows)
+    one_held = _one_held(rows)
     per_row = one_held.tokens
-    often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
     heaviest = rows.lengths.heaviest(recipe, plan)
     rehearsed = Work.of(heaviest, share * float(heaviest.sum()), 1, 0).times(2)
     prompt, answer, usual = rows.lengths.usual_answer(rows.learned, recipe.learn)
@@ -142,19 +155,31 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     encoded = min(rows.count, max(2 * recipe.max_steps * recipe.batch_size, ENOUGH_AT_ONCE)) if recipe.max_steps else rows.count
     # Passes are as fast or slow as training's, which is products too; answers, a token after the other, wait for memory.
     passes, words = reach.ratio("train"), reach.ratio("answers")
-    time = {
-        "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
-        "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * passes,
-        "training": cost.training_s(recipe, its, plan, work, reach) * passes,
-        "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * passes,
-        "answers": (
-            cost.answer_s(its, plans.SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE
-            + cost.forward_s(recipe, its, plan, _prompts(prompt, plans.SAMPLES).times(often + 1), reach)
-        ) * words,
-    }
-    afterwards_s = 0.0
+
+    def without_report(held_count: float) -> tuple[int, dict[str, float]]:
+        """Evaluations after the first, and the seconds before the report, with so many held-out sequences."""
+        often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
+        return often, {
+            "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
+            "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * passes,
+            "training": cost.training_s(recipe, its, plan, work, reach) * passes,
+            "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * passes,
+            "answers": (
+                cost.answer_s(its, plans.SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE
+                + cost.forward_s(recipe, its, plan, _prompts(prompt, plans.SAMPLES).times(often + 1), reach)
+            ) * words,
+        }
+
+    held_out, afterwards_s = min(rows.held_rows, recipe.held_out_rows or MOST_HELD_OUT), 0.0
     if tasks.get(recipe.task).ANSWERS:
-        report = _ReportWork.of(recipe, its, rows, plan, one_held, held_count, reach)
+        report = _ReportWork.of(recipe, its, rows, plan, one_held, _sequences(rows, held_out), reach)
+        if not (recipe.held_out_rows or rows.chosen):
+            budget = plans.report_budget_s(sum(without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))[1].values()))
+            held_out = report.fitting(held_out, budget)
+            report = report.times(_sequences(rows, held_out) / report.held_count)
+    held_count = _sequences(rows, held_out)
+    often, time = without_report(held_count)
+    if tasks.get(recipe.task).ANSWERS:
         time["before and after"] = report.seconds(budget := plans.report_budget_s(sum(time.values())))
         if report.leaves_out(budget):
             afterwards_s = report.alone_s(recipe, its, reach)
@@ -172,13 +197,22 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(
         plan, steps, round(work.tokens), often, len(heaviest), memory, time, free_gib, sum(time.values()) / 3600 * dollars_per_hour, reach.measured,
-        afterwards_s,
+        held_out, rows.held_rows, afterwards_s,
     )
 
 
-def _held_out(rows: Rows) -> float:
-    """How many rows are held out."""
-    return min(max(1.0, len(rows.held) * rows.scale), MOST_HELD_OUT)
+def settled(recipe, made: Quote):
+    """The recipe with the number of held-out rows that was quoted, where they are not all that are kept aside.
+
+    The run's own recipe says it, so that it can be repeated elsewhere. A machine that was not measured says nothing so exactly:
+    there the report has the last word.
+    """
+    return replace(recipe, held_out_rows=made.held_out) if made.measured and made.held_out < min(made.held_out_of, MOST_HELD_OUT) else recipe
+
+
+def _sequences(rows: Rows, held_out: float) -> float:
+    """How many held-out sequences so many rows are."""
+    return max(1.0, len(rows.held) * rows.scale * held_out / rows.held_rows)
 
 
 def _one_held(rows: Rows) -> Work:
@@ -297,6 +331,23 @@ class _ReportWork:
         short = self.short.within(left)
         return measured, probed, short, self.others.cut(left - short).within(left - short)
 
+    def times(self, share: float) -> "_ReportWork":
+        """The same on so many times its held-out rows."""
+        short, others = (replace(its, count=its.count * share) for its in (self.short, self.others))
+        return replace(self, held_count=self.held_count * share, both=self.both * share, short=short, others=others)
+
+    def is_full(self, budget: float) -> bool:
+        """Whether all held-out rows are measured, the whole probe is asked, and all short answers and the rows shown side by side are given."""
+        shown = replace(self.others, count=min(SHOWN, self.others.count), longest=min(plans.FEWEST_ANSWER_TOKENS, self.others.longest))
+        answers = (self.short.seconds() + shown.seconds()) / FILLED
+        return self.both + max(2 * self.asked, self.asked + answers) <= HELD_OUT_FILL * budget  # it may take half of what is left
+
+    def fitting(self, rows: int, budget: float) -> int:
+        """How many of so many held-out rows, which this report is of, a full report can be on in that time; see FEWEST_HELD_OUT."""
+        if rows <= FEWEST_HELD_OUT or self.is_full(budget):
+            return rows
+        return max(FEWEST_HELD_OUT, 10 * bisect_left(range(rows // 10), True, key=lambda tens: not self.times(10 * (tens + 1) / rows).is_full(budget)))
+
     @property
     def whole(self) -> float:
         """Of one that leaves nothing out."""
@@ -314,7 +365,7 @@ def _answers_at_once(its: Sizes, tokens: float, reach: Reach) -> int:
 
 def whole_report_s(recipe, its: Sizes, rows: Rows, plan, reach: Reach) -> float:
     """About how long a report on all held-out rows takes, from its start in a process of its own."""
-    held_count = _held_out(rows)
+    held_count = _sequences(rows, min(rows.held_rows, recipe.held_out_rows or MOST_HELD_OUT))
     report = _ReportWork.of(recipe, its, rows, plan, _one_held(rows), held_count, reach)
     return report.alone_s(recipe, its, reach)
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.findings import Rows, faults_of
-from tuner.recipe import Recipe
+from tuner.recipe import MOST_HELD_OUT, Recipe
 
-# A held-out part of this size shows a share to within 2.2 percentage points; more rows only cost time at every look.
-MOST_HELD_OUT = 2_000
 # Up to here all training rows are encoded, also where the steps see fewer.
 ENOUGH_AT_ONCE = 5_000
 
@@ -32,11 +30,13 @@ def choose(rows: Rows, recipe: Recipe) -> Chosen:
     """
     held, words = rows.held_out(recipe.held_out_share, recipe.seed)
     train, held_out, steps = np.flatnonzero(~held), np.flatnonzero(held), []
-    order = np.random.default_rng(recipe.seed)
-    if len(held_out) > MOST_HELD_OUT:
-        steps.append({"step": "held-out rows neither trained on nor measured, since fewer show as much", "rows": len(held_out) - MOST_HELD_OUT})
-        held_out = np.sort(order.choice(held_out, MOST_HELD_OUT, replace=False))
-    needed = recipe.max_steps * recipe.batch_size
+    most = recipe.held_out_rows or MOST_HELD_OUT
+    if len(held_out) > most:
+        why = "fewer show as much" if most == MOST_HELD_OUT else f"{most:,} are held out"
+        steps.append({"step": f"held-out rows neither trained on nor measured, since {why}", "rows": len(held_out) - most})
+        # In an order of its own: how many are held out must not depend on what is trained on, nor the other way round.
+        held_out = np.sort(np.random.default_rng((recipe.seed, 1)).permutation(held_out)[:most])
+    order, needed = np.random.default_rng(recipe.seed), recipe.max_steps * recipe.batch_size
     if needed and len(train) > max(4 * needed, ENOUGH_AT_ONCE):
         # Encoding a million rows for thirty steps would take longer than the steps.
         steps.append({"step": f"training rows that {recipe.max_steps:,} steps cannot reach", "rows": len(train) - 2 * needed})

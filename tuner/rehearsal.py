@@ -32,7 +32,8 @@ def quote_run(run, train_set, held_set, base_dir: Path) -> Quote:
         UserError: it cannot fit by far; then nothing is loaded, and what would fit is noted.
     """
     its = sizes.in_folder(base_dir)
-    rows = Rows([len(row.ids) for row in train_set.encoded], train_set.learned, [len(row.ids) for row in held_set.encoded])
+    held_lengths = [len(row.ids) for row in held_set.encoded]
+    rows = Rows([len(row.ids) for row in train_set.encoded], train_set.learned, held_lengths, held_rows=len(set(held_set.owners)), chosen=True)
     made = quote.here(run.recipe, its, rows)
     _note(run, made, rows, its)
     if TRUST * made.needed_gib > made.free_gib:

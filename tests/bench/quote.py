@@ -84,7 +84,7 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     its = hub.sizes_of(recipe.base_model, "", None)
     figures = rows.figures(recipe)
     made = quote.here(recipe, its, quote.Rows.of(figures))
-    run = runs.create(owner, recipe, dataset)
+    run = runs.create(owner, quote.settled(recipe, made), dataset)
     runs.fetch_base(run)
     runs.claim(run)
     before = _pace()

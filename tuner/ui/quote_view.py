@@ -3,6 +3,7 @@
 from tuner import limits
 from tuner.plan import ROOM
 from tuner.quote import Hired, Quote
+from tuner.recipe import KNOBS, MOST_HELD_OUT
 from tuner.ui.drawing import about, duration, notice, text
 
 
@@ -60,15 +61,19 @@ def _plan(made: Quote) -> str:
 
 
 def _afterwards(made: Quote) -> str:
-    """What nobody waits for, and is told all the same."""
-    if not made.afterwards_s:
+    """What the report's time means for the held-out rows: how many there are, and what nobody waits for and is told all the same."""
+    said = ""
+    if (unused := min(made.held_out_of, MOST_HELD_OUT) - made.held_out) > 0:
+        said = (
+            f" Of {made.held_out_of:,} rows kept aside {made.held_out:,} are measured on; {unused:,} more are neither learned from nor measured. "
+            f"“{KNOBS['held_out_rows'].label}” under More settings takes another number."
+        )
+    if not made.afterwards_s and not said:
         return ""
     most = limits.run_seconds()
     takes = f"about {about(made.afterwards_s)}" if most is None or made.afterwards_s <= most else f"at most {about(most)}, as far as that goes"
-    return (
-        " The report keeps to a quarter of the training's time, at least a minute. What that leaves out of the held-out rows is measured "
-        f"afterwards, while nobody else needs the machine, in {takes}."
-    )
+    afterwards = f" What that leaves out of their answers or losses is done afterwards, while nobody else needs the machine, in {takes}." if made.afterwards_s else ""
+    return f" The report at the end keeps to a quarter of the training's time, at least a minute.{said}{afterwards}"
 
 
 def _bar(made: Quote) -> str:

@@ -16,7 +16,9 @@ from tuner.ui import drawing, label_view, measure_view, my_runs, picture_view, q
 # The task comes with the preset and has no control of its own.
 FORM = ("task", *OPEN_KNOBS, *MORE_KNOBS)
 # Knobs that change what a row looks like to the model, so that the Dataset tab has to look again.
-_SHAPES_ROWS = ("task", "base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "seed")
+_SHAPES_ROWS = (
+    "task", "base_model", "max_tokens", "system_prompt", "learn", "keep_control_tokens", "template_date", "held_out_share", "held_out_rows", "seed",
+)
 
 
 def draw(page, browser, dataset_id, run_id) -> SimpleNamespace:
@@ -304,7 +306,8 @@ def wire(its, dataset, talk, tabs) -> None:
             "dataset_revision": source.get("revision", "") or "", "dataset_format": its_data.mapping.format,
             "columns": its_data.mapping.columns,
         })
-        quoted = told_before(dataset_id, recipe, visitor)
+        made = told_before(dataset_id, recipe, visitor)
+        quoted = made and {"seconds": made.seconds, "memory_gib": made.needed_gib}
 
         def begin(run):
             if publishing:
@@ -315,16 +318,16 @@ def wire(its, dataset, talk, tabs) -> None:
                 keeper.follow()
 
         form_key = f"{dataset_id}/{its_data.steps}/{recipe.to_toml()}/{publishing}/{name}/{keep}"
-        run = runs.start_once(visitor.owner, form_key, lambda: runs.create(visitor.owner, recipe, its_data), begin)
+        settled = quote.settled(recipe, made) if made else recipe
+        run = runs.start_once(visitor.owner, form_key, lambda: runs.create(visitor.owner, settled, its_data), begin)
         return [run.id, *run_view.of(run), *my_runs.of(visitor, run.id)]
 
-    def told_before(dataset_id, recipe, visitor) -> dict | None:
-        """What the quote says a run takes, for those who wait behind it; a run may start where nobody could say."""
+    def told_before(dataset_id, recipe, visitor) -> quote.Quote | None:
+        """What a run takes, for those who wait behind it; a run may start where nobody could say."""
         try:
-            made = quote.here(recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
+            return quote.here(recipe, *to_quote(data.find(visitor.owner, dataset_id), recipe, visitor))
         except UserError:
             return None
-        return {"seconds": made.seconds, "memory_gib": made.needed_gib}
 
     @in_words
     def poll(run_id, seen, browser_id, token: gr.OAuthToken | None):
