@@ -24,6 +24,9 @@ def test_a_case_is_quoted_run_and_told(home, base, monkeypatch, tmp_path):
     assert 0.3 < told["rehearsed_gib"] <= told["taken_gib"] * 1.05 and told["rehearsed_s"] > 0
     assert sum(told["phases"].values()) == pytest.approx(told["taken_s"], rel=0.05) and 0 <= told["others"] <= 1
     assert told["pace"] is None  # this home's machine was never measured
+    report = told["report"]
+    assert report["kept_aside"] == report["held_out"] == report["measured"] == 2 and report["short"] == report["short_answered"] == 2
+    assert report["probe"] == 1.0 and 0 < report["seconds"] < report["had_s"] == 60.0
     json.dumps(told)
 
 
@@ -58,6 +61,14 @@ def test_the_table_says_what_is_held_and_what_is_not(off, good, words):
     lines: list[str] = []
     assert bench.table([GOOD, copy.copy(GOOD), {**GOOD, **off}] if off.get("counts", True) else [GOOD, {**GOOD, **off}], lines.append) is good
     assert words in "\n".join(lines)
+
+
+@pytest.mark.parametrize("off, good", [({}, True), ({"measured": 89}, False), ({"short_answered": 17}, False), ({"seconds": 61.0}, False), ({"probe": 0.5}, True)])
+def test_a_report_that_leaves_out_held_out_rows_or_takes_too_long_is_not_held(off, good):
+    lines: list[str] = []
+    report = {"kept_aside": 300, "held_out": 90, "measured": 90, "short": 18, "short_answered": 18, "probe": 1.0, "seconds": 58.0, "had_s": 60.0}
+    assert bench.reports([GOOD, {**GOOD, "report": {**report, **off}}], lines.append) is good
+    assert len(lines) == 3 and ("promised" in lines[-1]) is not good
 
 
 def test_a_median_too_far_off_is_not_held():

@@ -181,6 +181,8 @@ def test_few_rows_are_told_with_what_they_can_show(home_of_all, count, level):
         assert finding.rows == count - held
         assert f"{count - held:,} of the {count - held:,} training rows differ clearly" in finding.why
         assert f"On {held} held-out rows a share is uncertain by ±{98 / math.sqrt(held):.0f} percentage points" in finding.why
+    fewer = next(finding for finding in findings.find(rows, Recipe(held_out_share=0.1, held_out_rows=2)) if finding.name == "few_rows")
+    assert "On 2 held-out rows a share is uncertain by ±69 percentage points" in fewer.why
 
 
 def test_a_run_that_would_learn_nothing_is_stopped(home_of_all, eyes):

@@ -420,8 +420,6 @@ def test_the_run_s_own_recipe_says_how_many_rows_are_held_out(its):
     made = quoted(its, rows, reach=slow, max_steps=4)
     assert quote.settled(Recipe(max_steps=4), made) == Recipe(max_steps=4, held_out_rows=made.held_out)
     assert quote.settled(Recipe(), quoted(its, rows)) == Recipe(), "all of them: nothing to say"
-    guessed = quoted(its, rows, reach=replace(slow, measured=False), max_steps=4)
-    assert guessed.held_out < 1000 and quote.settled(Recipe(max_steps=4), guessed) == Recipe(max_steps=4), "of a machine that nobody measured"
     many = quote.Rows([60] * 400, 400 * 20, [60] * 9000)
     assert quoted(its, many).held_out == MOST_HELD_OUT and quote.settled(Recipe(), quoted(its, many)) == Recipe()
     labels = quoted(its, rows, reach=slow, max_steps=4, task="text_labels")

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner import personal, scan, split, tasks
 from tuner.errors import UserError
-from tuner.recipe import Recipe
+from tuner.recipe import MOST_HELD_OUT, Recipe
 from tuner.tasks import Fault
 
 LEVELS = ("stop", "harm", "mind", "note")
@@ -421,7 +421,7 @@ class Rows:
 
 def find(rows: Rows, recipe: Recipe) -> list[Finding]:
     """Everything that is wrong with the rows under this recipe, worst first."""
-    asked = ("findings", recipe.max_tokens, recipe.keep_control_tokens, recipe.held_out_share, recipe.seed)
+    asked = ("findings", recipe.max_tokens, recipe.keep_control_tokens, recipe.held_out_share, recipe.held_out_rows, recipe.seed)
     return rows.once(asked, lambda: _find(rows, recipe))
 
 
@@ -533,7 +533,7 @@ def _few_rows(rows: Rows, recipe: Recipe) -> list[Finding]:
         held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
     except UserError:
         return []
-    trained, measured = int(np.count_nonzero(~held)), int(np.count_nonzero(held))
+    trained, measured = int(np.count_nonzero(~held)), min(int(np.count_nonzero(held)), recipe.held_out_rows or MOST_HELD_OUT)
     different = len(np.unique(rows.near[~held]))
     points = 100 * half_width(measured)
     if different >= _FEW and points <= 10:

@@ -202,12 +202,8 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
 
 
 def settled(recipe, made: Quote):
-    """The recipe with the number of held-out rows that was quoted, where they are not all that are kept aside.
-
-    The run's own recipe says it, so that it can be repeated elsewhere. A machine that was not measured says nothing so exactly:
-    there the report has the last word.
-    """
-    return replace(recipe, held_out_rows=made.held_out) if made.measured and made.held_out < min(made.held_out_of, MOST_HELD_OUT) else recipe
+    """The recipe with the number of held-out rows that was quoted, where they are not all that are kept aside: so it can be repeated elsewhere."""
+    return replace(recipe, held_out_rows=made.held_out) if made.held_out < min(made.held_out_of, MOST_HELD_OUT) else recipe
 
 
 def _sequences(rows: Rows, held_out: float) -> float:

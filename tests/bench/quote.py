@@ -12,6 +12,9 @@ shows of it is told: it measures them, not us.
 Everything is kept in $TUNER_BENCH_HOME (default: a folder in the system's temporary one): the machine's figures, measured
 once, what finished runs taught, and the results. The first recipe, `teacher`, is a run like a newcomer's; it is not held
 to account, since a machine that has finished no run yet knows its speed by formula alone.
+
+A second table tells what each run's report did in its time: whether all held-out rows were measured and those with short answers
+answered within a quarter of the run or a minute, and how much of the probe was asked.
 """
 
 import json
@@ -111,6 +114,7 @@ def run_one(name: str, case: Case, owner: str = "local") -> dict:
     result["rows"] = {"lengths": figures.lengths.tolist(), "learned": figures.learned, "held_lengths": figures.held_lengths.tolist()}
     result["settings"], result["free_gib"] = case.settings, made.free_gib
     result["resident"] = _resident(run)
+    result["report"] = _report(run, made.held_out_of)
     shutil.rmtree(run.folder)
     return result
 
@@ -157,6 +161,35 @@ def _resident(run) -> dict:
     """The most that the process held at the ends of steps, and at the first and last of them."""
     held = [event["memory_gib"] for event in run.events()[0] if event["kind"] == "step"]
     return {"first": held[0], "last": held[-1], "most": max(held)}
+
+
+def _report(run, kept_aside: int) -> dict:
+    """What the run's report did, and the seconds that it took of those that it had."""
+    from tuner import plan as plans
+
+    made, events = run.read("report"), run.events()[0]
+    began = next(event["t"] for event in events if event["kind"] == "status" and event["message"].startswith("Comparing"))
+    ended, result = (next(event for event in reversed(events) if event["kind"] == kind) for kind in ("status", "result"))
+    short = made["answers"].get("short", {"rows": 0, "of": 0})
+    return {
+        "kept_aside": kept_aside, "held_out": made["held_out_of"], "measured": made["held_out_rows"], "short": short["of"], "short_answered": short["rows"],
+        "probe": made["probe"]["share"], "seconds": ended["t"] - began, "had_s": plans.report_budget_s(result["elapsed_s"]),
+    }
+
+
+def reports(results: list[dict], say=print) -> bool:
+    """Print what each run's report did, and whether all of them were on all held-out rows in their time."""
+    say("| recipe | rows kept aside | held out | measured | with short answers | answered | probe asked | took | of |")
+    say("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    good = True
+    for name, its in ((one["name"], one["report"]) for one in results if "report" in one):
+        held = its["measured"] == its["held_out"] and its["short_answered"] == its["short"] and its["seconds"] <= its["had_s"]
+        good &= held
+        say(
+            f"| {name} | {its['kept_aside']} | {its['held_out']} | {its['measured']} | {its['short']} | {its['short_answered']} | {its['probe']:.0%} "
+            f"| {its['seconds']:.0f} s | {its['had_s']:.0f} s{'' if held else ' (promised: all of it in that)'} |"
+        )
+    return good
 
 
 def results_path() -> Path:
@@ -246,7 +279,10 @@ def main(asked: list[str]) -> int:
             results_path().write_text(json.dumps(list(known.values()), indent=1))
     seen = machine.known()["measured"]
     print(f"{machine.fingerprint()}, {machine.memory().total_gib:.0f} GiB, torch {seen['torch']}, {seen['gemm_gflops'][seen['precision']]:.0f} GFLOP/s in {seen['precision']}\n")
-    good = table([known[name] for name in CASES if name in known])
+    shown = [known[name] for name in CASES if name in known]
+    good = table(shown)
+    print()
+    good &= reports(shown)
     taken = knob_s()
     print("A changed knob at 1,000,000 rows: " + ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in taken.items()))
     return 0 if good else 1
