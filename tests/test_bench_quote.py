@@ -28,6 +28,10 @@ def test_a_case_is_quoted_run_and_told(home, base, monkeypatch, tmp_path):
     assert report["kept_aside"] == report["held_out"] == report["measured"] == 2 and report["short"] == report["short_answered"] == 2
     assert report["probe"] == 1.0 and 0 < report["seconds"] < report["had_s"] == 60.0
     json.dumps(told)
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{record['prompt']} {record['completion']}" for record in RECORDS))
+    report = bench.run_one("text", bench.Case(text, {"max_steps": 4, "batch_size": 2, "evaluations": 1, "max_tokens": 128}))["report"]
+    assert report["measured"] == report["held_out"] == 2 and report["short"] == report["short_answered"] == 0, "a text has no answer of its own"
 
 
 @pytest.mark.parametrize("disturbed, runs", [({}, 1), ({"pace": 0.8}, 3), ({"others": 0.2}, 3), ({"pace": None}, 1)])

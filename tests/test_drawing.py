@@ -46,13 +46,19 @@ def test_a_run_that_failed_offers_what_there_is():
 
 
 def test_the_quote_says_what_its_report_s_time_means_for_the_held_out_rows():
-    made = quote.Quote(plan.Plan(1024, 0, False, True), 12, 4000, 4, 4, {"base": 1.0}, {"training": 20.0}, 8.0, 0.0, True, 100, 100)
+    made = quote.Quote(plan.Plan(1024, 0, False, True), 12, 4000, 4, 4, {"base": 1.0}, {"training": 20.0}, 8.0, 0.0, True, 90, 300)
     said = lambda **its: quote_view.whole(replace(made, **its), [], [], False, 0)  # noqa: E731
-    assert "kept aside" not in said() and "The report at the end" not in said()
-    fewer = said(held_out=90, held_out_of=300)
-    assert "Of 300 rows kept aside 90 are measured on; 210 more are neither learned from nor measured." in fewer and "“Held-out rows”" in fewer
-    assert "done afterwards" not in fewer and "done afterwards, while nobody else needs the machine, in about" in said(afterwards_s=200.0)
-    assert "kept aside" not in said(held_out=2000, held_out_of=9000), "as ever: what more rows than that show is nothing"
+    assert "kept aside" not in said() and "The report at the end" not in said(), "it was asked for, or more would show as much"
+    fewer = said(held_out_by="time")
+    assert "Of 300 rows kept aside 90 are held out, as many as its report has the time for; the other 210 are neither learned from nor measured." in fewer
+    assert "“Held-out rows” under More settings takes another number" in fewer and "done afterwards" not in fewer
+    assert "90 are held out, the fewest that can show anything; the other 8,910" in said(held_out_by="fewest", held_out_of=9000)
+    assert "done afterwards, while nobody else needs the machine, in about" in said(afterwards_s=200.0)
+
+
+def test_a_receipt_says_that_a_run_may_hold_out_fewer():
+    made = {"rows_in": 4, "steps": [], "train_rows": 3, "split": "by hash", "held_out_rows": 1, "sha256": "0" * 64}
+    assert "<b>not</b>" not in drawing.receipt(made, [], "<b>not</b>") and "Fewer" in drawing.receipt(made, [], "Fewer") and "Fewer" not in drawing.receipt(made, [])
 
 
 def test_a_sweep_is_drawn_with_the_rate_that_a_click_takes_over():

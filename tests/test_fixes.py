@@ -10,6 +10,7 @@ import pytest
 
 from tests import faulty
 from tuner import check, data, findings, fixes, personal, receipt, run, scan, tasks, turns
+from tuner import recipe as recipe_module
 from tuner.errors import UserError
 from tuner.recipe import Recipe
 
@@ -327,6 +328,7 @@ def test_a_run_takes_no_more_rows_than_it_can_use(home, monkeypatch):
     say = faulty.Words(7).text
     rows = check.work(data.keep("ann", "x", [{"prompt": say(5), "completion": say(5)} for _ in range(400)], {}), None)
     monkeypatch.setattr(receipt, "MOST_HELD_OUT", 30)
+    monkeypatch.setattr(recipe_module, "MOST_HELD_OUT", 30)
     recipe = Recipe(held_out_share=0.2, max_steps=5, batch_size=4)
     assert len(receipt.choose(rows, recipe).train) == 320  # few enough to be encoded all the same
     monkeypatch.setattr(receipt, "ENOUGH_AT_ONCE", 100)
@@ -344,5 +346,6 @@ def test_a_run_takes_no_more_rows_than_it_can_use(home, monkeypatch):
     few, fewer = (receipt.choose(rows, replace(recipe, held_out_rows=most)) for most in (12, 7))
     assert (len(few.held_out), len(fewer.held_out)) == (12, 7) and set(fewer.held_out) < set(few.held_out) < set(chosen.held_out)
     assert np.array_equal(few.train, chosen.train), "what is learned does not depend on how much is measured"
-    assert few.steps[0] == {"step": "held-out rows neither trained on nor measured, since 12 are held out", "rows": 68}
+    assert few.steps[0] == {"step": "rows kept aside, neither trained on nor measured, since the run holds out 12", "rows": 68}
+    assert few.split.endswith("; 12 of them by the seed") and chosen.split.endswith("; 30 of them by the seed")
     assert np.array_equal(receipt.choose(rows, replace(recipe, held_out_rows=80)).held_out, np.flatnonzero(held))

@@ -365,13 +365,13 @@ def test_answers_are_quoted_as_they_are_given():
 def test_short_answers_are_told_from_others_by_their_rows_length(its):
     """Prompts of 40 tokens; what is left of a row is its answer. A text alone has none."""
     rows = quote.Rows([60] * 400, 400 * 20, [60] * 30 + [200] * 70)
-    made = quote._ReportWork.of(Recipe(), its, rows, quoted(its).plan, quote._one_held(rows), 100, TWO_CORES)
+    made = quote._ReportWork.of(Recipe(), its, rows, quoted(its).plan, 100, TWO_CORES)
     assert (made.short.count, made.others.count) == (30, 70) and made.short.longest == made.others.longest == plans.FEWEST_ANSWER_TOKENS
     mixed = quote.Rows([60] * 200 + [400] * 200, 200 * 20 + 200 * 360, [60] * 30 + [400] * 70)
-    made = quote._ReportWork.of(Recipe(), its, mixed, quoted(its).plan, quote._one_held(mixed), 100, TWO_CORES)
+    made = quote._ReportWork.of(Recipe(), its, mixed, quoted(its).plan, 100, TWO_CORES)
     assert made.short.longest == math.ceil(plans.LONGER * quote.SHORT_TOKENS) < made.others.longest == plans.MOST_ANSWER_TOKENS
     alone = quote.Rows([60] * 400, 400 * 59, [20] * 100)
-    made = quote._ReportWork.of(Recipe(), its, alone, quoted(its).plan, quote._one_held(alone), 100, TWO_CORES)
+    made = quote._ReportWork.of(Recipe(), its, alone, quoted(its).plan, 100, TWO_CORES)
     assert (made.short.count, made.others.count, made.others.longest) == (0, 100, plans.TEXT_TOKENS)
 
 
@@ -388,20 +388,33 @@ def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
     slow, rows = replace(TWO_CORES, gemm_gflops=1.0), quote.Rows([60] * 400, 400 * 20, [60] * 1000)
     made = quoted(its, rows, reach=slow, max_steps=4)
     assert 50 < made.held_out < made.held_out_of == 1000 and made.held_out % 10 == 0
-    report = quote._ReportWork.of(Recipe(max_steps=4), its, rows, made.plan, quote._one_held(rows), made.held_out, slow)
+    report = quote._ReportWork.of(Recipe(max_steps=4), its, rows, made.plan, made.held_out, slow)
     assert report.is_full(60.0) and not report.times(1 + 10 / made.held_out).is_full(60.0)
-    assert made.time["before and after"] <= 60 and not report.leaves_out(60.0) and made.afterwards_s == 0
-    assert quoted(its, rows, max_steps=4).held_out == 1000, "here all of them are measured in a second"
+    assert made.held_out_by == "time" and not report.leaves_out(60.0) and made.afterwards_s == 0
+    fast = quoted(its, rows, max_steps=4)
+    assert fast.held_out == 1000 and not fast.held_out_by, "here all of them are measured in a second"
     assert made.held_out < quoted(its, rows, reach=slow, max_steps=2000).held_out <= 1000
-    assert quoted(its, rows, reach=replace(slow, gemm_gflops=0.1), max_steps=4).held_out == quote.FEWEST_HELD_OUT
+    fewest = quoted(its, rows, reach=replace(slow, gemm_gflops=0.01), max_steps=4)
+    assert fewest.held_out == quote.FEWEST_HELD_OUT and fewest.held_out_by == "fewest" and fewest.afterwards_s > 0
     few = quote.Rows([60] * 400, 400 * 20, [60] * 49)
     assert quoted(its, few, reach=replace(slow, gemm_gflops=0.1), max_steps=4).held_out == 49
-    assert quoted(its, rows, reach=slow, max_steps=4, held_out_rows=990).held_out == 990
+    asked = quoted(its, rows, reach=slow, max_steps=4, held_out_rows=990)
+    assert asked.held_out == 990 and not asked.held_out_by
+    limited = quote.make(Recipe(max_steps=2000), its, rows, 1000.0, slow, most_s=60.0)
+    assert limited.held_out == made.held_out, "a training that is ended after a minute has a minute's report"
     had = quote.Rows([60] * 400, 400 * 20, [60] * 1000, chosen=True)
     assert quoted(its, had, reach=slow, max_steps=4).held_out == 1000
     assert quote.Rows(**json.loads(json.dumps(quote.summed_up(had)))).chosen
     some = quote.Rows([60] * 200, 200 * 20, [60] * 500, 2.0)
     assert quoted(its, some, reach=slow, max_steps=4).held_out == pytest.approx(made.held_out, abs=10) and some.held_rows == 1000
+
+
+def test_a_probe_that_takes_too_long_does_not_take_the_rows_time():
+    """Where it cannot be asked whole, rows have a third of the time, and the answers."""
+    work = quote._ReportWork(100, 18.0, 500.0, NONE, NONE)
+    assert work.is_full(60.0) and not work.times(1.1).is_full(60.0) and work.fitting(60.0) == 100 and work.times(2).fitting(60.0) == 100
+    assert not replace(work, short=answers(30, 20)).is_full(60.0)
+    assert replace(work, asked=15.0, both=25.0).is_full(60.0) and not replace(work, asked=15.0, both=26.0).is_full(60.0), "whole where there is time"
 
 
 def test_rows_of_several_sequences_are_held_out_whole(its):
@@ -419,10 +432,11 @@ def test_the_run_s_own_recipe_says_how_many_rows_are_held_out(its):
     slow, rows = replace(TWO_CORES, gemm_gflops=1.0), quote.Rows([60] * 400, 400 * 20, [60] * 1000)
     made = quoted(its, rows, reach=slow, max_steps=4)
     assert quote.settled(Recipe(max_steps=4), made) == Recipe(max_steps=4, held_out_rows=made.held_out)
-    assert quote.settled(Recipe(), quoted(its, rows)) == Recipe(), "all of them: nothing to say"
+    assert quote.settled(Recipe(), quoted(its, rows)) == Recipe(), "all of them: the run itself counts them"
+    assert quote.held_out_words(quoted(its, rows)) == "" != quote.held_out_words(made)
     many = quote.Rows([60] * 400, 400 * 20, [60] * 9000)
     assert quoted(its, many).held_out == MOST_HELD_OUT and quote.settled(Recipe(), quoted(its, many)) == Recipe()
-    labels = quoted(its, rows, reach=slow, max_steps=4, task="text_labels")
+    labels = quoted(its, rows, reach=slow, max_steps=4, task="text_labels", held_out_rows=7)
     assert labels.held_out == 1000 and quote.settled(Recipe(task="text_labels"), labels) == Recipe(task="text_labels")
 
 
@@ -434,7 +448,7 @@ def test_a_report_on_all_rows_is_quoted_for_itself(its):
     def whole(count):
         return quote.whole_report_s(Recipe(), its, of(count), quoted(its, of(count)).plan, TWO_CORES)
 
-    answered = quote._ReportWork.of(Recipe(), its, of(100), quoted(its).plan, quote._one_held(of(100)), 100, TWO_CORES)
+    answered = quote._ReportWork.of(Recipe(), its, of(100), quoted(its).plan, 100, TWO_CORES)
     assert whole(200) - whole(100) == pytest.approx(answered.both + answered.short.seconds() + answered.others.seconds(), rel=0.15)
     assert whole(100) > answered.whole > answered.seconds(answered.whole / 2)
     assert whole(MOST_HELD_OUT) == whole(2 * MOST_HELD_OUT) > whole(MOST_HELD_OUT - 100), "no more than so many are held out"

@@ -18,6 +18,8 @@ from tuner.child import SPIN
 from tuner.errors import UserError, shorten
 from tuner.home import DEMO_ROOT, LOCAL_OWNER, safe_name, write_whole
 
+# Up to so many rows all of them are looked at before a training; a minute or two.
+_FEW_ROWS = 100_000
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; 0 if it went well, 1 for a UserError (told in words), 2 for wrong usage."""
@@ -142,8 +144,6 @@ def _train(asked) -> int:
         dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, hub.own_token())
         going = run.create(LOCAL_OWNER, _settled(recipe, dataset), dataset)
         _say(f"Run {going.id}: {dataset.count:,} rows, base {recipe.base_model}")
-        if going.recipe.held_out_rows != recipe.held_out_rows:
-            _say(f"{going.recipe.held_out_rows:,} rows are held out, as many as its report has the time for; held_out_rows=N takes another number")
     if os.environ.get("TUNER_CHILD") != "1":  # the page claims a run before it starts its child
         run.claim(going)
         going.log("status", state="waiting", message="Getting the base model ready")
@@ -158,25 +158,38 @@ def _train(asked) -> int:
 
 def _settled(recipe, dataset):
     """The recipe with as many held-out rows as its report has the time for here; as it is where they all are, or nobody can say."""
-    from tuner import check, hub, machine, quote, scan, tasks
+    from tuner import check, hub, quote, scan, tasks
 
     if recipe.held_out_rows or dataset.task != recipe.task or not tasks.get(recipe.task).ANSWERS:
         return recipe
+    report = _bar("Looking at the rows")
     try:
         look = scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, recipe.base_revision, hub.own_token()))
-        rows = check.rows_of(dataset, look) if check.is_small(dataset) else check.glimpse(dataset, look)  # the run itself encodes what it takes
-        worked_on = quote.Rows.of(rows.figures(recipe), max(1.0, dataset.count / rows.came_in))
-        sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
+        # Of very many, the first stand for all: more are kept aside than are ever held out.
+        rows = check.work(dataset, look, report) if dataset.count <= _FEW_ROWS else check.glimpse(dataset, look)
+        figures, sizes = rows.figures(recipe), hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
     except UserError:
         return recipe
-    if not len(worked_on.lengths):
+    finally:
+        report.close()
+    if not len(figures.lengths):
         return recipe
+    worked_on = quote.Rows.of(figures, max(1.0, dataset.count / rows.came_in))
+    if worked_on.held_rows > quote.FEWEST_HELD_OUT:
+        _measure_machine()
     made = quote.here(recipe, sizes, worked_on)
-    if made.held_out < made.held_out_of and not made.measured:
+    if made.held_out_by:
+        _say(f"{quote.held_out_words(made)} held_out_rows=N takes another number.")
+    return quote.settled(recipe, made)
+
+
+def _measure_machine() -> None:
+    """See that this machine's speed is known, where it can be measured now."""
+    from tuner import machine
+
+    if machine.begin_measuring():
         _say("Measuring this machine, once ...")
         machine.wait_until_measured()
-        made = quote.here(recipe, sizes, worked_on)
-    return quote.settled(recipe, made)
 
 
 def _follow(going, as_json: bool) -> int:
@@ -382,7 +395,7 @@ def _check(asked) -> int:
     }
     if seen:
         told |= {
-            "train_rows": seen.train_rows, "held_out_rows": seen.held_out_rows, "split": seen.split, "tokens": seen.tokens,
+            "train_rows": seen.train_rows, "held_out_rows": made["held_out_rows"], "split": made["split"], "tokens": seen.tokens,
             "learned_tokens": seen.learned, "longest": int(seen.uncut.max(initial=0)), "receipt": made,
         }
     if asked.json:
@@ -452,7 +465,7 @@ def _print_check(told: dict) -> None:
 
 
 def _quote(asked) -> int:
-    from tuner import hub, machine, proposals, quote, tasks
+    from tuner import hub, proposals, quote, tasks
 
     recipe, beside = _recipe(asked.what, asked.settings)
     _, rows, _ = _checked(recipe, beside)
@@ -460,9 +473,7 @@ def _quote(asked) -> int:
     if not len(seen.lengths):
         raise UserError(f"No row has an answer within its first {recipe.max_tokens:,} tokens. Raise max_tokens.")
     sizes = hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
-    if not machine.is_measured():
-        _say("Measuring this machine, once ...")
-        machine.wait_until_measured()
+    _measure_machine()
     worked_on = quote.Rows.of(seen)
     made = quote.here(recipe, sizes, worked_on)
     offered = proposals.here(recipe, sizes, worked_on)
@@ -487,8 +498,8 @@ def _quote(asked) -> int:
         f"about {made.memory_gib:.1f} GiB here ({', '.join(f'{name} {size:.2f}' for name, size in made.memory.items())}), "
         f"about {made.seconds / 60:.1f} minutes" + ("" if made.measured else " (this machine has not been measured yet)")
     )
-    if made.held_out < made.held_out_of:
-        print(f"{made.held_out:,} of {made.held_out_of:,} rows kept aside are held out, as many as its report has the time for; held_out_rows=N takes another number")
+    if made.held_out_by:
+        print(f"{quote.held_out_words(made)} held_out_rows=N takes another number.")
     if made.afterwards_s:
         print(f"then about {made.afterwards_s / 60:.1f} minutes to do what its report on the held-out rows has not the time for")
     if not made.fits:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner import personal, scan, split, tasks
 from tuner.errors import UserError
-from tuner.recipe import MOST_HELD_OUT, Recipe
+from tuner.recipe import Recipe
 from tuner.tasks import Fault
 
 LEVELS = ("stop", "harm", "mind", "note")
@@ -533,7 +533,7 @@ def _few_rows(rows: Rows, recipe: Recipe) -> list[Finding]:
         held, _ = rows.held_out(recipe.held_out_share, recipe.seed)
     except UserError:
         return []
-    trained, measured = int(np.count_nonzero(~held)), min(int(np.count_nonzero(held)), recipe.held_out_rows or MOST_HELD_OUT)
+    trained, measured = int(np.count_nonzero(~held)), min(int(np.count_nonzero(held)), recipe.most_held_out)
     different = len(np.unique(rows.near[~held]))
     points = 100 * half_width(measured)
     if different >= _FEW and points <= 10:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tuner import cost, hardware, machine, room, tasks
+from tuner import cost, hardware, limits, machine, room, tasks
 from tuner import plan as plans
 from tuner.cost import Work
 from tuner.machine import Memory, Reach
 from tuner.receipt import ENOUGH_AT_ONCE
-from tuner.recipe import MOST_HELD_OUT
 from tuner.sizes import Sizes
 
 # A step of the three fixed prompts' answers costs so many steps of one. While a model learns, the longest of three gets so many
@@ -26,8 +25,8 @@ STEP_OF_ANSWERS, STEP_OF_ANSWER, BOTH_ANSWERS, ENDING = 0.95, 0.09, 1.6, 0.6
 SHORT_TOKENS, SHARED_TOKENS = 24, 25
 # Rows that are shown side by side.
 SHOWN = 20
-# A run holds out as many rows as its report, said to take this share of its time, measures with the whole probe and the answers
-# it scores; in tens, since a quote is no nearer. For want of time it never holds out fewer than so many, which would show little.
+# A run holds out as many rows as its report, said to take this share of its time, measures with the probe and the answers that
+# are scored; in tens, since a quote is no nearer. For want of time it never holds out fewer than so many, which would show little.
 HELD_OUT_FILL, FEWEST_HELD_OUT = 0.92, 50
 # Answers that have not the time for all use this share of it. How far off it may be whether any fit: between these shares of
 # the time it is likelier and likelier.
@@ -42,21 +41,21 @@ class Rows:
         learned: learned tokens among them.
         held_lengths: (H,) tokens of the held-out sequences.
         scale: how many rows each of these stands for, where only the first of them are known yet.
-        held_rows: rows that the held-out sequences are of; as many as these where it is not said.
+        held_rows: rows that all the held-out sequences are of, also those not known yet; one for each where it is not said.
         chosen: whether a run has these rows already, so that none is left out any more.
     """
 
-    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: int | None = None, chosen: bool = False):
+    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: float | None = None, chosen: bool = False):
         self.lengths = plans.Lengths(lengths)
         self.held = plans.Lengths(held_lengths)
         self.learned, self.scale, self.chosen = learned, scale, chosen
         self.count = max(1, round(len(self.lengths) * scale))
-        self.held_rows = max(1, round((held_rows or len(self.held)) * scale))
+        self.held_rows = max(1, round(held_rows or len(self.held) * scale))
 
     @classmethod
     def of(cls, figures, scale: float = 1.0) -> "Rows":
         """Of a check's figures; see `findings.Figures`."""
-        return cls(figures.lengths, figures.learned, figures.held_lengths, scale, figures.held_out_rows)
+        return cls(figures.lengths, figures.learned, figures.held_lengths, scale, figures.held_out_rows * scale)
 
 
 # How many rows stand for all of them in what a run keeps of its quote.
@@ -76,7 +75,7 @@ def summed_up(rows: Rows) -> dict:
     held = max(1, round(len(rows.held) * rows.scale / scale))  # each of them is to stand for as many as each of the others
     return {
         "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held, held),
-        "scale": scale, "held_rows": round(rows.held_rows / scale), "chosen": rows.chosen,
+        "scale": scale, "held_rows": rows.held_rows, "chosen": rows.chosen,
     }
 
 
@@ -90,6 +89,7 @@ class Quote:
         time: seconds by what takes them.
         free_gib: what there is for it.
         held_out, held_out_of: rows that the run holds out, of those that are kept aside.
+        held_out_by: "time" where its report has the time for no more, "fewest" where it has not even that for so few; else "".
         afterwards_s: what measuring all held-out rows takes then, in the time to spare, where its report has no time for all.
     """
 
@@ -105,6 +105,7 @@ class Quote:
     measured: bool
     held_out: int
     held_out_of: int
+    held_out_by: str = ""
     afterwards_s: float = 0.0
 
     @property
@@ -125,7 +126,7 @@ class Quote:
         return self.needed_gib <= plans.ROOM * self.free_gib
 
 
-def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_per_hour: float = 0.0) -> Quote:
+def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_per_hour: float = 0.0, most_s: float = math.inf) -> Quote:
     """About what a run will need on one machine.
 
     Where the recipe leaves open how many rows are held out, they are as many as the report at its end can measure and answer
@@ -134,6 +135,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     Args:
         free_gib: memory that the run may use there.
         reach: what the machine reaches; see `machine.reach` and `machine.expected`.
+        most_s: how long a training may take there; its report has a quarter of that.
     """
     plan = plans.decide(recipe, its, rows.lengths, reach.device, reach.precision, free_gib, reach.import_gib)
     steps = plans.steps(recipe, rows.count)
@@ -170,18 +172,23 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
             ) * words,
         }
 
-    held_out, afterwards_s = min(rows.held_rows, recipe.held_out_rows or MOST_HELD_OUT), 0.0
-    if tasks.get(recipe.task).ANSWERS:
-        report = _ReportWork.of(recipe, its, rows, plan, one_held, _sequences(rows, held_out), reach)
+    def budget(time: dict[str, float]) -> float:
+        return plans.report_budget_s(min(most_s, sum(time.values())))
+
+    answers, afterwards_s, held_out, held_out_by = tasks.get(recipe.task).ANSWERS, 0.0, min(rows.held_rows, recipe.most_held_out), ""
+    if answers:
+        report = _ReportWork.of(recipe, its, rows, plan, held_out, reach)
         if not (recipe.held_out_rows or rows.chosen):
-            budget = plans.report_budget_s(sum(without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))[1].values()))
-            held_out = report.fitting(held_out, budget)
-            report = report.times(_sequences(rows, held_out) / report.held_count)
+            has_s = budget(without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))[1])
+            fitting = report.fitting(has_s)
+            report = report.times(fitting / held_out)
+            if fitting < held_out:
+                held_out, held_out_by = fitting, "time" if report.is_full(has_s) else "fewest"
     held_count = _sequences(rows, held_out)
     often, time = without_report(held_count)
-    if tasks.get(recipe.task).ANSWERS:
-        time["before and after"] = report.seconds(budget := plans.report_budget_s(sum(time.values())))
-        if report.leaves_out(budget):
+    if answers:
+        time["before and after"] = report.seconds(has_s := budget(time))
+        if report.leaves_out(has_s):
             afterwards_s = report.alone_s(recipe, its, reach)
     else:
         if recipe.feature_distillation:  # the training rows go once through the untouched base
@@ -197,13 +204,22 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         memory["files being read"] = max(0.0, min(memory["files being read"], free_gib - sum(memory.values()) + memory["files being read"]))
     return Quote(
         plan, steps, round(work.tokens), often, len(heaviest), memory, time, free_gib, sum(time.values()) / 3600 * dollars_per_hour, reach.measured,
-        held_out, rows.held_rows, afterwards_s,
+        held_out, rows.held_rows, held_out_by, afterwards_s,
     )
 
 
 def settled(recipe, made: Quote):
-    """The recipe with the number of held-out rows that was quoted, where they are not all that are kept aside: so it can be repeated elsewhere."""
-    return replace(recipe, held_out_rows=made.held_out) if made.held_out < min(made.held_out_of, MOST_HELD_OUT) else recipe
+    """The recipe with the number of held-out rows that was quoted, where that is for the time of its report."""
+    return replace(recipe, held_out_rows=made.held_out) if made.held_out_by else recipe
+
+
+def held_out_words(made: Quote) -> str:
+    """How many rows are held out, and why not more, where it is for the time of the report; else ""."""
+    if not made.held_out_by:
+        return ""
+    why = "as many as its report has the time for" if made.held_out_by == "time" else "the fewest that can show anything"
+    more = made.held_out_of - made.held_out
+    return f"Of {made.held_out_of:,} rows kept aside {made.held_out:,} are held out, {why}; the other {more:,} are neither learned from nor measured."
 
 
 def _sequences(rows: Rows, held_out: float) -> float:
@@ -280,19 +296,20 @@ class _ReportWork:
     """What a report of a model that answers does, in seconds.
 
     Args:
-        held_count: held-out rows; `both`: to measure all of them before and after; `asked`: to ask all questions of the probe.
+        rows: held-out rows; `both`: to measure all of them before and after; `asked`: to ask all questions of the probe.
         short, others: the answers to rows whose own is short, and to the others.
     """
 
-    held_count: float
+    rows: float
     both: float
     asked: float
     short: _Answers
     others: _Answers
 
     @classmethod
-    def of(cls, recipe, its: Sizes, rows: Rows, plan, one_held: Work, held_count: float, reach: Reach) -> "_ReportWork":
-        """Of a run; `one_held` is a pass forward over a held-out row."""
+    def of(cls, recipe, its: Sizes, rows: Rows, plan, held_out: float, reach: Reach) -> "_ReportWork":
+        """Of a run that holds out so many rows."""
+        one_held, held_count = _one_held(rows), _sequences(rows, held_out)
         passes, words = reach.ratio("train"), reach.ratio("answers")
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
         asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
@@ -300,12 +317,12 @@ class _ReportWork:
         read = cost.forward_s(recipe, its, plan, _prompts(prompt - min(SHARED_TOKENS, prompt / 2), 2), reach) * passes
         once, token = cost.answer_s(its, 1, reach) * words, both / max(1.0, 2 * one_held.tokens * held_count)
         # A text that stands alone has no answer of its own.
-        short = 0.0 if prompt < 2 else held_count * float(np.mean(rows.held.tokens <= prompt + SHORT_TOKENS)) if len(rows.held) else held_count
+        short = 0.0 if prompt < 2 else held_out * float(np.mean(rows.held.tokens <= prompt + SHORT_TOKENS)) if len(rows.held) else held_out
         answers = []
-        for count, tokens in ((short, min(usual, SHORT_TOKENS)), (held_count - short, usual)):
+        for count, tokens in ((short, min(usual, SHORT_TOKENS)), (held_out - short, usual)):
             longest = plans.longest_answer(tokens, recipe)
             answers.append(_Answers(count, longest, _answers_at_once(its, prompt + longest, reach), once, read, token))
-        return cls(held_count, both, asked, *answers)
+        return cls(held_out, both, asked, *answers)
 
     def seconds(self, budget: float) -> float:
         """Of a report that keeps to its time; what it leaves out where that is short, `report.make` decides likewise.
@@ -321,7 +338,7 @@ class _ReportWork:
 
     def _within(self, budget: float) -> tuple[float, float, float, float]:
         """The seconds of measuring, of the probe, of short answers and of others."""
-        measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.held_count), budget - plans.LEAST_PROBE * self.asked))
+        measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.rows), budget - plans.LEAST_PROBE * self.asked))
         probed = self.asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / self.asked))
         left = budget - measured - probed
         short = self.short.within(left)
@@ -330,19 +347,23 @@ class _ReportWork:
     def times(self, share: float) -> "_ReportWork":
         """The same on so many times its held-out rows."""
         short, others = (replace(its, count=its.count * share) for its in (self.short, self.others))
-        return replace(self, held_count=self.held_count * share, both=self.both * share, short=short, others=others)
+        return replace(self, rows=self.rows * share, both=self.both * share, short=short, others=others)
 
     def is_full(self, budget: float) -> bool:
-        """Whether all held-out rows are measured, the whole probe is asked, and all short answers and the rows shown side by side are given."""
+        """Whether all held-out rows are measured, all short answers and the rows shown side by side are given, and the whole probe
+        is asked, or as much of it as a third of that time lets."""
+        has_s = HELD_OUT_FILL * budget
         shown = replace(self.others, count=min(SHOWN, self.others.count), longest=min(plans.FEWEST_ANSWER_TOKENS, self.others.longest))
         answers = (self.short.seconds() + shown.seconds()) / FILLED
-        return self.both + max(2 * self.asked, self.asked + answers) <= HELD_OUT_FILL * budget  # it may take half of what is left
+        asked = min(self.asked, has_s / 3)
+        return self.both + max(2 * asked, asked + answers) <= has_s  # the probe may take half of what is left
 
-    def fitting(self, rows: int, budget: float) -> int:
-        """How many of so many held-out rows, which this report is of, a full report can be on in that time; see FEWEST_HELD_OUT."""
-        if rows <= FEWEST_HELD_OUT or self.is_full(budget):
-            return rows
-        return max(FEWEST_HELD_OUT, 10 * bisect_left(range(rows // 10), True, key=lambda tens: not self.times(10 * (tens + 1) / rows).is_full(budget)))
+    def fitting(self, budget: float) -> int:
+        """On how many of these rows a report can be full in that time, or else FEWEST_HELD_OUT."""
+        if self.rows <= FEWEST_HELD_OUT or self.is_full(budget):
+            return round(self.rows)
+        is_too_many = lambda tens: not self.times(10 * (tens + 1) / self.rows).is_full(budget)  # noqa: E731
+        return max(FEWEST_HELD_OUT, 10 * bisect_left(range(round(self.rows) // 10), True, key=is_too_many))
 
     @property
     def whole(self) -> float:
@@ -351,7 +372,7 @@ class _ReportWork:
 
     def alone_s(self, recipe, its: Sizes, reach: Reach) -> float:
         """Of one that leaves nothing out, from its start in a process of its own."""
-        return cost.start_s(recipe, its, self.held_count, reach) * reach.ratio("start") + self.whole
+        return cost.start_s(recipe, its, self.rows, reach) * reach.ratio("start") + self.whole
 
 
 def _answers_at_once(its: Sizes, tokens: float, reach: Reach) -> int:
@@ -361,8 +382,7 @@ def _answers_at_once(its: Sizes, tokens: float, reach: Reach) -> int:
 
 def whole_report_s(recipe, its: Sizes, rows: Rows, plan, reach: Reach) -> float:
     """About how long a report on all held-out rows takes, from its start in a process of its own."""
-    held_count = _sequences(rows, min(rows.held_rows, recipe.held_out_rows or MOST_HELD_OUT))
-    report = _ReportWork.of(recipe, its, rows, plan, _one_held(rows), held_count, reach)
+    report = _ReportWork.of(recipe, its, rows, plan, min(rows.held_rows, recipe.most_held_out), reach)
     return report.alone_s(recipe, its, reach)
 
 
@@ -380,7 +400,7 @@ def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach
 def here(recipe, its: Sizes, rows: Rows, memory: Memory | None = None) -> Quote:
     """The quote for this machine, as it will be at the run's turn."""
     memory = memory or room.for_a_run()
-    return make(recipe, its, rows, memory.free_gib, machine.reach(cost.kind(recipe, its)), hardware.dollars_here())
+    return make(recipe, its, rows, memory.free_gib, machine.reach(cost.kind(recipe, its)), hardware.dollars_here(), limits.run_seconds() or math.inf)
 
 
 @dataclass(frozen=True)

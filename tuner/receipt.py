@@ -23,17 +23,17 @@ class Chosen:
 
 
 def choose(rows: Rows, recipe: Recipe) -> Chosen:
-    """The rows of a run: all of them, or as many as its steps can see where that is far fewer.
+    """The rows of a run: all of them, or as many as its steps can see where that is far fewer, and as many held out as it says.
 
     Raises:
         UserError: fewer than two different rows.
     """
     held, words = rows.held_out(recipe.held_out_share, recipe.seed)
     train, held_out, steps = np.flatnonzero(~held), np.flatnonzero(held), []
-    most = recipe.held_out_rows or MOST_HELD_OUT
-    if len(held_out) > most:
-        why = "fewer show as much" if most == MOST_HELD_OUT else f"{most:,} are held out"
-        steps.append({"step": f"held-out rows neither trained on nor measured, since {why}", "rows": len(held_out) - most})
+    if len(held_out) > (most := recipe.most_held_out):
+        why = "fewer show as much" if most == MOST_HELD_OUT else f"the run holds out {most:,}"
+        steps.append({"step": f"rows kept aside, neither trained on nor measured, since {why}", "rows": len(held_out) - most})
+        words = f"{words}; {most:,} of them by the seed"
         # In an order of its own: how many are held out must not depend on what is trained on, nor the other way round.
         held_out = np.sort(np.random.default_rng((recipe.seed, 1)).permutation(held_out)[:most])
     order, needed = np.random.default_rng(recipe.seed), recipe.max_steps * recipe.batch_size

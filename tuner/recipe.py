@@ -150,7 +150,7 @@ class Recipe:
     )
     held_out_rows: int = knob(
         0, "Held-out rows",
-        "At most so many of the rows kept aside are measured on. More measures better and longer; 0 takes as many as the report has time for.",
+        "Of the rows kept aside at most so many are measured on. More measures better and longer; 0 takes as many as the report has time for.",
         unit="rows", low=0, high=MOST_HELD_OUT,
     )
     evaluations: int = knob(
@@ -217,6 +217,12 @@ class Recipe:
         if problems:
             raise UserError(*problems.values())
         return self
+
+    @property
+    def most_held_out(self) -> int:
+        """How many rows are held out at most, but for what a report has the time for, which `quote.make` says."""
+        asked = 0 if "held_out_rows" in tasks.get(self.task).UNUSED else self.held_out_rows
+        return asked or MOST_HELD_OUT
 
     def changed(self) -> dict:
         """Only what differs from the defaults."""

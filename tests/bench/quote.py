@@ -165,14 +165,17 @@ def _resident(run) -> dict:
 
 def _report(run, kept_aside: int) -> dict:
     """What the run's report did, and the seconds that it took of those that it had."""
+    from tuner import figures, tasks
     from tuner import plan as plans
 
     made, events = run.read("report"), run.events()[0]
     began = next(event["t"] for event in events if event["kind"] == "status" and event["message"].startswith("Comparing"))
     ended, result = (next(event for event in reversed(events) if event["kind"] == kind) for kind in ("status", "result"))
-    short = made["answers"].get("short", {"rows": 0, "of": 0})
+    wanted = tasks.get(run.recipe.task).first_answers(run.rows("held_out"))
+    short = sum(0 < len(figures.words(text or "")) <= figures.SHORT_WORDS for text in wanted)
     return {
-        "kept_aside": kept_aside, "held_out": made["held_out_of"], "measured": made["held_out_rows"], "short": short["of"], "short_answered": short["rows"],
+        "kept_aside": kept_aside, "held_out": made["held_out_of"], "measured": made["held_out_rows"], "short": short,
+        "short_answered": (made["answers"]["short"] or {"rows": 0})["rows"],
         "probe": made["probe"]["share"], "seconds": ended["t"] - began, "had_s": plans.report_budget_s(result["elapsed_s"]),
     }
 

@@ -81,7 +81,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a picture.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "max_tokens", "keep_control_tokens", "feature_distillation")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "max_tokens", "keep_control_tokens", "feature_distillation", "held_out_rows")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"pictures": ("Picture and label", ("image", "label"), ("split", "group"))}

@@ -69,7 +69,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a classifier.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "augmentation")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "augmentation", "held_out_rows")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"labelled": ("Text and label", ("text", "label"), ("text_b", "split", "group"))}

@@ -195,8 +195,8 @@ def findings(found: list, examples: dict[str, list[str]], fixes: dict[str, tuple
     return f'<div class="findings"><h3>{title}</h3><ul>{"".join(cards)}</ul></div>'
 
 
-def receipt(made: dict | None, steps: list[dict]) -> str:
-    """Rows in, each step, rows out; the fixes (`steps`, as Rows has them) with a button that takes them back."""
+def receipt(made: dict | None, steps: list[dict], note: str = "") -> str:
+    """Rows in, each step, rows out; the fixes (`steps`, as Rows has them) with a button that takes them back; and what else is to be known."""
     if made is None:
         return ""
     fixed = 0
@@ -211,7 +211,7 @@ def receipt(made: dict | None, steps: list[dict]) -> str:
     lines.append(f'<li><span>Held out <span class="quiet">({text(made["split"])})</span></span><b class="figures">{made["held_out_rows"]:,}</b></li>')
     return (
         f'<details class="receipt" {"open" if steps else ""}><summary><h3>Receipt</h3></summary><ol>{"".join(lines)}</ol>'
-        f'<p class="quiet small">SHA-256 of what comes out: <code>{made["sha256"][:16]}…</code></p></details>'
+        f'<p class="quiet small">SHA-256 of what comes out: <code>{made["sha256"][:16]}…</code>{" " + text(note) if note else ""}</p></details>'
     )
 
 

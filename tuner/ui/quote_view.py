@@ -2,8 +2,8 @@
 
 from tuner import limits
 from tuner.plan import ROOM
-from tuner.quote import Hired, Quote
-from tuner.recipe import KNOBS, MOST_HELD_OUT
+from tuner.quote import Hired, Quote, held_out_words
+from tuner.recipe import KNOBS
 from tuner.ui.drawing import about, duration, notice, text
 
 
@@ -51,7 +51,7 @@ def whole(made: Quote, hired: list[Hired], offered: list, measuring: bool, runs_
         basis = "From this machine's measured speed" + (f" and {runs_known} finished {'run' if runs_known == 1 else 'runs'}." if runs_known else ".")
     return (
         f'<div class="quote"><div class="stats">{tiles}</div>{_bar(made)}'
-        f'<p class="quiet small">{_plan(made)} {basis}{_afterwards(made)}</p>{_offers(made, offered)}{_table(made, hired)}</div>'
+        f'<p class="quiet small">{_plan(made)} {basis}</p>{_report(made)}{_offers(made, offered)}{_table(made, hired)}</div>'
     )
 
 
@@ -60,20 +60,16 @@ def _plan(made: Quote) -> str:
     return f"{rows}, {'with' if made.plan.checkpointing else 'without'} gradient checkpointing, {made.evaluations} evaluations."
 
 
-def _afterwards(made: Quote) -> str:
+def _report(made: Quote) -> str:
     """What the report's time means for the held-out rows: how many there are, and what nobody waits for and is told all the same."""
-    said = ""
-    if (unused := min(made.held_out_of, MOST_HELD_OUT) - made.held_out) > 0:
-        said = (
-            f" Of {made.held_out_of:,} rows kept aside {made.held_out:,} are measured on; {unused:,} more are neither learned from nor measured. "
-            f"“{KNOBS['held_out_rows'].label}” under More settings takes another number."
-        )
+    said = held_out_words(made)
     if not made.afterwards_s and not said:
         return ""
+    said = f" {said} “{KNOBS['held_out_rows'].label}” under More settings takes another number." if said else ""
     most = limits.run_seconds()
     takes = f"about {about(made.afterwards_s)}" if most is None or made.afterwards_s <= most else f"at most {about(most)}, as far as that goes"
-    afterwards = f" What that leaves out of their answers or losses is done afterwards, while nobody else needs the machine, in {takes}." if made.afterwards_s else ""
-    return f" The report at the end keeps to a quarter of the training's time, at least a minute.{said}{afterwards}"
+    afterwards = f" What it has no time for is done afterwards, while nobody else needs the machine, in {takes}." if made.afterwards_s else ""
+    return f'<p class="quiet small">The report at the end keeps to a quarter of the training\'s time, at least a minute.{said}{afterwards}</p>'
 
 
 def _bar(made: Quote) -> str:

@@ -76,10 +76,10 @@ def draw_figures(rows: findings.Rows, recipe: Recipe, partial: bool) -> str:
     its = rows.figures(recipe)
     classes = rows.class_counts(recipe) if tasks.get(rows.task).LABELLED else []
     if tasks.get(rows.task).SHOWS == "pictures":
-        return _figures_of_pictures(rows, its, classes, partial)
+        return _figures_of_pictures(rows, its, recipe, classes, partial)
     tiles = drawing.stats([
         (f"{its.train_rows:,}", "rows to learn from", "Training rows"),
-        (f"{its.held_out_rows:,}", "held out", its.split),
+        (f"{min(its.held_out_rows, recipe.most_held_out):,}", "held out", its.split),
         (f"{its.tokens:,}", "tokens", "In the training rows, after any cut"),
         (f"{len(classes):,}", "classes", "Different labels") if classes
         else (f"{its.learned / max(1, its.tokens):.0%}", "learned", "Share of the tokens on which the loss is taken"),
@@ -93,12 +93,12 @@ def draw_figures(rows: findings.Rows, recipe: Recipe, partial: bool) -> str:
     return f"{tiles}{notes}{label_view.classes(classes)}{drawing.histogram(its.uncut, recipe.max_tokens)}"
 
 
-def _figures_of_pictures(rows: findings.Rows, its: findings.Figures, classes: list, partial: bool) -> str:
+def _figures_of_pictures(rows: findings.Rows, its: findings.Figures, recipe: Recipe, classes: list, partial: bool) -> str:
     """The same of pictures, which all cost alike."""
     counts = [train + held for _, train, held in classes]
     tiles = drawing.stats([
         (f"{its.train_rows:,}", "pictures to learn from", "Training rows"),
-        (f"{its.held_out_rows:,}", "held out", its.split),
+        (f"{min(its.held_out_rows, recipe.most_held_out):,}", "held out", its.split),
         (f"{len(classes):,}", "classes", "Different labels"),
         (f"{min(counts, default=0):,} to {max(counts, default=0):,}", "pictures a class", "Of the smallest and the largest class"),
     ])
