@@ -402,6 +402,8 @@ def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
     assert asked.held_out == 990 and not asked.held_out_by
     limited = quote.make(Recipe(max_steps=2000), its, rows, 1000.0, slow, most_s=60.0)
     assert limited.held_out == made.held_out, "a training that is ended after a minute has a minute's report"
+    patient, soon = (quoted(its, rows, reach=slow, max_steps=1600, patience=patience).held_out for patience in (0, 4))
+    assert made.held_out < soon < patient == quoted(its, rows, reach=slow, max_steps=1600, patience=10).held_out, "patience may end it after 4 of 10 evaluations"
     had = quote.Rows([60] * 400, 400 * 20, [60] * 1000, chosen=True)
     assert quoted(its, had, reach=slow, max_steps=4).held_out == 1000
     assert quote.Rows(**json.loads(json.dumps(quote.summed_up(had)))).chosen

@@ -21,6 +21,7 @@ from tuner.home import DEMO_ROOT, LOCAL_OWNER, safe_name, write_whole
 # Up to so many rows all of them are looked at before a training; a minute or two.
 _FEW_ROWS = 100_000
 
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; 0 if it went well, 1 for a UserError (told in words), 2 for wrong usage."""
     os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")

@@ -172,14 +172,17 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
             ) * words,
         }
 
-    def budget(time: dict[str, float]) -> float:
-        return plans.report_budget_s(min(most_s, sum(time.values())))
+    def budget(time: dict[str, float], share: float = 1.0) -> float:
+        """The report's seconds, after such a share of the training."""
+        before = time["getting ready"] + time["rehearsal"]
+        return plans.report_budget_s(min(most_s, before + share * (sum(time.values()) - before)))
 
     answers, afterwards_s, held_out, held_out_by = tasks.get(recipe.task).ANSWERS, 0.0, min(rows.held_rows, recipe.most_held_out), ""
     if answers:
         report = _ReportWork.of(recipe, its, rows, plan, held_out, reach)
         if not (recipe.held_out_rows or rows.chosen):
-            has_s = budget(without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))[1])
+            often, time = without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))
+            has_s = budget(time, min(1.0, recipe.patience / often) if recipe.patience else 1.0)  # also where patience ends it as soon as can be
             fitting = report.fitting(has_s)
             report = report.times(fitting / held_out)
             if fitting < held_out:
