@@ -1,7 +1,7 @@
 # make app: serve the page. make test: the whole suite. make demo: the main job without a page.
 # make bench: speed, memory and loss of training against TRL and the plain Trainer (under half an hour).
 # make bench-chat: what an answer costs (minutes). make bench-page: how quick the page stays beside a training.
-# make bench-quote: what runs were said to need, and what they took (half an hour with bf16, twice that without).
+# make bench-quote: what runs were said to need, and what they and their reports took (half an hour with bf16, twice that without).
 # make torture: a hundred kills at random moments; each run must end as one that was never killed. And each request of a
 # push broken in every way.
 # make load: fifty visitors for ten minutes beside a training: how soon a click is answered, and whether anything grows.
