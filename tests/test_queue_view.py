@@ -51,7 +51,8 @@ def test_a_second_start_waits_and_says_its_place_and_leaves_by_one_click(click, 
 
 
 def test_start_holds_out_as_many_rows_as_were_quoted(click, form, home, base, monkeypatch):
-    """What the quote said of them is the run's own recipe; the same click stays the same, though the machine is thought otherwise of by then."""
+    """Once the machine is measured; what the quote says of them then is the run's own recipe. The same click stays the same, though
+    the machine is thought otherwise of by then."""
     dataset_id, settings = form
     its = sizes.in_folder(base)
     monkeypatch.setattr(train_tab, "to_quote", lambda *_: (its, quote.Rows([60] * 18, 18 * 20, [60] * 2)))
@@ -59,10 +60,12 @@ def test_start_holds_out_as_many_rows_as_were_quoted(click, form, home, base, mo
     seen = {
         "device": "cpu", "precision": "float32", "gemm_gflops": {"float32": 1e-3}, "gb_per_s": 100.0, "op_us": 2.0, "import_s": 3.0, "import_gib": 0.5,
     }
-    write_json(home / "machine.json", {machine.fingerprint(): {"measured": seen}})
+    waited = []
+    monkeypatch.setattr(machine, "begin_measuring", lambda: not waited)
+    monkeypatch.setattr(machine, "wait_until_measured", lambda _: waited.append(write_json(home / "machine.json", {machine.fingerprint(): {"measured": seen}})))
     start = dict(dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)
     run = runs.find("local", click("start", *settings, **start)[0])
-    assert run.recipe.held_out_rows == 1 == run.read("data/receipt")["held_out_rows"]
+    assert len(waited) == 1 and run.recipe.held_out_rows == 1 == run.read("data/receipt")["held_out_rows"]
     assert run.read("data/receipt")["steps"][-1] == {"step": "rows kept aside, neither trained on nor measured, since the run holds out 1", "rows": 1}
     write_json(home / "machine.json", {machine.fingerprint(): {"measured": {**seen, "gemm_gflops": {"float32": 1e3}}}})
     assert click("start", *settings, **start)[0] == run.id, "the same click"

@@ -412,11 +412,24 @@ def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
 
 
 def test_a_probe_that_takes_too_long_does_not_take_the_rows_time():
-    """Where it cannot be asked whole, rows have a third of the time, and the answers."""
-    work = quote._ReportWork(100, 18.0, 500.0, NONE, NONE)
+    """Where it cannot be asked whole, rows have a third of the time, and the answers half of what that leaves."""
+    work = quote._ReportWork(100, 18.0, 80.0, NONE, NONE)
     assert work.is_full(60.0) and not work.times(1.1).is_full(60.0) and work.fitting(60.0) == 100 and work.times(2).fitting(60.0) == 100
-    assert not replace(work, short=answers(30, 20)).is_full(60.0)
+    assert replace(work, short=answers(30, 15)).is_full(60.0) and not replace(work, short=answers(30, 17)).is_full(60.0)
     assert replace(work, asked=15.0, both=25.0).is_full(60.0) and not replace(work, asked=15.0, both=26.0).is_full(60.0), "whole where there is time"
+
+
+def test_a_full_report_leaves_no_row_out_by_its_own_reckoning():
+    """What decides how many are held out, and what is said to be left out, agree however the time is made up."""
+    full = 0
+    for both in (1, 5, 10, 18, 25, 40, 60):
+        for asked in (1, 10, 15, 20, 40, 80, 120, 180, 300, 500):
+            for seconds in (0, 5, 12, 20, 30, 50):
+                work = quote._ReportWork(100, both, asked, answers(30, seconds) if seconds else NONE, NONE)
+                if work.is_full(60.0):
+                    full += 1
+                    assert not work.leaves_out(60.0), (both, asked, seconds)
+    assert full > 50
 
 
 def test_rows_of_several_sequences_are_held_out_whole(its):
@@ -426,8 +439,11 @@ def test_rows_of_several_sequences_are_held_out_whole(its):
     made, four = quoted(its, single, reach=slow, max_steps=4), quoted(its, of_four, reach=slow, max_steps=4)
     assert four.held_out_of == 250 and four.held_out == pytest.approx(made.held_out / 4, abs=10)
     assert four.time["before and after"] == pytest.approx(made.time["before and after"], rel=0.1)
-    again = quote.Rows(**json.loads(json.dumps(quote.summed_up(of_four))))
-    assert again.held_rows == pytest.approx(250, rel=0.05)
+    many = quote.Rows([60] * 100_000, 100_000 * 59, [60] * 90, held_rows=30)
+    for rows in (of_four, many):
+        again = quote.Rows(**json.loads(json.dumps(quote.summed_up(rows))))
+        whole = [quote.whole_report_s(Recipe(), its, kept, four.plan, slow) for kept in (rows, again)]
+        assert again.held_rows == rows.held_rows and whole[1] == pytest.approx(whole[0], rel=0.05)
 
 
 def test_the_run_s_own_recipe_says_how_many_rows_are_held_out(its):
@@ -436,6 +452,8 @@ def test_the_run_s_own_recipe_says_how_many_rows_are_held_out(its):
     assert quote.settled(Recipe(max_steps=4), made) == Recipe(max_steps=4, held_out_rows=made.held_out)
     assert quote.settled(Recipe(), quoted(its, rows)) == Recipe(), "all of them: the run itself counts them"
     assert quote.held_out_words(quoted(its, rows)) == "" != quote.held_out_words(made)
+    assert quote.may_be_fewer(Recipe(), 51) and not quote.may_be_fewer(Recipe(), 50)
+    assert not quote.may_be_fewer(Recipe(held_out_rows=60), 60) and not quote.may_be_fewer(Recipe(task="text_labels"), 60)
     many = quote.Rows([60] * 400, 400 * 20, [60] * 9000)
     assert quoted(its, many).held_out == MOST_HELD_OUT and quote.settled(Recipe(), quoted(its, many)) == Recipe()
     labels = quoted(its, rows, reach=slow, max_steps=4, task="text_labels", held_out_rows=7)

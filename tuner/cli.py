@@ -166,7 +166,7 @@ def _settled(recipe, dataset):
     report = _bar("Looking at the rows")
     try:
         look = scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, recipe.base_revision, hub.own_token()))
-        # Of very many, the first stand for all: more are kept aside than are ever held out.
+        # Of very many the first stand for all.
         rows = check.work(dataset, look, report) if dataset.count <= _FEW_ROWS else check.glimpse(dataset, look)
         figures, sizes = rows.figures(recipe), hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
     except UserError:
@@ -179,6 +179,9 @@ def _settled(recipe, dataset):
     if worked_on.held_rows > quote.FEWEST_HELD_OUT:
         _measure_machine()
     made = quote.here(recipe, sizes, worked_on)
+    if made.held_out_by and dataset.count > _FEW_ROWS:  # how many are kept aside is known by now without asking the base
+        kept_aside = int(check.rows_of(dataset, None).held_out(recipe.held_out_share, recipe.seed)[0].sum())
+        made = dataclasses.replace(made, held_out_of=kept_aside, held_out_by=made.held_out_by if made.held_out < kept_aside else "")
     if made.held_out_by:
         _say(f"{quote.held_out_words(made)} held_out_rows=N takes another number.")
     return quote.settled(recipe, made)
@@ -372,7 +375,7 @@ def _checked(recipe, beside: Path, steps: list[str] = (), by_columns: bool = Fal
 
 
 def _check(asked) -> int:
-    from tuner import findings, receipt
+    from tuner import findings, quote, receipt
 
     settings = _settings(asked.settings)
     recipe = recipes.from_dict({**settings, "dataset": asked.what})
@@ -396,7 +399,7 @@ def _check(asked) -> int:
     }
     if seen:
         told |= {
-            "train_rows": seen.train_rows, "held_out_rows": made["held_out_rows"], "split": made["split"], "tokens": seen.tokens,
+            "train_rows": seen.train_rows, "held_out_rows": made["held_out_rows"], "split": made["split"], "may_be_fewer": quote.may_be_fewer(recipe, made["held_out_rows"]), "tokens": seen.tokens,
             "learned_tokens": seen.learned, "longest": int(seen.uncut.max(initial=0)), "receipt": made,
         }
     if asked.json:
@@ -451,6 +454,8 @@ def _print_check(told: dict) -> None:
         print(f"  {note}")
     if "train_rows" in told:
         print(f"  {told['train_rows']:,} rows to train on, {told['held_out_rows']:,} held out ({told['split']})")
+        if told["may_be_fewer"]:
+            print(f"  {told['may_be_fewer']}")
         if tasks.get(told["task"]).COUNTED == "tokens":
             print(f"  {told['tokens']:,} tokens, {told['learned_tokens']:,} of them learned; the longest row has {told['longest']:,}")
     if not told["findings"]:

@@ -25,7 +25,7 @@ STEP_OF_ANSWERS, STEP_OF_ANSWER, BOTH_ANSWERS, ENDING = 0.95, 0.09, 1.6, 0.6
 SHORT_TOKENS, SHARED_TOKENS = 24, 25
 # Rows that are shown side by side.
 SHOWN = 20
-# A run holds out as many rows as its report, said to take this share of its time, measures with the probe and the answers that
+# A run holds out as many rows as its report, said to take this share of its time, measures beside the probe and the answers that
 # are scored; in tens, since a quote is no nearer. For want of time it never holds out fewer than so many, which would show little.
 HELD_OUT_FILL, FEWEST_HELD_OUT = 0.92, 50
 # Answers that have not the time for all use this share of it. How far off it may be whether any fit: between these shares of
@@ -42,15 +42,17 @@ class Rows:
         held_lengths: (H,) tokens of the held-out sequences.
         scale: how many rows each of these stands for, where only the first of them are known yet.
         held_rows: rows that all the held-out sequences are of, also those not known yet; one for each where it is not said.
+        held_count: all the held-out sequences, where these stand for other than `scale` each.
         chosen: whether a run has these rows already, so that none is left out any more.
     """
 
-    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: float | None = None, chosen: bool = False):
+    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: float | None = None, chosen: bool = False, held_count: float | None = None):
         self.lengths = plans.Lengths(lengths)
         self.held = plans.Lengths(held_lengths)
         self.learned, self.scale, self.chosen = learned, scale, chosen
         self.count = max(1, round(len(self.lengths) * scale))
-        self.held_rows = max(1, round(held_rows or len(self.held) * scale))
+        self.held_count = max(1.0, held_count or len(self.held) * scale)
+        self.held_rows = max(1, round(held_rows or self.held_count))
 
     @classmethod
     def of(cls, figures, scale: float = 1.0) -> "Rows":
@@ -75,7 +77,7 @@ def summed_up(rows: Rows) -> dict:
     held = max(1, round(len(rows.held) * rows.scale / scale))  # each of them is to stand for as many as each of the others
     return {
         "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held, held),
-        "scale": scale, "held_rows": rows.held_rows, "chosen": rows.chosen,
+        "scale": scale, "held_rows": rows.held_rows, "chosen": rows.chosen, "held_count": rows.held_count,
     }
 
 
@@ -90,7 +92,7 @@ class Quote:
         free_gib: what there is for it.
         held_out, held_out_of: rows that the run holds out, of those that are kept aside.
         held_out_by: "time" where its report has the time for no more, "fewest" where it has not even that for so few; else "".
-        afterwards_s: what measuring all held-out rows takes then, in the time to spare, where its report has no time for all.
+        afterwards_s: what a report in full takes then, in the time to spare, where the run's own leaves something of the rows out.
     """
 
     plan: plans.Plan
@@ -129,8 +131,8 @@ class Quote:
 def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_per_hour: float = 0.0, most_s: float = math.inf) -> Quote:
     """About what a run will need on one machine.
 
-    Where the recipe leaves open how many rows are held out, they are as many as the report at its end can measure and answer
-    in its time there.
+    Where the recipe leaves open how many rows are held out, they are as many as the report at its end has the time for there;
+    see `_ReportWork.is_full`.
 
     Args:
         free_gib: memory that the run may use there.
@@ -225,9 +227,16 @@ def held_out_words(made: Quote) -> str:
     return f"Of {made.held_out_of:,} rows kept aside {made.held_out:,} are held out, {why}; the other {more:,} are neither learned from nor measured."
 
 
+def may_be_fewer(recipe, held_out: int) -> str:
+    """What to say of rows kept aside where nothing is known of the run's time; "" where that does not matter."""
+    if recipe.held_out_rows or held_out <= FEWEST_HELD_OUT or not tasks.get(recipe.task).ANSWERS:
+        return ""
+    return "A run holds out as many of these as its report has the time for; its quote says where they are fewer."
+
+
 def _sequences(rows: Rows, held_out: float) -> float:
     """How many held-out sequences so many rows are."""
-    return max(1.0, len(rows.held) * rows.scale * held_out / rows.held_rows)
+    return max(1.0, rows.held_count * held_out / rows.held_rows)
 
 
 def _one_held(rows: Rows) -> Work:
@@ -342,10 +351,14 @@ class _ReportWork:
     def _within(self, budget: float) -> tuple[float, float, float, float]:
         """The seconds of measuring, of the probe, of short answers and of others."""
         measured = min(self.both, max(self.both * min(1.0, plans.FIRST_MEASURED / self.rows), budget - plans.LEAST_PROBE * self.asked))
-        probed = self.asked * min(1.0, max(plans.LEAST_PROBE, (budget - measured) / 2 / self.asked))
+        probed = self._probed(budget - measured)
         left = budget - measured - probed
         short = self.short.within(left)
         return measured, probed, short, self.others.cut(left - short).within(left - short)
+
+    def _probed(self, left: float) -> float:
+        """The seconds of what of the probe is asked, where so many are left: half of them at most, but the least of it always."""
+        return self.asked * min(1.0, max(plans.LEAST_PROBE, left / 2 / self.asked))
 
     def times(self, share: float) -> "_ReportWork":
         """The same on so many times its held-out rows."""
@@ -354,12 +367,12 @@ class _ReportWork:
 
     def is_full(self, budget: float) -> bool:
         """Whether all held-out rows are measured, all short answers and the rows shown side by side are given, and the whole probe
-        is asked, or as much of it as a third of that time lets."""
+        is asked, or as much of it as half of two thirds of that time lets; see `_within`."""
         has_s = HELD_OUT_FILL * budget
         shown = replace(self.others, count=min(SHOWN, self.others.count), longest=min(plans.FEWEST_ANSWER_TOKENS, self.others.longest))
         answers = (self.short.seconds() + shown.seconds()) / FILLED
-        asked = min(self.asked, has_s / 3)
-        return self.both + max(2 * asked, asked + answers) <= has_s  # the probe may take half of what is left
+        measured = min(max(has_s - 2 * self.asked, has_s / 3), has_s - plans.LEAST_PROBE * self.asked)
+        return self.both <= measured and self.both + self._probed(has_s - self.both) + answers <= has_s
 
     def fitting(self, budget: float) -> int:
         """On how many of these rows a report can be full in that time, or else FEWEST_HELD_OUT."""

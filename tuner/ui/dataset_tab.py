@@ -9,15 +9,13 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 
-from tuner import check, data, findings, fixes, hub, reading, receipt, scan, sessions, tasks
+from tuner import check, data, findings, fixes, hub, quote, reading, receipt, scan, sessions, tasks
 from tuner.errors import Hint, UserError, shorten
 from tuner.home import private_dir, safe_name, tuner_home
-from tuner.quote import FEWEST_HELD_OUT
 from tuner.recipe import Recipe
 from tuner.ui import drawing, row_view
 
 SOURCES = ["Demo", "File", "Hub", "Paste"]
-_MAY_BE_FEWER = "A run holds out as many of these as its report has the time for: Fine-tune says how many before it starts."
 _SHARE_HELP = "More rows held out measure more surely; fewer are left to learn from."
 
 
@@ -151,12 +149,11 @@ def wire(its, train, tabs) -> None:
         choices += [(f"{one.title} ({one.rows:,})", one.name) for one in list_of if one.name not in ("few_rows", "nothing_to_learn")]
         stops = any(one.level == "stop" for one in list_of)
         made = None if stops or going else receipt.make(dataset.source, rows, receipt.choose(rows, recipe))
-        may_be_fewer = made and tasks.get(dataset.task).ANSWERS and not recipe.held_out_rows and made["held_out_rows"] > FEWEST_HELD_OUT
         return [
             shown, at, number, drawing.checking(going.phase, going.share, going.left_s) if going else "",
             drawing.findings(list_of, examples, fixes.FIXES, show, bool(going)),
             "" if stops or look is None else row_view.draw_figures(rows, recipe, going is not None),
-            drawing.receipt(made, rows.steps, _MAY_BE_FEWER if may_be_fewer else ""), gr.update(choices=choices, value=show), share_of(rows), gr.Timer(active=going is not None),
+            drawing.receipt(made, rows.steps, quote.may_be_fewer(recipe, made["held_out_rows"]) if made else ""), gr.update(choices=choices, value=show), share_of(rows), gr.Timer(active=going is not None),
             f"{dataset.id}/{len(rows)}/{going is None}/{len(dataset.steps)}",
         ]
 
