@@ -50,3 +50,4 @@ def test_memorising_is_said_and_the_best_step_is_kept(starter_home):
     report = run.read("report")
     assert report["best_step"] == best and report["tuned"]["loss"] < report["base"]["loss"]
     assert any(f"The version of step {best} is kept, not that of the last step ({max(measured)})" in line for line in report["says"]), report["says"]
+    assert said[0]["message"] in report["says"], "the report says why"

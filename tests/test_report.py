@@ -165,6 +165,19 @@ def test_made_again_it_is_the_same_bit_for_bit(run, made, capsys):
     assert made["says"] and all(words in out for words in made["says"])
 
 
+def test_ten_rows_are_shown_on_each_side(many):
+    """Half of forty rows are made better and half worse."""
+    run, made = many[0], report.make(*many)
+    assert made["rows_better"] + made["rows_worse"] == 40 and max(made["rows_better"], made["rows_worse"]) > 10
+    assert [len(made["rows"][side]) for side in ("improved", "worsened")] == [min(10, made["rows_better"]), min(10, made["rows_worse"])]
+    assert not any("memorising" in words for words in made["says"])
+    for step in (1, 7):  # of the kept version, and of another
+        run.log("note", rule="memorising", step=step, message=f"It is memorising since step {step}.")
+    run.log("eval", step=3, loss=9.0, best=False)
+    says = report.make(*many)["says"]
+    assert "It is memorising since step 1." in says and not any("since step 7" in words for words in says)
+
+
 def of_a_run(base, completions: list[str]) -> tuple:
     """A run with half of these rows held out, and what its report needs."""
     from tuner import train

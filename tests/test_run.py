@@ -18,6 +18,7 @@ from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
 from tuner.recipe import Recipe
+from tuner.ui import run_view
 
 RECORDS = [{"prompt": f"Say {n}", "completion": f"It is {n}"} for n in range(5)]
 
@@ -34,6 +35,12 @@ def wait_until(true, seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.02)
+
+
+def buttons(run) -> list[dict]:
+    """Resume and Train longer, as the page shows them of the run."""
+    shown = dict(zip(run_view.PARTS, run_view.of(run)))
+    return [shown["resume"], shown["longer_row"]]
 
 
 class Child:
@@ -177,6 +184,19 @@ def test_a_run_is_deleted_but_not_while_it_is_going(home):
     assert not run.folder.exists() and runs.mine("anna") == []
 
 
+def test_an_interrupted_run_whose_disk_takes_nothing_says_so(home, monkeypatch):
+    run = new_run()
+    write_json(run.folder / "process.json", {"pid": 2**22 + 1, "started": 0.0, "boot": "another"})
+    assert run.state() == "interrupted" and run.cannot_write() == "" and not list(run.folder.glob(".tried*"))
+    assert "Resume goes on from the last checkpoint" in run_view.of(run)[0] and "read-only" not in run_view.of(run)[0]
+
+    def refuse(path, content):
+        raise UserError("The folder is read-only.")
+
+    monkeypatch.setattr(runs, "write_whole", refuse)
+    assert "The folder is read-only." in run_view.of(run)[0]
+
+
 def test_only_a_live_run_is_stopped(home):
     run = new_run()
     with pytest.raises(UserError, match="This run is new, so there is nothing to stop"):
@@ -305,9 +325,13 @@ def test_a_real_child_is_killed_and_resumed(base, home, monkeypatch):
     wait_until(lambda: run.state() == "training" and list(run.folder.glob("checkpoints/checkpoint-*")))
     with pytest.raises(UserError, match="still going"):
         run.delete()
+    assert [its["visible"] for its in buttons(run)] == [False, False]
     os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(lambda: run.state() == "interrupted")
+    assert time.monotonic() - killed < 10 and not run.adapter_dir.exists()
+    assert [its["visible"] for its in buttons(run)] == [True, True], "offered for resume, and to train longer"
     thread.join(30)
-    assert run.state() == "interrupted" and not run.adapter_dir.exists()
     before = len(losses(run))
     assert 0 < before < 3000
 
@@ -315,7 +339,7 @@ def test_a_real_child_is_killed_and_resumed(base, home, monkeypatch):
     wait_until(lambda: "Going on from the checkpoint of step" in notes(run) and run.state() == "training" and len(losses(run)) > before)
     run.ask_stop()
     thread.join(60)
-    assert run.state() == "stopped" and run.error() == ""
+    assert run.state() == "stopped" and run.error() == "" and [its["visible"] for its in buttons(run)] == [True, True]
     steps = [event["step"] for event in events(run, "step")]
     # Killed right behind a checkpoint it does nothing again; else at most what came after it, and never the beginning.
     again = [steps[n] for n in range(1, len(steps)) if steps[n] <= steps[n - 1]]

@@ -312,6 +312,22 @@ def test_the_best_version_is_kept_not_the_last(base, home, quick, interrupted):
     assert adapter_hash(run.adapter_dir) == adapter_hash(folder / "checkpoint-4") != adapter_hash(folder / "checkpoint-8")
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_where_no_version_beats_the_base_the_best_of_them_is_kept(base, home, quick, interrupted):
+    worse_each_time(quick)
+    run = small_run(base, patience=0)
+    if interrupted:
+        with quick.context() as here:
+            at_step(here, 7, killed)
+            with pytest.raises(Killed):
+                train.train(run)
+    train.train(run)
+    folder = run.folder / "checkpoints"
+    assert [event["best"] for event in events(run, "eval")] == [True, False, False, False, False] and checkpoints.steps(folder) == [2, 6, 8]
+    assert "No version was better than the base model on the held-out rows; the best of them, of step 2, is kept." in notes(run)
+    assert run.read("report")["best_step"] == 2 and adapter_hash(run.adapter_dir) == adapter_hash(folder / "checkpoint-2")
+
+
 def test_where_the_best_version_is_damaged_the_last_is_kept_and_that_is_said(base, home, quick):
     worse_each_time(quick, after=3)
     run = small_run(base, patience=0)
@@ -622,15 +638,45 @@ def test_an_adapter_that_changed_nothing_is_not_a_success(base, home, quick):
     assert run.state() == "failed" and not (run.folder / "done").exists()
 
 
+def test_what_safetensors_says_of_a_disk_is_the_system_s_error(tmp_path):
+    """Its own words, as it really writes them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from tuner.home import system_errors
+
+    with pytest.raises(SafetensorError):
+        save_file({"a": torch.zeros(1)}, tmp_path / "nowhere" / "a.safetensors")
+    with pytest.raises(FileNotFoundError), system_errors():
+        save_file({"a": torch.zeros(1)}, tmp_path / "nowhere" / "a.safetensors")
+    with pytest.raises(SafetensorError, match="another"), system_errors():
+        raise SafetensorError("another error")
+
+
+def test_a_checkpoint_that_does_not_hold_what_was_written_is_none(base, home, quick):
+    save_file = checkpoints.save_file
+
+    def wrong(tensors, path):
+        is_wrong = path.parent.name == ".tmp-4" and path.name == "optimizer.safetensors"
+        save_file({name: its + is_wrong for name, its in tensors.items()}, path)
+
+    quick.setattr(checkpoints, "save_file", wrong)
+    run = small_run(base)
+    assert train.main(run) == 1 and "The disk failed while checkpoint-4 was written (optimizer.safetensors does not hold" in run.error()
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["checkpoint-2"]
+
+
 def test_a_full_disk_ends_the_run_in_words_and_the_older_checkpoint_stays(base, home, quick):
     import errno
+
+    from safetensors import SafetensorError
 
     save_file, calls = checkpoints.save_file, []
 
     def full(tensors, path):
         calls.append(path)
         if len(calls) > 2:  # two files in each checkpoint
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})")
         save_file(tensors, path)
 
     quick.setattr(checkpoints, "save_file", full)

@@ -208,6 +208,8 @@ def lose_the_disk(base: Path, at: Path, how: str) -> list[str]:
     if how == "fills up":
         filler.unlink()
     else:
+        if "read-only" not in (shown := run.cannot_write()):  # what the page says, since nothing can be written there
+            wrong.append(f"The page does not say that the disk {how}: {shown}")
         subprocess.run(["mount", "-o", "remount,rw", at], check=True)
     words = "\n".join([run.error(), *(line for line in log.read_text().splitlines()[-40:] if "arn" not in line)])
     if code != 1 or (run.folder / "done").exists():

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: safetensors and JSON only, hashed, renamed into place."""
 
 import base64
+import errno
 import hashlib
 import os
 import random
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tuner.home import disk_error, read_json, sync_folder, write_json
+from tuner.home import disk_error, read_json, sync_folder, system_errors, write_json
 
 PREFIX = "checkpoint-"
 
@@ -30,7 +32,7 @@ def write(folder: Path, step: int, adapter: dict, optimizer: dict, scheduler: di
         The checkpoint's folder.
 
     Raises:
-        UserError: the disk is full; the older checkpoints are untouched.
+        UserError: the disk is full, read-only, or holds something else than was written to it; the older checkpoints are untouched.
     """
     folder.mkdir(exist_ok=True)
     target, temporary = folder / f"{PREFIX}{step}", folder / f".tmp-{step}"
@@ -41,8 +43,9 @@ def write(folder: Path, step: int, adapter: dict, optimizer: dict, scheduler: di
         for index, its in optimizer["state"].items() for name, value in its.items()
     }
     try:
-        save_file(adapter, temporary / "adapter.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
+        for name, its in (("adapter", adapter), ("optimizer", tensors)):
+            with system_errors():
+                save_file(its, temporary / f"{name}.safetensors")
         write_json(temporary / "optimizer.json", optimizer["param_groups"])
         write_json(temporary / "scheduler.json", scheduler)
         write_json(temporary / "random.json", random_state())
@@ -51,6 +54,9 @@ def write(folder: Path, step: int, adapter: dict, optimizer: dict, scheduler: di
         for path in temporary.glob("*.safetensors"):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        for name, its in (("adapter", adapter), ("optimizer", tensors)):
+            if not _holds(temporary / f"{name}.safetensors", its):
+                raise OSError(errno.EIO, f"{name}.safetensors does not hold what was written to it")
         manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in temporary.iterdir()}
         write_json(temporary / "manifest.json", {"step": step, "files": manifest})
         shutil.rmtree(target, ignore_errors=True)
@@ -60,6 +66,17 @@ def write(folder: Path, step: int, adapter: dict, optimizer: dict, scheduler: di
         shutil.rmtree(temporary, ignore_errors=True)
         raise disk_error(error, target) from error
     return target
+
+
+def _holds(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the file holds these tensors and no others, bit for bit."""
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys()) == set(tensors) and all(_same(file.get_tensor(name), its) for name, its in tensors.items())
+
+
+def _same(read: torch.Tensor, its: torch.Tensor) -> bool:
+    its = its.detach().cpu().contiguous()
+    return read.dtype == its.dtype and read.shape == its.shape and torch.equal(read.reshape(-1).view(torch.uint8), its.reshape(-1).view(torch.uint8))
 
 
 def _sha256(path: Path) -> str:
@@ -95,7 +112,7 @@ def newest(folder: Path, on_broken=lambda step: None) -> Path | None:
 
 
 def prune(folder: Path, best: int | None, keep: int = 2) -> None:
-    """Delete all but the newest `keep` and the best."""
+    """Delete all but the newest `keep` and the best; None where there is none."""
     for leftover in folder.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for step in steps(folder)[:-keep]:

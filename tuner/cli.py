@@ -159,23 +159,11 @@ def _train(asked) -> int:
 
 def _settled(recipe, dataset):
     """The recipe with as many held-out rows as its report has the time for here; as it is where they all are, or nobody can say."""
-    from tuner import check, hub, quote, scan, tasks
+    from tuner import check, quote, tasks
 
-    if recipe.held_out_rows or dataset.task != recipe.task or not tasks.get(recipe.task).ANSWERS:
+    if recipe.held_out_rows or not tasks.get(recipe.task).ANSWERS or (to_quote := _to_quote(recipe, dataset)) is None:
         return recipe
-    report = _bar("Looking at the rows")
-    try:
-        look = scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, recipe.base_revision, hub.own_token()))
-        # Of very many the first stand for all.
-        rows = check.work(dataset, look, report) if dataset.count <= _FEW_ROWS else check.glimpse(dataset, look)
-        figures, sizes = rows.figures(recipe), hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
-    except UserError:
-        return recipe
-    finally:
-        report.close()
-    if not len(figures.lengths):
-        return recipe
-    worked_on = quote.Rows.of(figures, max(1.0, dataset.count / rows.came_in))
+    sizes, worked_on = to_quote
     if worked_on.held_rows > quote.FEWEST_HELD_OUT:
         _measure_machine()
     made = quote.here(recipe, sizes, worked_on)
@@ -185,6 +173,25 @@ def _settled(recipe, dataset):
     if made.held_out_by:
         _say(f"{quote.held_out_words(made)} held_out_rows=N takes another number.")
     return quote.settled(recipe, made)
+
+
+def _to_quote(recipe, dataset) -> tuple | None:
+    """The base's sizes, and the rows that a run works on; None where nobody can say: the run itself tells why."""
+    from tuner import check, hub, quote, scan
+
+    if dataset.task != recipe.task:
+        return None
+    report = _bar("Looking at the rows")
+    try:
+        look = scan.Look.of(recipe, hub.tokenizer_dir(recipe.base_model, recipe.base_revision, hub.own_token()))
+        # Of very many the first stand for all.
+        rows = check.work(dataset, look, report) if dataset.count <= _FEW_ROWS else check.glimpse(dataset, look)
+        figures, sizes = rows.figures(recipe), hub.sizes_of(recipe.base_model, recipe.base_revision, hub.own_token())
+    except UserError:
+        return None
+    finally:
+        report.close()
+    return (sizes, quote.Rows.of(figures, max(1.0, dataset.count / rows.came_in))) if len(figures.lengths) else None
 
 
 def _measure_machine() -> None:
@@ -528,7 +535,10 @@ def _try(asked) -> int:
             raise UserError(f"Name a recipe: python -m tuner try {asked.what} headlines")
         recipe, beside = _recipe(asked.recipe, asked.settings)
         token = hub.own_token()
-        trial = trials.create(LOCAL_OWNER, asked.what, recipe, data.from_recipe(LOCAL_OWNER, recipe, beside, token))
+        dataset = data.from_recipe(LOCAL_OWNER, recipe, beside, token)
+        if to_quote := _to_quote(recipe, dataset):
+            _say(f"{trials.TITLES[asked.what]}: about {trials.seconds(asked.what, recipe, *to_quote) / 60:.1f} minutes")
+        trial = trials.create(LOCAL_OWNER, asked.what, recipe, dataset)
         run.claim(trial)
         run.fetch_base(trial, token)
     with _drawn(trial, asked.json):

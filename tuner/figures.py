@@ -164,11 +164,12 @@ def _rows(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def verdicts(report: dict, last_step: int) -> list[str]:
+def verdicts(report: dict, last_step: int, seen: str = "") -> list[str]:
     """What the figures mean, in sentences; kept in the report itself.
 
     Args:
         last_step: where training ended; the version that is kept may be an earlier one.
+        seen: why, where the run itself has seen it; see `watch.memorising`.
     """
     said, base, tuned, loss = [], report["base"], report["tuned"], report["difference"]["loss"]
     rows, of = report["held_out_rows"], report.get("held_out_of", report["held_out_rows"])
@@ -187,11 +188,13 @@ def verdicts(report: dict, last_step: int) -> list[str]:
         said.append(f"Measured on {rows:,} of {of:,} held-out rows, drawn with the seed: all of them would have taken longer than a report may.")
     if report["best_step"] < last_step:
         said.append(f"The version of step {report['best_step']:,} is kept, not that of the last step ({last_step:,}): the held-out loss was lowest there.")
+        if seen:
+            said.append(seen)
     told = report["answers"]
     if told["asked"]:
         stops = told["tuned"]["stopped"]
         if stops < 0.9:
-            said.append(f"Of its answers {100 * stops:.0f} % end by themselves within {_within(told)} (base: {100 * told['base']['stopped']:.0f} %). The others run on.")
+            said.append(f"Of its answers {100 * stops:.0f} % end by themselves within {_within(told)} (base: {100 * told['base']['stopped']:.0f} %). The others were not at their end by then.")
     if told["asked"] < told["of"]:
         which, short = "chosen by the seed", "those whose own answer is short"
         if told["only_short"]:

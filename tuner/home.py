@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tuner.errors import UserError
@@ -69,7 +71,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk takes that neither
+            temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from error
     sync_folder(path.parent)
 
@@ -96,6 +99,19 @@ def read_json(path: Path, default: object = None) -> object:
         return default
 
 
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """What safetensors tells as an error of its own, a disk that is full or read-only, as the system's."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
+
+
 def disk_error(error: OSError, path: Path) -> UserError | OSError:
     """The same error in words where the disk is the reason, else the error itself."""
     import errno
@@ -108,6 +124,8 @@ def disk_error(error: OSError, path: Path) -> UserError | OSError:
         )
     if error.errno in (errno.EROFS, errno.EACCES):
         return UserError(f"{path.name} could not be written: the folder is read-only. Check {path.parent.name}'s rights.")
+    if error.errno == errno.EIO:
+        return UserError(f"The disk failed while {path.name} was written ({error.strerror}). Check it, then go on from what was written before.")
     return error
 
 

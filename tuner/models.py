@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tuner import cost, packed, repository, tasks
 from tuner.errors import UserError, shorten
-from tuner.home import disk_error, read_json
+from tuner.home import disk_error, read_json, system_errors
 
 
 @dataclass
@@ -414,7 +414,8 @@ def save_adapter(model, folder: Path) -> None:
         raise UserError(f"The adapter holds values that are not numbers ({broken[0]}), so it is not kept. Lower the learning rate.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        with system_errors():
+            model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; ours is built when it is published
     except OSError as error:
         raise disk_error(error, folder) from error

@@ -109,7 +109,8 @@ def make(
         "rows_better": int((change < 0).sum()), "rows_worse": int((change > 0).sum()),
         **told, "probe": probed,
     }
-    made["says"] = figures.verdicts(made, steps[-1] if steps else best_step)
+    memorised = [event["message"] for event in run.events(kind="note")[0] if event.get("rule") == "memorising" and event["step"] == best_step]
+    made["says"] = figures.verdicts(made, steps[-1] if steps else best_step, *memorised[-1:])
     return made
 
 

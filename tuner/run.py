@@ -128,6 +128,16 @@ class Run:
         """What to say where memory did not suffice; of a run also what would fit, noted for its page."""
         return str(proposals.refuse(self, why))
 
+    def cannot_write(self) -> str:
+        """Why nothing can be written into its folder, in words; "" where it can be."""
+        trial = self.folder / ".tried"
+        try:
+            write_whole(trial, "once\n")
+            trial.unlink()
+        except (OSError, UserError) as error:
+            return str(error) if isinstance(error, UserError) else f"Its folder takes no files: {error.strerror}."
+        return ""
+
     def kept_step(self) -> int | None:
         """The step of the best version so far, if it is better than the base and its checkpoint is there."""
         best = next((event["step"] for event in reversed(self.events(kind="eval")[0]) if event["best"]), None)

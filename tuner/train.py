@@ -149,12 +149,17 @@ def lengthen(run: Run, plan: dict, steps: int, train_set, held_set) -> dict:
 
 def _nothing_yet() -> dict:
     """The best version before anything was measured."""
-    return {"loss": math.inf, "score": [math.inf], "step": None, "lowest": math.inf, "worse": 0}
+    return {"loss": math.inf, "score": [math.inf], "step": None, "lowest": math.inf, "worse": 0, "trained": None}
 
 
 def _best_of(kept: dict) -> dict:
     """The best version by what a checkpoint keeps."""
-    return {"score": [kept["best"]["loss"]], "lowest": kept["best"]["loss"], **kept["best"]}
+    return {"score": [kept["best"]["loss"]], "lowest": kept["best"]["loss"], "trained": None, **kept["best"]}
+
+
+def _kept_step(best: dict) -> int | None:
+    """The step of the best version: where none is better than the base, of the best that was trained; None before there is one."""
+    return best["step"] or (best["trained"] or {}).get("step")
 
 
 class _Leaving:
@@ -370,9 +375,11 @@ class Tuning(Trainer):
         # head knows nothing: while no version is better than its first guesses, only the second half of the steps counts.
         begins = self.learning.NEW_HEAD and not self.best["step"] and 2 * step < self.plan["steps"]
         hope = best or loss < self.best["lowest"] or begins
+        trained = self.best["trained"]
         self.best = {
             **({"loss": loss, "score": score, "step": step} if best else {its: self.best[its] for its in ("loss", "score", "step")}),
             "lowest": min(loss, self.best["lowest"]), "worse": 0 if hope else self.best["worse"] + 1,
+            "trained": {"score": score, "step": step} if step and (trained is None or score < trained["score"]) else trained,
         }
         self.run.log("eval", step=step, loss=loss, **self.learning.figures(measured), rows=len(self.held), best=best)
         self.learning.tell(step, measured)
@@ -412,7 +419,7 @@ class Tuning(Trainer):
                     **({"scaler": self.accelerator.scaler.state_dict()} if self.accelerator.scaler else {}),
                 },
             )
-            checkpoints.prune(self.run.folder / "checkpoints", self.best["step"])
+            checkpoints.prune(self.run.folder / "checkpoints", _kept_step(self.best))
             self.saved_at = self.state.global_step
 
     def go_back(self, checkpoint: Path) -> None:
@@ -473,7 +480,8 @@ def _finish(run: Run, plan: dict, model, tokenizer, held: tuple, trainer: Tuning
 
     run.log("status", state="checking", message="Taking the best version")
     last = best_step = trainer.state.global_step
-    best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{trainer.best['step']}"
+    kept = _kept_step(trainer.best)
+    best = run.folder / "checkpoints" / f"{checkpoints.PREFIX}{kept}"
     if trainer.is_out_of_time and last < plan["steps"]:
         run.log(
             "note",
@@ -481,12 +489,13 @@ def _finish(run: Run, plan: dict, model, tokenizer, held: tuple, trainer: Tuning
             f"{plan['steps']:,}. The best version so far is kept.",
         )
     if trainer.best["step"] == 0:
-        run.log("note", message="No version was better than the base model on the held-out rows; the last one is kept.")
-    elif checkpoints.is_whole(best):
+        which = "the last one" if kept in (None, last) else f"the best of them, of step {kept:,},"
+        run.log("note", message=f"No version was better than the base model on the held-out rows; {which} is kept.")
+    if kept is not None and checkpoints.is_whole(best):
         set_peft_model_state_dict(model, checkpoints.load_adapter(best))
-        best_step = trainer.best["step"]
-    elif trainer.best["step"] != last:
-        run.log("note", message=f"The version of step {trainer.best['step']} is damaged; the last one is kept.")
+        best_step = kept
+    elif kept not in (None, last):
+        run.log("note", message=f"The version of step {kept} is damaged; the last one is kept.")
     if not all(torch.isfinite(tensor).all() for tensor in models.lora_state(model).values()):
         raise proposals.not_a_number(run, "The adapter", best_step, [], False)
     partial = run.folder / ".adapter"

@@ -6,6 +6,7 @@ import numpy as np
 
 from tuner import cost, figures, scores, survey, tasks
 from tuner.errors import shorten
+from tuner.home import system_errors
 from tuner.tasks import label_card
 from tuner.tasks.label_learning import guesses, row_losses, truths
 from tuner.tasks.labels import SEPARATOR, shown_label
@@ -119,7 +120,8 @@ class Line:
         """Keep it beside the run, so that it can be asked beside the tuned model."""
         from safetensors.numpy import save_file
 
-        save_file({"weight": self.weight, "bias": self.bias}, path)
+        with system_errors():
+            save_file({"weight": self.weight, "bias": self.bias}, path)
 
 
 def _probabilities(logits: np.ndarray, several: bool) -> np.ndarray:

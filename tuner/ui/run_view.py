@@ -114,7 +114,7 @@ def _status(run: runs.Run, state: str, events: list[dict], steps: list[dict]) ->
     elif state == "new":
         message = "Not started; nothing was spent. Resume puts it into the queue."
     elif state == "interrupted":
-        message = "It was ended in the middle. Resume goes on from the last checkpoint."
+        message = " ".join(filter(None, ("It was ended in the middle. Resume goes on from the last checkpoint.", run.cannot_write())))
     elif state == "failed":
         message = "See below what went wrong"
     else:
