@@ -189,6 +189,15 @@ def test_the_recipe_in_the_card_is_the_run_s_in_full(hub, client, tmp_path):
     assert {name for name in recipes.KNOBS if name in text} >= {"learning_rate", "lora_alpha", "warmup_share", "seed", "target_modules", "quantisation"}
 
 
+def test_the_card_of_a_run_that_was_trained_longer_says_that_its_command_comes_near(hub, client):
+    push(client)
+    assert "trained longer" not in card_of(hub.repos["model", "alice/animals"])[1]
+    plan = next(client.home.glob("runs/local/*/plan.json"))
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "longer_from": 8}))
+    push(client)
+    assert "It was trained longer from step 8 on. This takes all steps on one schedule" in card_of(hub.repos["model", "alice/animals"])[1]
+
+
 def test_the_card_of_a_hub_dataset_names_all_that_reads_it_again(hub, client, tmp_path):
     told = next(client.home.glob("runs/local/*"))
     receipt, base = told / "data" / "receipt.json", told / "base.json"

@@ -43,7 +43,7 @@ def sections(run) -> str:
     learned_from = sum(event["tokens"] for event in events.latest(run.events()[0], "step"))
     results, _ = run.events(kind="result")
     minutes = (results[-1]["elapsed_s"] if results else 0) / 60
-    how, command = reproduce(run.recipe, receipt)
+    how, command = reproduce(run.recipe, receipt, plan.get("longer_from"))
     return _TEXT.format(
         how=how, command=command, recipe=recipe_text(run.recipe, base, receipt), precision=plan["precision"],
         hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{learned_from:,}", versions=versions(),
@@ -68,14 +68,20 @@ def recipe_text(recipe, base: dict, receipt: dict) -> str:
     return tomlkit.dumps({name: value for name, value in found.items() if value not in ("", {})})
 
 
-def reproduce(recipe, receipt: dict) -> tuple[str, str]:
-    """(what to do first, the command) that trains it again."""
+def reproduce(recipe, receipt: dict, longer_from: int | None = None) -> tuple[str, str]:
+    """(what to do first, the command) that trains it again.
+
+    Args:
+        longer_from: the step from which it was trained longer than it was begun with.
+    """
     if _hub_dataset(receipt):
         how, command = "Save the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml"
     elif receipt["source"].get("kind") == "demo":
         how, command = "Save the recipe as `recipe.toml` in Tuner's folder, then:", "python -m tuner train recipe.toml dataset=presets/data/headlines.jsonl"
     else:
         how, command = "The rows are not published; whoever has them saves the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml dataset=FILE"
+    if longer_from is not None:
+        how = f"It was trained longer from step {longer_from:,} on. This takes all steps on one schedule: near to it, not the same. {how}"
     if [step for step in receipt["steps"] if "rows_out" in step]:
         how = "The rows were put right first, as listed above (`python -m tuner check FILE --fix NAME --out ROWS`). " + how
     return how, command
