@@ -199,3 +199,19 @@ def test_evaluations_take_at_most_a_tenth_of_the_run(rows, epochs, held, wanted)
     assert (often + 1) * each * sum(lengths) / held / 3 <= 0.1 * tokens
     if rows >= 400 and wanted >= 10 and steps > 100:
         assert len(at) >= 10
+
+
+@pytest.mark.parametrize("patience", [1, 2, 4, 9, 10, 30])
+@pytest.mark.parametrize("rows, epochs, held", [(400, 3, 60), (5000, 1, 500), (100_000, 1, 1000), (60, 8, 30)])
+def test_evaluations_take_at_most_a_tenth_also_of_a_run_that_patience_ends(rows, epochs, held, patience):
+    """As soon as it can: no evaluation was better than the one before the first step."""
+    pick = random.Random(rows)
+    lengths = [pick.randint(20, 400) for _ in range(held)]
+    tokens, steps = rows * epochs * 200, math.ceil(rows * epochs / 8)
+    at, chosen = plan.evaluations(steps, tokens, lengths, 10, 0, patience)
+    each = sum(lengths[index] for index in chosen) / 3
+    for ended in range(min(patience, len(at)), len(at) + 1):
+        assert (ended + 1) * each <= 0.1 * tokens * at[ended - 1] / steps * 1.02, "steps are whole, so a little of it may be missing"
+    assert len(at) >= 3 and len(chosen) <= len(plan.evaluations(steps, tokens, lengths, 10, 0)[1])
+    often, rows_each = plan.how_often(steps, tokens, held, sum(lengths), 10, patience)
+    assert (often + 1) * rows_each * sum(lengths) / held / 3 <= 0.1 * tokens

@@ -269,17 +269,17 @@ def decide(recipe, its: Sizes, lengths: Lengths, device: str, precision: str, fr
     return now
 
 
-def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int) -> tuple[list[int], list[int]]:
+def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int, patience: int = 0) -> tuple[list[int], list[int]]:
     """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
 
     Counted in tokens, not timed, so that a resumed run evaluates at the same steps; the one before the first step counts
-    too. Where that leaves no room for FEWEST_EVALUATIONS of FEWEST_ROWS rows, as in runs of less than about 200 rows, it is
+    too, and patience may end the run early. Where that leaves no room for FEWEST_EVALUATIONS of FEWEST_ROWS rows, as in runs of less than about 200 rows, it is
     fewer rows; never less than one, nor more evaluations than wanted.
     """
-    count, rows = how_often(steps, tokens, len(lengths), sum(lengths), wanted)
+    count, rows = how_often(steps, tokens, len(lengths), sum(lengths), wanted, patience)
     chosen = random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows)
     # Those drawn may be longer than the average: then fewer of them, and where they are few already, less often.
-    while (count + 1) * sum(lengths[index] for index in chosen) > EVALUATION_SHARE * tokens * 3:
+    while sum(lengths[index] for index in chosen) > _of_each(EVALUATION_SHARE * tokens * 3, count, patience):
         if len(chosen) > FEWEST_ROWS:
             chosen.pop()
         elif count > FEWEST_EVALUATIONS:
@@ -307,12 +307,22 @@ def longest_answer(usual: float, recipe) -> int:
     return max(1, min(most, max(FEWEST_ANSWER_TOKENS, math.ceil(LONGER * usual))))
 
 
-def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wanted: int) -> tuple[int, int]:
+def how_often(steps: int, tokens: float, held_rows: int, held_tokens: int, wanted: int, patience: int = 0) -> tuple[int, int]:
     """How many evaluations after the one before the first step, of how many held-out rows."""
     budget = EVALUATION_SHARE * tokens * 3
     mean = held_tokens / held_rows
-    few = min(held_rows, FEWEST_ROWS)
-    count = min(wanted, steps, max(FEWEST_EVALUATIONS, int(budget / (few * mean)) - 1))
-    return count, min(held_rows, max(1, int(budget / (count + 1) / mean)))
+    few, count = min(held_rows, FEWEST_ROWS), min(wanted, steps)
+    while count > FEWEST_EVALUATIONS and _of_each(budget, count, patience) < few * mean:
+        count -= 1
+    return count, min(held_rows, max(1, int(_of_each(budget, count, patience) / mean)))
+
+
+def _of_each(budget: float, count: int, patience: int) -> float:
+    """Tokens of each evaluation, so that all of them and the one before the first step keep to so many in all.
+
+    Also where patience ends the run as soon as it can: then that share of the steps was taken, and of the budget is there.
+    """
+    early = budget * patience / count / (patience + 1) if 0 < patience < count else math.inf
+    return min(budget / (count + 1), early)
 
 

@@ -162,7 +162,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
 
     def without_report(held_count: float) -> tuple[int, dict[str, float]]:
         """Evaluations after the first, and the seconds before the report, with so many held-out sequences."""
-        often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations)
+        often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations, recipe.patience)
         return often, {
             "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
             "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * passes,

@@ -116,7 +116,7 @@ def make_plan(recipe, decided: dict, path, train_set, held_set, weights: str, it
     chosen = plans.decide(recipe, its, lengths, decided["device"], decided["precision"], free_gib, machine.reach().import_gib)
     steps = plans.steps(recipe, len(lengths))
     tokens, *_ = lengths.in_steps(recipe, steps)
-    evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], recipe.evaluations, recipe.seed)
+    evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], recipe.evaluations, recipe.seed, recipe.patience)
     return {
         **decided, "base_sha256": weights, "tokens_at_once": chosen.tokens_at_once, "micro_batch": chosen.micro_batch, "steps": steps,
         "gradient_checkpointing": chosen.checkpointing, "evaluate_at": evaluate_at, "evaluated_rows": sampled, "fast": path.plan,
@@ -129,8 +129,9 @@ def lengthen(run: Run, plan: dict, steps: int, train_set, held_set) -> dict:
     A run so short that it could measure few rows measures more from here on, beginning with the step that it goes on from;
     what was best by the few does not count any more.
     """
-    tokens, *_ = plans.Lengths([len(row.ids) for row in train_set.encoded]).in_steps(run.recipe, steps)
-    evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], run.recipe.evaluations, run.recipe.seed)
+    recipe = run.recipe
+    tokens, *_ = plans.Lengths([len(row.ids) for row in train_set.encoded]).in_steps(recipe, steps)
+    evaluate_at, sampled = plans.evaluations(steps, tokens, [len(row.ids) for row in held_set.encoded], recipe.evaluations, recipe.seed, recipe.patience)
     going_on_from = max(checkpoints.steps(run.folder / "checkpoints"), default=0)
     longer = {
         **plan, "steps": steps, "longer_from": going_on_from,
