@@ -74,6 +74,18 @@ def test_start_holds_out_as_many_rows_as_were_quoted(click, form, home, base, mo
     assert other.recipe.held_out_rows == 2 == other.read("data/receipt")["held_out_rows"], "all of them, said by number"
 
 
+def test_a_quote_whose_machine_is_measured_meanwhile_is_asked_for_once_more(click, form, base, monkeypatch):
+    dataset_id, settings = form
+    here, measured = quote.here, []
+    monkeypatch.setattr(train_tab, "rows_of", lambda *_: (None, None, None))
+    monkeypatch.setattr(train_tab, "to_quote", lambda *_: (sizes.in_folder(base), quote.Rows([60] * 18, 18 * 20, [60] * 2)))
+    monkeypatch.setattr(machine, "begin_measuring", lambda: not measured)
+    monkeypatch.setattr(quote, "here", lambda *its: (here(*its), measured.append(True))[0])
+    shown = click("requote", *settings, dataset_id=dataset_id)
+    assert "A first estimate: this machine is being measured now." in shown[0] and shown[4].active
+    assert not click("requote", *settings, dataset_id=dataset_id)[4].active
+
+
 def test_the_page_says_a_run_that_was_brought_back_or_left_the_queue(click, form):
     dataset_id, settings = form
     run_id = click("start", *settings, dataset_id=dataset_id, preset="headlines", publishing=False, name="", keep=False)[0]

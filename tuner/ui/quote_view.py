@@ -43,10 +43,8 @@ def whole(made: Quote, hired: list[Hired], offered: list, measuring: bool, runs_
             (f"{made.steps:,}", "step" if made.steps == 1 else "steps", f"{made.tokens:,} tokens"),
         )
     )
-    if measuring:
-        basis = "A first estimate: this machine is being measured now."
-    elif not made.measured:
-        basis = "A first estimate: this machine has not been measured yet."
+    if not made.measured:
+        basis = f"A first estimate: this machine {'is being measured now' if measuring else 'has not been measured yet'}."
     else:
         basis = "From this machine's measured speed" + (f" and {runs_known} finished {'run' if runs_known == 1 else 'runs'}." if runs_known else ".")
     return (

@@ -218,11 +218,11 @@ def wire(its, dataset, talk, tabs) -> None:
             recipe = its.strict(form)
             seen = rows, _, look = rows_of(its_data, recipe, visitor)
             sizes, worked_on = to_quote(its_data, recipe, visitor, seen)
+            measuring = machine.begin_measuring()  # before the quote: what ends in between is asked for once more
             made = quote.here(recipe, sizes, worked_on)
             offered = [] if made.fits else proposals.here(recipe, sizes, worked_on, lambda: smaller_bases(recipe, visitor.token))
         except UserError as error:
             return drawing.notice(str(error), "error"), line, "", "", still, drawing.empty("Nothing to try yet."), ""
-        measuring = machine.begin_measuring()
         drawn = queue_view.too_long(made.time["training"]) + quote_view.whole(made, quote.hired(recipe, sizes, worked_on), offered, measuring, machine.runs_known(cost.kind(recipe, sizes)))
         tried = trial_view.costs({kind: trials.seconds(kind, recipe, sizes, worked_on) for kind in trials.TITLES})
         task = tasks.get(recipe.task)
