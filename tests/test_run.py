@@ -187,14 +187,11 @@ def test_a_run_is_deleted_but_not_while_it_is_going(home):
 def test_an_interrupted_run_whose_disk_takes_nothing_says_so(home, monkeypatch):
     run = new_run()
     write_json(run.folder / "process.json", {"pid": 2**22 + 1, "started": 0.0, "boot": "another"})
-    assert run.state() == "interrupted" and run.cannot_write() == "" and not list(run.folder.glob(".tried*"))
+    assert run.state() == "interrupted" and run.cannot_write() == ""
     assert "Resume goes on from the last checkpoint" in run_view.of(run)[0] and "read-only" not in run_view.of(run)[0]
 
-    def refuse(path, content):
-        raise UserError("The folder is read-only.")
-
-    monkeypatch.setattr(runs, "write_whole", refuse)
-    assert "The folder is read-only." in run_view.of(run)[0]
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (run.folder, os.W_OK))
+    assert "Its folder is read-only, so it could not say why." in run_view.of(run)[0]
 
 
 def test_only_a_live_run_is_stopped(home):

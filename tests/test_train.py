@@ -296,16 +296,21 @@ def test_patience_ends_a_run_that_gets_worse(base, home, quick, patience, steps)
     assert (f"not improved in {patience} evaluations, so training ends early" in notes(run)) is (patience > 0)
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_the_best_version_is_kept_not_the_last(base, home, quick, interrupted):
-    worse_each_time(quick, after=3)  # at steps 0, 2 and 4 it gets better
-    run = small_run(base, patience=0)
-    if interrupted:  # what was best is known after a resume
+def train_through(run, quick, interrupted: bool) -> None:
+    """To its end; perhaps killed at step 7 and resumed: what was best is known then too."""
+    if interrupted:
         with quick.context() as here:
             at_step(here, 7, killed)
             with pytest.raises(Killed):
                 train.train(run)
     train.train(run)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_version_is_kept_not_the_last(base, home, quick, interrupted):
+    worse_each_time(quick, after=3)  # at steps 0, 2 and 4 it gets better
+    run = small_run(base, patience=0)
+    train_through(run, quick, interrupted)
     folder = run.folder / "checkpoints"
     assert [event["best"] for event in events(run, "eval")] == [True, True, True, False, False]
     assert run.read("report")["best_step"] == 4 and checkpoints.steps(folder) == [4, 6, 8]
@@ -316,12 +321,7 @@ def test_the_best_version_is_kept_not_the_last(base, home, quick, interrupted):
 def test_where_no_version_beats_the_base_the_best_of_them_is_kept(base, home, quick, interrupted):
     worse_each_time(quick)
     run = small_run(base, patience=0)
-    if interrupted:
-        with quick.context() as here:
-            at_step(here, 7, killed)
-            with pytest.raises(Killed):
-                train.train(run)
-    train.train(run)
+    train_through(run, quick, interrupted)
     folder = run.folder / "checkpoints"
     assert [event["best"] for event in events(run, "eval")] == [True, False, False, False, False] and checkpoints.steps(folder) == [2, 6, 8]
     assert "No version was better than the base model on the held-out rows; the best of them, of step 2, is kept." in notes(run)
@@ -653,12 +653,15 @@ def test_what_safetensors_says_of_a_disk_is_the_system_s_error(tmp_path):
         raise SafetensorError("another error")
 
 
-def test_a_checkpoint_that_does_not_hold_what_was_written_is_none(base, home, quick):
+@pytest.mark.parametrize("how", ["other numbers", "cut short"])
+def test_a_checkpoint_that_does_not_hold_what_was_written_is_none(base, home, quick, how):
     save_file = checkpoints.save_file
 
     def wrong(tensors, path):
         is_wrong = path.parent.name == ".tmp-4" and path.name == "optimizer.safetensors"
-        save_file({name: its + is_wrong for name, its in tensors.items()}, path)
+        save_file({name: its + (is_wrong and how == "other numbers") for name, its in tensors.items()}, path)
+        if is_wrong and how == "cut short":
+            path.write_bytes(path.read_bytes()[:-8])
 
     quick.setattr(checkpoints, "save_file", wrong)
     run = small_run(base)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tuner.home import disk_error, read_json, sync_folder, system_errors, write_json
@@ -69,9 +69,12 @@ def write(folder: Path, step: int, adapter: dict, optimizer: dict, scheduler: di
 
 
 def _holds(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether the file holds these tensors and no others, bit for bit."""
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys()) == set(tensors) and all(_same(file.get_tensor(name), its) for name, its in tensors.items())
+    """Whether the file can be read and holds these tensors and no others, bit for bit."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys()) == set(tensors) and all(_same(file.get_tensor(name), its) for name, its in tensors.items())
+    except SafetensorError:
+        return False
 
 
 def _same(read: torch.Tensor, its: torch.Tensor) -> bool:

@@ -406,7 +406,8 @@ def _check(asked) -> int:
     }
     if seen:
         told |= {
-            "train_rows": seen.train_rows, "held_out_rows": made["held_out_rows"], "split": made["split"], "may_be_fewer": quote.may_be_fewer(recipe, made["held_out_rows"]), "tokens": seen.tokens,
+            "train_rows": seen.train_rows, "held_out_rows": made["held_out_rows"], "split": made["split"],
+            "may_be_fewer": quote.may_be_fewer(recipe, made["held_out_rows"]), "tokens": seen.tokens,
             "learned_tokens": seen.learned, "longest": int(seen.uncut.max(initial=0)), "receipt": made,
         }
     if asked.json:

@@ -273,8 +273,8 @@ def evaluations(steps: int, tokens: float, lengths, wanted: int, seed: int, pati
     """At which steps to evaluate, and on which held-out rows, within a tenth of the run's work.
 
     Counted in tokens, not timed, so that a resumed run evaluates at the same steps; the one before the first step counts
-    too, and patience may end the run early. Where that leaves no room for FEWEST_EVALUATIONS of FEWEST_ROWS rows, as in runs of less than about 200 rows, it is
-    fewer rows; never less than one, nor more evaluations than wanted.
+    too, and patience may end the run early. Where that leaves no room for FEWEST_EVALUATIONS of FEWEST_ROWS rows, as in runs
+    of less than about 200 rows, it is fewer rows; never less than one, nor more evaluations than wanted.
     """
     count, rows = how_often(steps, tokens, len(lengths), sum(lengths), wanted, patience)
     chosen = random.Random(f"held-out/{seed}").sample(range(len(lengths)), rows)

@@ -46,7 +46,10 @@ class Rows:
         chosen: whether a run has these rows already, so that none is left out any more.
     """
 
-    def __init__(self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: float | None = None, chosen: bool = False, held_count: float | None = None):
+    def __init__(
+        self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: float | None = None, chosen: bool = False,
+        held_count: float | None = None,
+    ):
         self.lengths = plans.Lengths(lengths)
         self.held = plans.Lengths(held_lengths)
         self.learned, self.scale, self.chosen = learned, scale, chosen

@@ -129,14 +129,8 @@ class Run:
         return str(proposals.refuse(self, why))
 
     def cannot_write(self) -> str:
-        """Why nothing can be written into its folder, in words; "" where it can be."""
-        trial = self.folder / ".tried"
-        try:
-            write_whole(trial, "once\n")
-            trial.unlink()
-        except (OSError, UserError) as error:
-            return str(error) if isinstance(error, UserError) else f"Its folder takes no files: {error.strerror}."
-        return ""
+        """Why nothing can be written into its folder, in words; "" where it can be. A full disk has room for the words themselves."""
+        return "" if os.access(self.folder, os.W_OK) else "Its folder is read-only, so it could not say why."
 
     def kept_step(self) -> int | None:
         """The step of the best version so far, if it is better than the base and its checkpoint is there."""
