@@ -234,7 +234,7 @@ def may_be_fewer(recipe, held_out: int) -> str:
     """What to say of rows kept aside where nothing is known of the run's time; "" where that does not matter."""
     if recipe.held_out_rows or held_out <= FEWEST_HELD_OUT or not tasks.get(recipe.task).ANSWERS:
         return ""
-    return "A run holds out as many of these as its report has the time for; its quote says where they are fewer."
+    return "Of the rows held out a run takes as many as its report has the time for; its quote says where they are fewer."
 
 
 def _sequences(rows: Rows, held_out: float) -> float:
