@@ -334,6 +334,8 @@ class StandInHub:
                 added[value["path"]] = self.blobs[value["oid"]]
             elif key in ("deletedFile", "deletedFolder"):
                 deleted.append(value["path"].rstrip("/") + ("/" if key == "deletedFolder" else ""))
+                if not any(path == deleted[-1] or path.startswith(deleted[-1]) for path in repo.files):
+                    raise HubError(404, f"A file with the name {value['path']} does not exist", "EntryNotFound")
             else:
                 raise HubError(400, f"This stand-in does not know the operation {key}")
         read_card(added.get("README.md", b"").decode(errors="replace"))

@@ -260,6 +260,12 @@ def test_push_publishes_and_verifies(tuner, trained, hub):
     assert code == 0 and out == f"Published privately and verified: {hub.url}/alice/animals\n"
     assert len(hub.repos["model", "alice/animals"].commits) == 2
     assert re.search(r"small probe, \d+ items by log-likelihood", hub.repos["model", "alice/animals"].files["README.md"].decode())
+    held = hub.repos["model", "alice/animals"].files
+    hub.add_repo("alice/animals", files={**held, "tuner.json": held["tuner.json"].replace(trained["run"].encode(), b"20260101-120000-0a1b2c3d")})
+    code, out, err = tuner("push", trained["run"], "animals")
+    assert code == 1 and "holds the adapter of another run of yours" in err and "To replace it, add --replace." in err
+    code, out, _ = tuner("push", trained["run"], "animals", "--replace")
+    assert code == 0 and out.startswith("Published for everybody and verified:") and len(hub.repos["model", "alice/animals"].commits) == 2
     code, _, err = tuner("push", trained["run"], "bob/animals")
     assert code == 1 and "'bob' is not the account you are logged in with (alice)" in err
 

@@ -220,6 +220,10 @@ def test_the_card_tells_hardware_time_versions_and_limits(hub, client):
     told = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     tokens = sum({event["step"]: event["tokens"] for event in told if event["kind"] == "step"}.values())  # of all steps, not of the last
     assert re.search(rf"Computed in bfloat16 on {re.escape(named)} \(cpu\); \d+\.\d minutes, {tokens:,} tokens\. Python 3\.\d+", text)
+    noted = folder / "hardware.json"
+    noted.write_text(json.dumps({**json.loads(noted.read_text()), "versions": "Python 3.11.2, torch 2.0"}))  # of the run, wherever the card is made
+    push(client)
+    assert ". Python 3.11.2, torch 2.0.\n" in card_of(hub.repos["model", "alice/animals"])[1]
     for said in ("transformers 5.", "peft 0.", "## Licence and terms", "## Limits", "measured on 4 held-out rows", "at most 128 tokens", "16 rows, which is few"):
         assert said in text, said
 

@@ -33,16 +33,23 @@ card.build = lambda run, repo_id, link: CARD
 publish.compare = lambda run, there, folder: {"tokens": 1, "prompts": 1}
 run = (runs.mine("local") or [None])[0]
 
-def push(token, name="animals", **more):
+def push(token, name="animals", replace=""):
     seen = []
     try:
-        publish.publish(run, name, True, token, lambda repo_id: "http://page.example/?adapter=" + repo_id, seen.append)
+        publish.publish(run, name, True, token, lambda repo_id: "http://page.example/?adapter=" + repo_id, seen.append, replace)
     except Exception as error:
         seen.append({"raised": f"{type(error).__name__}: {error}"})
     return [publish.state(run), seen]
 """
 WAYS = ("reset", "500", "429", "timeout", "truncate", "lost")
 # `make torture` breaks every request in every way; the suite every fourth, beginning at another one for each way.
+# What another run of the same account published: a classifier, with files that an adapter for chat has not, and one by hand.
+OTHER = "20260101-120000-0a1b2c3d"
+STALE = {"config.json", "tokenizer.json"}
+OTHERS = {
+    "tuner.json": json.dumps({"run": OTHER, "base_model": "test/labels", "task": "text_labels"}), "adapter_model.safetensors": b"old",
+    "README.md": "# Old\n", "notes.txt": "by hand", **dict.fromkeys(STALE, "{}"),
+}
 EACH = 1 if os.environ.get("TUNER_TORTURE") else 4
 
 
@@ -84,9 +91,9 @@ def client(process, tmp_path):
     assert not list(home.rglob(".published-*"))
 
 
-def push(client, token=ALICE, name="animals") -> tuple[dict, list[dict]]:
+def push(client, token=ALICE, name="animals", replace="") -> tuple[dict, list[dict]]:
     """The last state that the folder tells, and all that were told on the way; the last holds "raised" where it raised."""
-    return client(f"result = push({token!r}, {name!r})")
+    return client(f"result = push({token!r}, {name!r}, {replace!r})")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -101,23 +108,31 @@ def is_whole(hub, adapter: Path, name="alice/animals") -> bool:
     return {path: files.get(path) for path in contents(adapter)} == contents(adapter) and {"README.md", "tuner.json"} <= set(files)
 
 
-@pytest.mark.parametrize("lfs", [True, False], ids=["large files", "in the commit"])
+@pytest.mark.parametrize("lfs, old", [(True, False), (False, False), (True, True)], ids=["large files", "in the commit", "in another's place"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_request_of_a_push_may_fail_once(hub, client, way, lfs):
+def test_every_request_of_a_push_may_fail_once(hub, client, way, lfs, old):
     """The requests of a clean push are counted; then each is broken in turn, and every push ends complete and verified."""
     hub.lfs = lfs
     before = contents(client.adapter)
-    assert push(client)[0]["state"] == "verified"
+
+    def fresh():
+        hub.repos.clear(), hub.blobs.clear(), hub.requests.clear()
+        if old:
+            hub.add_repo("alice/animals", files=OTHERS)
+
+    fresh()
+    assert push(client, replace=OTHER)[0]["state"] == "verified"
     clean = len(hub.requests)
     assert clean >= (20 if lfs else 17)
     for number in numbers(way, clean):
-        hub.repos.clear(), hub.blobs.clear(), hub.requests.clear()
+        fresh()
         hub.faults[:] = [Fault(way, nth=number)]
-        last, seen = push(client)
+        last, seen = push(client, replace=OTHER)
         struck = f"{way} at request {number} of {clean}: {hub.requests[number - 1].method} {hub.requests[number - 1].path}"
         assert last["state"] == "verified", (struck, last.get("reason"), seen[-1])
         assert is_whole(hub, client.adapter) and last["commit"] == hub.repos["model", "alice/animals"].sha, struck
         assert len(hub.repos["model", "alice/animals"].commits) == 2, f"{struck}: committed more than once"
+        assert not set(hub.repos["model", "alice/animals"].files) & STALE, struck
         assert contents(client.adapter) == before, struck
 
 
@@ -358,10 +373,74 @@ def test_a_taken_name_is_said_and_an_empty_one_of_ours_is_not(hub, client):
         before(client)
     repo.commit({}, deleted=["model.safetensors"])
     assert "is free" in before(client)
-    hub.repos.clear()
+    hub.requests.clear()
+    for run_id in ("../../etc", "", 7, None, "no-run"):  # nothing that Tuner wrote
+        hub.add_repo("alice/animals", files={**OTHERS, "tuner.json": json.dumps({"run": run_id})})
+        with pytest.raises(UserError, match="exists already and holds something else"):
+            before(client)
+        last, _ = push(client, replace="*")
+        assert last["state"] == "failed" and "holds something else. Choose another name; nothing was changed." in last["reason"]
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+
+
+def test_a_name_of_ours_is_said_with_what_it_holds_before_anything_is_spent(hub, client):
+    """One's own repository is no obstacle to a run; what would take its place, and who sees it, is said."""
     push(client)
-    with pytest.raises(UserError, match="exists already and holds something else"):  # another run's, by now
-        before(client)
+    hub.requests.clear()
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    assert before(client) == (
+        f"alice/animals is yours and holds the adapter of another run of yours (test/small, published on {day}; only you can see it). "
+        "When you push, you are asked before this run's takes its place. The one that is there now stays in the repository's history."
+    )
+    hub.repos["model", "alice/animals"].private = False
+    words = before(client, more=", scopes='openid contribute-repos'")
+    assert "everybody can see it" in words and words.endswith("only to what it created: if that was published from elsewhere, choose another name.")
+    assert "elsewhere" not in before(client, more=", scopes='openid contribute-repos manage-repos'")
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+
+
+def test_another_run_s_place_is_taken_only_by_a_word(hub, client):
+    """Nothing is sent before; then all that it published is replaced, what was put there by hand stays, and so does the history."""
+    repo = hub.add_repo("alice/animals", files=OTHERS)
+    old, there = repo.sha, dict(repo.files)
+    for replace in ("", "20260101-120000-ffffffff"):  # neither without a word nor with one about another
+        last, seen = push(client, replace=replace)
+        assert last["state"] == "taken" and last["there"]["run"] == OTHER and seen[-1]["raised"].startswith("Taken: alice/animals holds")
+        assert "another run of yours (test/labels, published on 20" in last["reason"] and "everybody can see it). Nothing was sent. Put this one in its place" in last["reason"]
+        assert repo.files == there and {request.method for request in hub.requests} <= {"GET", "HEAD"}
+    last, _ = push(client, replace=OTHER)
+    assert last["state"] == "verified" and last["private"] is False and is_whole(hub, client.adapter)
+    assert repo.files["notes.txt"] == b"by hand" and not set(repo.files) & STALE
+    assert repo.commit_at(old).files == there and len(repo.commits) == 2
+    assert push(client)[0]["state"] == "verified", "its own by now"
+
+
+def test_a_run_whose_place_was_taken_says_so(hub, client):
+    """It is not shown as published any more, nor opened up in the other's stead; publishing it again asks in its turn."""
+    first, _ = push(client)
+    second = f"""
+        first, _ = run, finished_run(Path({str(client.home.parent / "base")!r}), weights=500)
+        run = next(its for its in runs.mine("local") if its.id != first.id)
+        run.rename("Better <animals>")
+    """
+    taken, replaced, opened, again = client(second + f"""
+        taken = push({ALICE!r})[0]["state"]
+        push({ALICE!r}, replace=publish.ANY_RUN)
+        replaced = publish.state(first)
+        try:
+            publish.open_up(first, {ALICE!r})
+            opened = ""
+        except Exception as error:
+            opened = str(error)
+        run = first
+        again = push({ALICE!r})[0]
+        result = [taken, replaced, opened, again]
+    """)
+    assert taken == "taken" and replaced["state"] == "replaced" and replaced["commit"] == first["commit"]
+    assert replaced["url"] == f"{hub.url}/alice/animals/tree/{first['commit']}"
+    assert "“Better <animals>”, was published under this name since" in replaced["reason"] and "another one in its place since" in opened
+    assert again["state"] == "taken" and again["before"]["url"] == replaced["url"] and hub.repos["model", "alice/animals"].private
+    assert client(f"result = [push({ALICE!r}, replace=publish.ANY_RUN)[0]['state'], publish.state(run)['state']]") == ["verified", "verified"]
 
 
 def test_no_token_or_a_dead_one_is_said(hub, client):

@@ -188,6 +188,23 @@ def test_a_sign_in_that_ends_while_it_pushes_loses_nothing(space, hub):
         hub.faults = []
 
 
+def test_a_name_that_another_run_has_is_taken_by_a_second_click(space, hub):
+    ids = own_things(space, "frida", "fridas")
+    frida = Visitor(space).sign_in("frida").open()
+    frida.run(frida.event("subject", "change"), values={frida.id_of("subject"): ids["done"]})
+    there = {"tuner.json": json.dumps({"run": "20260101-120000-0a1b2c3d", "base_model": "test/<small>"}), "adapter_model.safetensors": b"old"}
+    repo, run = hub.add_repo("frida/animals", files=there, private=True), runs.find("frida", ids["done"])
+    there, chosen = dict(repo.files), {frida.id_of("subject"): ids["done"]}
+    assert frida.call(frida.event("replace"), values=chosen)["success"]  # nobody asked: nothing happens
+    assert frida.call(frida.event("push"), values={**chosen, frida.id_of("repo-name"): "animals"})["success"]
+    assert wait_for_publishing(run)["state"] == "taken" and repo.files == there
+    frida.run(frida.event("subject", "change"), values=chosen)
+    assert "test/&lt;small&gt;" in frida.values[frida.id_of("pushed")] and frida.values[frida.id_of("replace")]
+    assert frida.call(frida.event("replace"), values=chosen)["success"]
+    assert wait_for_publishing(run, "commit")["commit"] == repo.sha and len(repo.commits) == 2
+    assert repo.files["adapter_model.safetensors"] == (run.adapter_dir / "adapter_model.safetensors").read_bytes()
+
+
 def wait_for_publishing(run, until: str = "reason") -> dict:
     deadline = time.monotonic() + 30
     while not (told := run.read("publish", {})).get(until) or (until == "reason" and told["state"] in ("checking", "pushing")):

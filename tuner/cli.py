@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     its.add_argument("what", metavar="RUN")
     its.add_argument("repo", metavar="REPO_ID", help="name, or user/name of your own account")
     its.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
+    its.add_argument("--replace", action="store_true", help="in the place of another run of yours, where that is published under this name")
     verb("runs", _runs, "list the runs on this machine")
     return parser
 
@@ -592,7 +593,10 @@ def _push(asked) -> int:
             said[0] = line
             _say(line)
 
-    done = publish.publish(_run(asked.what), name, not asked.public, token, hub.page_url, tell)
+    try:
+        done = publish.publish(_run(asked.what), name, not asked.public, token, hub.page_url, tell, replace=publish.ANY_RUN if asked.replace else "")
+    except publish.Taken as error:
+        raise UserError(f"{error} To replace it, add --replace.") from None
     if done["state"] != "verified":
         raise UserError(f"Published at {done['url']}, but NOT verified: {done['reason']}")
     told = {name: done[name] for name in ("state", "repo_id", "url", "private", "commit", "sha256")}

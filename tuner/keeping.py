@@ -21,7 +21,7 @@ from tuner.transfer import Transient
 PREFIX = "tuner-kept-"
 TAG = "tuner-kept-run"
 VERSION = 1
-NAME = re.compile(re.escape(PREFIX) + r"\d{8}-\d{6}-[0-9a-f]{8}")
+NAME = re.compile(re.escape(PREFIX) + runs.ID.pattern, re.ASCII)
 CHECKPOINT_FILES = (
     "adapter.safetensors", "optimizer.safetensors", "optimizer.json", "scheduler.json", "random.json", "trainer_state.json",
     "tuning.json", "scaler.json", "manifest.json",

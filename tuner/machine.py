@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -92,6 +93,17 @@ def memory() -> Memory:
 def name() -> str:
     """What this machine computes with, in words: its card, else its processor and cores."""
     return memory().card or fingerprint()
+
+
+def versions() -> str:
+    """What a run is computed with here: Python and the libraries that shape its numbers, with their versions."""
+    found = [f"Python {platform.python_version()}"]
+    for library in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            pass
+    return ", ".join(found)
 
 
 def main_memory() -> Memory:

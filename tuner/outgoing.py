@@ -28,6 +28,12 @@ def files_of(run) -> tuple[str, ...]:
     return FILES + tuple(name for name in tasks.get(run.recipe.task).PUBLISHED if (run.adapter_dir / name).is_file())
 
 
+def names_of(record: dict) -> set[str]:
+    """The names of what a run may have published, by the record that it published (`card.record`)."""
+    task = record.get("task")
+    return {*FILES, *tasks.get(task if task in tasks.TASKS else tasks.DEFAULT).PUBLISHED}
+
+
 def collect(run, card: str, record: dict) -> dict[str, bytes | Path]:
     """name -> content or path of every file that a finished run publishes.
 

@@ -1,11 +1,8 @@
 """How an adapter came about and how to make it again, in the card's words: recipe, command, hardware, time, terms, limits."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-
 import tomlkit
 
-from tuner import events, licences, tasks
+from tuner import events, licences, machine, tasks
 from tuner.recipe import HUB_ID, KNOBS
 
 # Names for lists and folders of this machine; they shape nothing.
@@ -46,7 +43,7 @@ def sections(run) -> str:
     how, command = reproduce(run.recipe, receipt, plan.get("longer_from"))
     return _TEXT.format(
         how=how, command=command, recipe=recipe_text(run.recipe, base, receipt), precision=plan["precision"],
-        hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{learned_from:,}", versions=versions(),
+        hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{learned_from:,}", versions=versions(run),
         terms="\n".join(f"- {line}" for line in licences.terms(base)), limits="\n".join(f"- {line}" for line in limits(run)),
     )
 
@@ -94,15 +91,9 @@ def hardware(run) -> str:
     return f"{named} ({device})" if named else {"cpu": "a CPU", "cuda": "a CUDA card"}.get(device, device)
 
 
-def versions() -> str:
-    """The libraries that are installed where the card is made, with their versions."""
-    found = [f"Python {platform.python_version()}"]
-    for name in ("torch", "transformers", "peft", "bitsandbytes"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            pass
-    return ", ".join(found)
+def versions(run) -> str:
+    """The libraries that the run was computed with; of a run whose start did not note them, those that are here now."""
+    return (run.read("hardware") or {}).get("versions") or machine.versions()
 
 
 def limits(run) -> list[str]:

@@ -13,19 +13,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, tasks, transfer
+from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
 from tuner.transfer import Transient
 
-# checking -> pushing -> verifying -> verified | unverified (it is on the Hub, but not proven) | failed (it is not).
+# checking -> pushing -> verifying -> verified | unverified (it is on the Hub, but not proven) | failed (it is not) | taken (it is
+# not: another run of the same account lies there, and nobody has said yet that it may be replaced).
 LIVE = ("checking", "pushing", "verifying")
 # From the quoted end of a run to its last byte on the Hub: the report, somebody coming back to click, the push.
 SPARE_S = 900
 MOST_CHECK_S = 1800
 _SAY_EVERY_S = 0.5
 _REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}[A-Za-z0-9_]")
+ANY_RUN = "*"
 # Any of these lets an app create a repository: docs/hub/oauth.md of huggingface/hub-docs.
 _SCOPES = {"contribute-repos", "write-repos", "manage-repos"}
+# With this one alone it may write only to what it created itself.
+_OWN_ONLY = "contribute-repos"
+
+
+class Taken(UserError):
+    """The name is ours, and holds the adapter of another run: `there`, as `_lies_there` gives it."""
+
+    def __init__(self, there: dict):
+        super().__init__(
+            f"{there['repo_id']} holds the adapter of {in_words(there)}. Nothing was sent. Put this one in its place, or choose "
+            f"another name. {_AFTERWARDS}"
+        )
+        self.there = there
+
+
+_AFTERWARDS = "The one that is there now stays in the repository's history."
+
+
+def in_words(there: dict) -> str:
+    """What `_lies_there` found, for people."""
+    seen = "only you can see it" if there["private"] else "everybody can see it"
+    return f"another run of yours ({shorten(there['base_model'], 80)}, published on {there['day']}; {seen})"
 
 
 def check_name(name: str) -> str:
@@ -79,14 +104,19 @@ def check_before(
             "and can be published after a new sign-in."
         )
     repo_id = f"{user}/{name}"
+    there = None
     if not problems:
         try:
-            transfer.patiently(lambda: _require_ours(repo_id, "", token))
+            there = transfer.patiently(lambda: _lies_there(repo_id, "", token))
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(*problems)
     said = f"{repo_id} is free, and this account may create it."
+    if there:
+        said = f"{repo_id} is yours and holds the adapter of {in_words(there)}. When you push, you are asked before this run's takes its place. {_AFTERWARDS}"
+        if scopes and _SCOPES & set(scopes.split()) == {_OWN_ONLY}:
+            said += " Your sign-in lets this app write only to what it created: if that was published from elsewhere, choose another name."
     if ends:
         said += f" The sign-in lasts until {datetime.fromtimestamp(min(ends), UTC):%H:%M} UTC."
     advice = licences.advice_on_name(base, name) if base else ""
@@ -136,9 +166,9 @@ def state(run) -> dict:
     """How far publishing this run is; {"state": "none"} where nobody asked for it.
 
     Returns:
-        {"state": none, intended, checking, pushing, verifying, verified, unverified, failed or interrupted; "name";
-        "repo_id", "url", "private", "commit" from the push on; "sent_bytes", "total_bytes"; "reason": in words; "before": what
-        an earlier push left on the Hub}.
+        {"state": none, intended, checking, pushing, verifying, verified, unverified, failed, taken, interrupted, or replaced where
+        another run was published in its place; "name"; "repo_id", "url", "private", "commit" from the push on; "sent_bytes",
+        "total_bytes"; "reason": in words; "before": what an earlier push left on the Hub; "there": what a taken name holds}.
     """
     try:
         its = read_json(run.folder / "publish.json", {"state": "none"})
@@ -147,6 +177,11 @@ def state(run) -> dict:
     if its["state"] in LIVE and not lease.is_alive(its.get("process")):
         there = "It is on the Hub, but was not verified." if its.get("commit") else "It may be on the Hub in part."
         its |= {"state": "interrupted", "reason": f"The app went away in the middle. {there} Push again: what is there already is not sent again."}
+    if its["state"] in ("verified", "unverified") and its.get("replaced_by"):
+        return its | {
+            "state": "replaced", "url": f"{its['url']}/tree/{its['commit']}",
+            "reason": f"Another run of yours, “{shorten(its['replaced_by'])}”, was published under this name since. This one's adapter is still in the repository's history.",
+        }
     if its["state"] in ("verified", "unverified") and its["weights"] != _weights_stamp(run):
         its |= {"state": "unverified", "reason": "The run has learned more since it was published. Push again to publish its new version."}
     return its
@@ -164,8 +199,8 @@ def _weights_stamp(run) -> list[int]:
 class _Teller:
     """Writes down how far publishing is, and passes it on."""
 
-    def __init__(self, run, token: str | None, on_state: Callable[[dict], None], **known):
-        self.run, self.token, self.on_state, self.known = run, token, on_state, known
+    def __init__(self, run, token: str | None, on_state: Callable[[dict], None], replace: str, **known):
+        self.run, self.token, self.on_state, self.replace, self.known = run, token, on_state, replace, known
         self.said = 0.0
 
     def say(self, **changes) -> None:
@@ -188,7 +223,9 @@ class _Teller:
 # The act ----------------------------------------------------------------------------------------------------------
 
 
-def publish(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], on_state=lambda its: None) -> dict:
+def publish(
+    run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], on_state=lambda its: None, replace: str = "",
+) -> dict:
     """Publish a finished run's adapter as user/name, and prove that what lies there is what was trained.
 
     Args:
@@ -196,23 +233,25 @@ def publish(run, name: str, private: bool, token: str | None, share_link: Callab
         private: only for a repository that is made now.
         share_link: the page's address for a repository id, printed in the card.
         on_state: called with the state as `state` gives it, at each change.
+        replace: the run whose adapter may be replaced where the name holds it; ANY_RUN for whichever it is.
 
     Returns:
         the last state: "verified", or "unverified" with the reason.
 
     Raises:
-        UserError: it is not on the Hub, and why. The local adapter is untouched whatever happens.
+        UserError: it is not on the Hub, and why: Taken, where it only wants to be told that it may. The local adapter is
+            untouched whatever happens.
     """
-    return _go(_begin(run, name, private, token, on_state), share_link)
+    return _go(_begin(run, name, private, token, on_state, replace), share_link)
 
 
-def begin(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str]) -> threading.Thread:
+def begin(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], replace: str = "") -> threading.Thread:
     """The same in a thread of this process, where the token stays; the run's folder tells how far it is.
 
     Raises:
         UserError: it cannot even begin.
     """
-    teller = _begin(run, name, private, token, lambda its: None)
+    teller = _begin(run, name, private, token, lambda its: None, replace)
 
     def go() -> None:
         try:
@@ -228,7 +267,7 @@ def begin(run, name: str, private: bool, token: str | None, share_link: Callable
 _beginning = threading.Lock()
 
 
-def _begin(run, name: str, private: bool, token: str | None, on_state) -> _Teller:
+def _begin(run, name: str, private: bool, token: str | None, on_state, replace: str) -> _Teller:
     name = check_name(name)
     if not run.read("done"):
         raise UserError(f"This run is {run.state()}. Publish it once it is done.")
@@ -240,7 +279,7 @@ def _begin(run, name: str, private: bool, token: str | None, on_state) -> _Telle
             raise UserError("This run is being published already. Wait for its end.")
         for left in run.folder.glob(".published-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        teller = _Teller(run, token, on_state, name=name, private=private, weights=_weights_stamp(run), process=lease.this_process())
+        teller = _Teller(run, token, on_state, replace, name=name, private=private, weights=_weights_stamp(run), process=lease.this_process())
         there = before if before.get("commit") else before.get("before", {})
         teller.known["before"] = {name: there[name] for name in ("repo_id", "url", "commit") if name in there}
         teller.say(state="checking", reason="")
@@ -255,6 +294,9 @@ def _go(teller: _Teller, share_link: Callable[[str], str]) -> dict:
         teller.say(state="verifying", reason="")
         _verify(teller, files)
         teller.say(state="verified", reason="", verified_at=round(time.time()))
+    except Taken as error:
+        teller.say(state="taken", reason=str(error), there=error.there)
+        raise
     except UserError as error:
         teller.say(state="unverified" if pushed else "failed", reason=str(error))
         if not pushed:
@@ -271,7 +313,7 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
     Each step is tried again by itself. One that was done although its answer was lost is found done: a repository that
     exists is taken, a commit that would change nothing is not made.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     run, token, name = teller.run, teller.token, teller.known["name"]
@@ -286,7 +328,9 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
 
     user = transfer.patiently(lambda: hub.whoami(token), teller.pausing)
     repo_id = f"{user}/{name}"
-    transfer.patiently(lambda: _require_ours(repo_id, run.id, token), teller.pausing)
+    there = transfer.patiently(lambda: _lies_there(repo_id, run.id, token), teller.pausing)
+    if there and teller.replace not in (there["run"], ANY_RUN):
+        raise Taken(there)
     if not base.get("licence"):  # it was fetched while the Hub was out of reach
         try:
             base = {**base, "licence": transfer.patiently(lambda: hub.licence_of(base["id"], base["revision"], token))}
@@ -303,6 +347,9 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
 
     def commit():
         operations = [CommitOperationAdd(path, its if isinstance(its, bytes) else str(its)) for path, its in files.items()]
+        if there:  # a file of the other run's that this one has not, a tokenizer for one, would be loaded with this one's
+            held = {its.path for its in api.list_repo_tree(repo_id, token=token)}
+            operations += [CommitOperationDelete(path) for path in sorted(held & set(there["names"]) - set(files))]
         with transfer.watching(size, teller.sent):
             try:
                 return api.create_commit(repo_id, operations, commit_message="Adapter tuned with Tuner", token=token)
@@ -317,6 +364,8 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
 
     done = patiently(commit)
     teller.say(sent_bytes=size, reason="")
+    if there:
+        _tell_replaced(run, there)
     hashes = {path: _sha256(its) for path, its in files.items()}
     found = {its.path: its for its in patiently(lambda: list(api.list_repo_tree(repo_id, revision=done.oid, token=token)))}
     wrong = [path for path, its in files.items() if path not in found or not _is(found[path], its, hashes[path])]
@@ -342,31 +391,63 @@ def _sha256(content: bytes | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _require_ours(repo_id: str, run_id: str, token: str) -> None:
-    """Refuse a repository that holds anything but this run's adapter; one that is empty or not there is fine."""
+def _lies_there(repo_id: str, run_id: str, token: str) -> dict | None:
+    """What a repository of this account holds of another run than this one; None where it is not there, empty, or of this run.
+
+    Args:
+        run_id: "" for a run that is not begun yet.
+
+    Returns:
+        {"repo_id", "run", "base_model", "day": of its last change, "private", "names": of what that run published}.
+
+    Raises:
+        UserError: it holds what was not made by Tuner, which is never written over.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with hub.in_words(repo_id, True):
         try:  # `repo_exists` would wait for ever where no answer comes
-            held = {its.rfilename for its in HfApi().model_info(repo_id, token=token, timeout=hub.TIMEOUT_S).siblings}
+            info = HfApi().model_info(repo_id, token=token, timeout=hub.TIMEOUT_S)
         except RepositoryNotFoundError:
-            return
-        ours = bool(run_id) and "tuner.json" in held and _run_in(repo_id, token) == run_id
-    if held - {".gitattributes", "README.md"} and not ours:
+            return None
+        held = {its.rfilename for its in info.siblings or []}
+        record = _record_in(repo_id, token) if "tuner.json" in held else {}
+    if not held - {".gitattributes", "README.md"}:
+        return None
+    other = record.get("run")
+    if not runs.is_id(other):
         raise UserError(f"{repo_id} exists already and holds something else. Choose another name; nothing was changed.")
+    if other == run_id:
+        return None
+    return {
+        "repo_id": repo_id, "run": other, "base_model": str(record.get("base_model", "")), "private": bool(info.private), "names": sorted(held & outgoing.names_of(record)),
+        "day": f"{info.last_modified:%Y-%m-%d}" if info.last_modified else "an unknown day",
+    }
 
 
-def _run_in(repo_id: str, token: str) -> str:
-    """The id of the run that a repository was made from, by its own record; "" where it has none that can be read."""
+def _record_in(repo_id: str, token: str) -> dict:
+    """What a repository says of the run that it was made from; {} where it says nothing that can be read."""
     from huggingface_hub import hf_hub_download
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             record = read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token, cache_dir=folder)), {})
         except ValueError:
-            return ""
-    return record.get("run", "") if isinstance(record, dict) else ""
+            return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _tell_replaced(run, there: dict) -> None:
+    """Note with the run whose place was taken, where it is on this machine, that what was said of it is over."""
+    if runs.is_of(run.owner, there["run"]):
+        path = runs.find(run.owner, there["run"]).folder / "publish.json"
+        try:
+            its = read_json(path, {})
+        except ValueError:
+            return
+        if its.get("repo_id") == there["repo_id"]:
+            write_json(path, {**its, "replaced_by": run.title})
 
 
 def open_up(run, token: str | None) -> dict:
@@ -376,8 +457,8 @@ def open_up(run, token: str | None) -> dict:
         UserError: it was not published, or belongs to another account.
     """
     its = state(run)
-    if not its.get("repo_id"):
-        raise UserError("This run has not been published yet. Push it first.")
+    if not its.get("repo_id") or its["state"] == "replaced":
+        raise UserError("This run has not been published yet, or another one in its place since. Push it first.")
     transfer.patiently(lambda: hub.make_public(its["repo_id"], token))
     if its["state"] not in LIVE:
         write_json(run.folder / "publish.json", {**read_json(run.folder / "publish.json"), "private": False})

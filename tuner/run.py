@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -292,6 +293,14 @@ def _new_id() -> str:
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
 
 
+ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}", re.ASCII)
+
+
+def is_id(text) -> bool:
+    """Whether this could be a run's id: what others wrote is asked here before a path is made of it."""
+    return isinstance(text, str) and bool(ID.fullmatch(text))
+
+
 def find(owner: str, run_id: str, kind: type[Run] = Run) -> Run:
     """The owner's run of this id.
 
@@ -355,7 +364,8 @@ def claim(run: Run, seconds: float | None = None) -> None:
                 (run.folder / name).unlink(missing_ok=True)
             _end_cut_line(run.folder / "events.jsonl")
             write_json(run.folder / "process.json", lease.this_process())
-            write_json(run.folder / "hardware.json", {"name": machine.name()})  # for its card: it may be made elsewhere
+            # For its card, which may be made elsewhere and later.
+            write_json(run.folder / "hardware.json", {"name": machine.name(), "versions": machine.versions()})
 
 
 def _make_way(run: Run, ask_only: bool = False) -> None:

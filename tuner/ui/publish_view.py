@@ -20,6 +20,7 @@ def draw(its) -> None:
         its.card = gr.Code("", language="markdown", label="README.md, as it will be pushed", visible=False, lines=12, max_lines=24, elem_id="card")
         its.push = gr.Button("Push", variant="primary", interactive=False, elem_id="push")
         its.pushed = gr.HTML("", elem_id="pushed")
+        its.replace = gr.Button("Put this one in its place", visible=False, elem_id="replace")
         its.publish_seen = gr.State("")
         its.publish_timer = gr.Timer(1.0, active=False)
         its.open_up = gr.Button("Make it public", visible=False, elem_id="make-public")
@@ -31,21 +32,21 @@ def parts(its) -> list:
 
 
 def _published(its) -> list:
-    return [its.pushed, its.push, its.open_up, its.publish_timer, its.publish_seen]
+    return [its.pushed, its.push, its.replace, its.open_up, its.publish_timer, its.publish_seen]
 
 
 def offered(page, run: runs.Run | None, visitor, request: gr.Request | None) -> list:
     """What can be published where this run is chosen, or none."""
     no_card = gr.update(value="", visible=False)
     if run is None:
-        shown = ["", gr.update(interactive=False, value="Push"), gr.update(visible=False), gr.Timer(active=False), ""]
+        shown = ["", gr.update(interactive=False, value="Push"), gr.update(visible=False), gr.update(visible=False), gr.Timer(active=False), ""]
         return [drawing.empty("Choose one of your runs above to publish it."), gr.skip(), no_card, *shown]
     about = f"<p>Publishes <b>{drawing.long_name(run.title)}</b>: the adapter, its card and the record of its run. No rows of the dataset.</p>"
     its_state = publish.state(run)
     shown = _shown(page, run, its_state, request)
     if not visitor.token:
         about += drawing.notice("Nobody is signed in. On a Space use the button at the top; on your own machine run hf auth login in a terminal.", "warning")
-        shown[1] = gr.update(interactive=False, value="Push")
+        shown[1], shown[2] = gr.update(interactive=False, value="Push"), gr.update(visible=False)
     return [about, its_state.get("name") or _repo_name(run), no_card, *shown]
 
 
@@ -72,13 +73,24 @@ def wire(its) -> None:
         return _shown(page, run, publish.state(run), request)
 
     @in_words
+    def replace(choice, browser_id, request: gr.Request, token: gr.OAuthToken | None):
+        """The name that was pushed to last holds another run's adapter, and the visitor has read which."""
+        visitor = page.visitor(browser_id, token)
+        run = _chosen_run(choice, visitor)
+        its_state, start = publish.state(run), page.link("", request)
+        if its_state["state"] == "taken":  # a second click finds it going
+            its_name, private, there = its_state["name"], its_state["private"], its_state["there"]
+            publish.begin(run, its_name, private, visitor.token, lambda repo_id: start + repo_id, replace=there["run"])
+        return _shown(page, run, publish.state(run), request)
+
+    @in_words
     def poll(choice, seen, browser_id, request: gr.Request, token: gr.OAuthToken | None):
         owner = page.visitor(browser_id, token).owner
         if not subjects.is_mine(choice) or not runs.is_of(owner, str(choice)):  # signed out meanwhile: the push goes on by itself
-            return [gr.skip()] * 3 + [gr.Timer(active=False), ""]
+            return [gr.skip()] * (len(published) - 2) + [gr.Timer(active=False), ""]
         run = runs.find(owner, str(choice))
         shown = _shown(page, run, publish.state(run), request)
-        return [gr.skip()] * 5 if shown[-1] == seen else shown
+        return [gr.skip()] * len(published) if shown[-1] == seen else shown
 
     @in_words
     def open_up(choice, browser_id, request: gr.Request, token: gr.OAuthToken | None):
@@ -90,6 +102,7 @@ def wire(its) -> None:
     spin = dict(show_progress="minimal", show_progress_on=[its.pushed], api_visibility="private")
     its.show_card.click(show_card, [its.subject, its.name, *who], [its.card], **quiet)
     its.push.click(push, [its.subject, its.name, its.private, *who], published, **spin)
+    its.replace.click(replace, [its.subject, *who], published, **spin)
     its.publish_timer.tick(poll, [its.subject, its.publish_seen, *who], published, concurrency_limit=None, trigger_mode="once", **quiet)
     its.open_up.click(open_up, [its.subject, *who], published, **spin)
 
@@ -109,7 +122,7 @@ def _shown(page, run: runs.Run, its_state: dict, request: gr.Request | None) -> 
     link = page.link(its_state["repo_id"], request) if its_state.get("repo_id") else ""
     label = "Publishing …" if live else "Push again" if what not in ("none", "intended") else "Push"
     return [
-        state(its_state, link), gr.update(interactive=not live, value=label),
+        state(its_state, link), gr.update(interactive=not live, value=label), gr.update(visible=what == "taken"),
         gr.update(visible=what in ("verified", "unverified") and its_state.get("private", False)), gr.Timer(active=live),
         f"{run.id}/{what}/{its_state.get('sent_bytes', 0)}/{its_state.get('reason', '')}",
     ]
@@ -151,10 +164,18 @@ def state(its: dict, link: str) -> str:
         return f'{words}<div class="pushed"><p>It lies at {_repository(its)}</p>{_share(its, link)}</div>'
     if what == "failed":
         words = drawing.notice(f"Not published. {its['reason']}\nThe adapter is safe in your run.", "error")
-        return words + (f'<p class="quiet">What was published before is still at {_repository(its["before"])}.</p>' if its.get("before") else "")
+        return words + _before(its)
+    if what == "taken":
+        return drawing.notice(its["reason"], "warning") + _before(its)
+    if what == "replaced":
+        return drawing.notice(its["reason"], "warning") + f'<div class="pushed"><p>It lies at {_repository(its)}</p></div>'
     if what == "interrupted":
         return drawing.notice(f"Publishing was interrupted. {its['reason']}", "warning")
     return ""
+
+
+def _before(its: dict) -> str:
+    return f'<p class="quiet">What was published before is still at {_repository(its["before"])}.</p>' if its.get("before") else ""
 
 
 def _going(words: str, its: dict, more: str = "") -> str:
