@@ -1,6 +1,7 @@
 """Tests of classifiers on tiny random bases of each kind: what is trained, what is kept, what comes back; runs from start to report."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import torch
 
 from tests.small import base_entry, small_base, small_encoder
 from tests.small_run import adapter_hash, die_after, events, losses, notes
-from tuner import card, chat, data, homecoming, labelling, models, outgoing, report, sizes, tasks, train, verify
+from tuner import card, chat, cost, data, homecoming, labelling, models, outgoing, probe, report, sizes, tasks, train, verify
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import read_json, write_json
 from tuner.recipe import Recipe
-from tuner.tasks import distillation, label_learning, label_model
+from tuner.tasks import distillation, label_learning, label_model, label_report
 
 ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
 FAMILIES = (*ENCODERS, "llama", "qwen2")
@@ -458,6 +459,35 @@ def test_what_a_kept_run_holds_is_judged_by_its_task(run):
     measured = events(run, "eval")[-1]
     kept = homecoming._clean({**measured, "secret": 1}, TASK.EVAL_FIGURES)
     assert kept["macro_f1"] == measured["macro_f1"] and "secret" not in kept
+
+
+def test_a_report_that_has_not_the_time_asks_less_and_says_so(done, tmp_path, monkeypatch, quick):
+    """All held-out rows whatever it takes; a quarter of the probe; a baseline on the fewest rows. Made again it is the same."""
+    shutil.copytree(done, tmp_path / "home")
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(label_report.cost, "LINE_FEWEST", 20)
+    shipped = [json.loads(line) for line in probe.PATH.read_text().splitlines()]  # `quick` has a few of them
+    monkeypatch.setattr(probe, "items", lambda: shipped)
+    run = runs.mine("local")[0]
+    whole, rows = report.remake(run, seconds=math.inf), len(run.rows("train"))
+    short = report.remake(run, seconds=0.0)
+    assert short["held_out_rows"] == whole["held_out_rows"] and short["tuned"] == whole["tuned"]
+    assert (short["base"]["rows"], whole["base"]["rows"]) == (20, rows) and rows > 20
+    assert (short["probe"]["items"], short["probe"]["of"], whole["probe"]["items"]) == (28, 114, 114)
+    assert short["probe"]["subjects"]["classes"] == whole["probe"]["subjects"]["classes"], "some of every subject"
+    told = f"learned from 20 of the {rows} training rows; from all of them it might do better."
+    assert any(told in words for words in short["says"]) and not any("might do better" in words for words in whole["says"])
+    assert f"cross-validation on 20 of the {rows} training rows." in card.build(run, "alice/animals", "https://example.org")
+    assert report.remake(run) == short and report.remake(run, seconds=math.inf) == whole
+
+
+def test_a_baseline_learns_from_as_many_rows_as_there_is_time_for():
+    """By how long a held-out row took and how long a fit is reckoned to take; from two hundred at least."""
+    of = lambda left: label_report._lines(50_000, left, 0.01, 64, 3)  # noqa: E731
+    assert of(math.inf) == cost.LINE_ROWS and label_report._lines(900, math.inf, 0.01, 64, 3) == 900
+    assert of(-1.0) == of(0.0) == cost.LINE_FEWEST and label_report._lines(90, 0.0, 0.01, 64, 3) == 90
+    some = of(30.0)
+    assert 200 < some < 3000 and some * 0.01 + cost.line_s(64, some, 3) <= 30.0 < (some + 1) * 0.01 + cost.line_s(64, some + 1, 3)
 
 
 def test_several_labels_and_two_texts_go_through_a_whole_run(bases_of, home, quick):

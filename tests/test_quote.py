@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tests.small import small_base
 from tests.small_run import events, small_run
 from tests.test_models import FAMILIES
-from tuner import cost, encode, hardware, machine, models, probe, quote, rehearsal, sizes, starter, train
+from tuner import cost, encode, hardware, machine, models, probe, quote, rehearsal, sizes, starter, tasks, train
 from tuner import plan as plans
 from tuner import run as runs
 from tuner.errors import UserError
@@ -103,7 +104,19 @@ def test_the_probe_is_quoted_as_long_as_it_is():
         pytest.skip("the starter model's package is not installed")
     rows = probe.rows(list(probe.items()), encode.load_tokenizer(str(starter.prepare())))
     lengths = [len(row.ids) for row in rows]
-    assert quote.PROBE == {"tokens": sum(lengths), "learned": sum(row.learned for row in rows), "squares": sum(length**2 for length in lengths), "rows": len(rows)}
+    probed = {"tokens": sum(lengths), "learned": sum(row.learned for row in rows), "squares": sum(length**2 for length in lengths), "rows": len(rows)}
+    assert tasks.get("chat").PROBED == probed
+
+
+def test_a_classifier_s_probe_is_quoted_as_long_as_it_is():
+    task = tasks.get("text_labels")
+    its = starter.of(task.STARTER["base_model"])
+    if not its.is_installed():
+        pytest.skip("the starter encoder's package is not installed")
+    lengths = [len(row.ids) for row in task.probe_rows(task.load_tokenizer(str(its.prepare())), Recipe(task="text_labels"))[0]]
+    assert task.PROBED == {"tokens": sum(lengths), "learned": 0, "squares": sum(length**2 for length in lengths), "rows": len(lengths)}
+    pictures = tasks.get("image_labels")
+    assert pictures.PROBED == {"rows": len(pictures.probe_rows(SimpleNamespace(units=7), Recipe())[0])}
 
 
 def test_rows_of_which_only_some_are_known_are_quoted_as_all(its):
@@ -334,7 +347,7 @@ NONE = answers(0)
 ])
 def test_a_report_is_quoted_as_it_keeps_to_its_time(both, asked, short, others, budget, wanted):
     """As `report.make` decides: rows, then questions, then answers, short ones first."""
-    work = quote._ReportWork(100, both, asked, short, others)
+    work = quote._AnsweringReport(100, both, asked, short, others)
     assert work.seconds(budget) == pytest.approx(wanted)
     assert work.whole == pytest.approx(both + asked + short.seconds() + others.seconds()) and work.whole >= wanted
     assert work.leaves_out(budget) is (wanted < work.whole - 1e-6)
@@ -365,13 +378,13 @@ def test_answers_are_quoted_as_they_are_given():
 def test_short_answers_are_told_from_others_by_their_rows_length(its):
     """Prompts of 40 tokens; what is left of a row is its answer. A text alone has none."""
     rows = quote.Rows([60] * 400, 400 * 20, [60] * 30 + [200] * 70)
-    made = quote._ReportWork.of(Recipe(), its, rows, quoted(its).plan, 100, TWO_CORES)
+    made = quote._AnsweringReport.of(Recipe(), its, rows, quoted(its).plan, 100, TWO_CORES)
     assert (made.short.count, made.others.count) == (30, 70) and made.short.longest == made.others.longest == plans.FEWEST_ANSWER_TOKENS
     mixed = quote.Rows([60] * 200 + [400] * 200, 200 * 20 + 200 * 360, [60] * 30 + [400] * 70)
-    made = quote._ReportWork.of(Recipe(), its, mixed, quoted(its).plan, 100, TWO_CORES)
+    made = quote._AnsweringReport.of(Recipe(), its, mixed, quoted(its).plan, 100, TWO_CORES)
     assert made.short.longest == math.ceil(plans.LONGER * quote.SHORT_TOKENS) < made.others.longest == plans.MOST_ANSWER_TOKENS
     alone = quote.Rows([60] * 400, 400 * 59, [20] * 100)
-    made = quote._ReportWork.of(Recipe(), its, alone, quoted(its).plan, 100, TWO_CORES)
+    made = quote._AnsweringReport.of(Recipe(), its, alone, quoted(its).plan, 100, TWO_CORES)
     assert (made.short.count, made.others.count, made.others.longest) == (0, 100, plans.TEXT_TOKENS)
 
 
@@ -380,7 +393,7 @@ def test_a_run_is_told_what_is_measured_afterwards_only_where_its_report_has_not
     assert quoted(its, few, reach=slow, max_steps=4).afterwards_s == quoted(its, many, max_steps=4).afterwards_s == 0
     made = quoted(its, many, reach=slow, max_steps=4, held_out_rows=1000)
     assert made.afterwards_s == quote.whole_report_s(Recipe(max_steps=4), its, many, made.plan, slow) > made.time["before and after"]
-    assert not quote._ReportWork(100, 20, 60, answers(10, 5), answers(10, 5)).leaves_out(60), "a shorter probe leaves no held-out row out"
+    assert not quote._AnsweringReport(100, 20, 60, answers(10, 5), answers(10, 5)).leaves_out(60), "a shorter probe leaves no held-out row out"
 
 
 def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
@@ -388,7 +401,7 @@ def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
     slow, rows = replace(TWO_CORES, gemm_gflops=1.0), quote.Rows([60] * 400, 400 * 20, [60] * 1000)
     made = quoted(its, rows, reach=slow, max_steps=4)
     assert 50 < made.held_out < made.held_out_of == 1000 and made.held_out % 10 == 0
-    report = quote._ReportWork.of(Recipe(max_steps=4), its, rows, made.plan, made.held_out, slow)
+    report = quote._AnsweringReport.of(Recipe(max_steps=4), its, rows, made.plan, made.held_out, slow)
     assert report.is_full(60.0) and not report.times(1 + 10 / made.held_out).is_full(60.0)
     assert made.held_out_by == "time" and not report.leaves_out(60.0) and made.afterwards_s == 0
     fast = quoted(its, rows, max_steps=4)
@@ -413,7 +426,7 @@ def test_a_run_holds_out_as_many_rows_as_its_report_has_the_time_for(its):
 
 def test_a_probe_that_takes_too_long_does_not_take_the_rows_time():
     """Where it cannot be asked whole, rows have a third of the time, and the answers half of what that leaves."""
-    work = quote._ReportWork(100, 18.0, 80.0, NONE, NONE)
+    work = quote._AnsweringReport(100, 18.0, 80.0, NONE, NONE)
     assert work.is_full(60.0) and not work.times(1.1).is_full(60.0) and work.fitting(60.0) == 100 and work.times(2).fitting(60.0) == 100
     assert replace(work, short=answers(30, 15)).is_full(60.0) and not replace(work, short=answers(30, 17)).is_full(60.0)
     assert replace(work, asked=15.0, both=25.0).is_full(60.0) and not replace(work, asked=15.0, both=26.0).is_full(60.0), "whole where there is time"
@@ -425,7 +438,7 @@ def test_a_full_report_leaves_no_row_out_by_its_own_reckoning():
     for both in (1, 5, 10, 18, 25, 40, 60):
         for asked in (1, 10, 15, 20, 40, 80, 120, 180, 300, 500):
             for seconds in (0, 5, 12, 20, 30, 50):
-                work = quote._ReportWork(100, both, asked, answers(30, seconds) if seconds else NONE, NONE)
+                work = quote._AnsweringReport(100, both, asked, answers(30, seconds) if seconds else NONE, NONE)
                 if work.is_full(60.0):
                     full += 1
                     assert not work.leaves_out(60.0), (both, asked, seconds)
@@ -453,11 +466,39 @@ def test_the_run_s_own_recipe_says_how_many_rows_are_held_out(its):
     assert quote.settled(Recipe(), quoted(its, rows)) == Recipe(), "all of them: the run itself counts them"
     assert quote.held_out_words(quoted(its, rows)) == "" != quote.held_out_words(made)
     assert quote.may_be_fewer(Recipe(), 51) and not quote.may_be_fewer(Recipe(), 50)
-    assert not quote.may_be_fewer(Recipe(held_out_rows=60), 60) and not quote.may_be_fewer(Recipe(task="text_labels"), 60)
+    assert not quote.may_be_fewer(Recipe(held_out_rows=60), 60)
     many = quote.Rows([60] * 400, 400 * 20, [60] * 9000)
     assert quoted(its, many).held_out == MOST_HELD_OUT and quote.settled(Recipe(), quoted(its, many)) == Recipe()
-    labels = quoted(its, rows, reach=slow, max_steps=4, task="text_labels", held_out_rows=7)
-    assert labels.held_out == 1000 and quote.settled(Recipe(task="text_labels"), labels) == Recipe(task="text_labels")
+
+
+@pytest.mark.parametrize("task", ["text_labels", "image_labels"])
+def test_a_classifier_holds_out_as_many_rows_as_its_report_has_the_time_for(its, task):
+    """Beside them the probe is asked, and a baseline learns from at least two hundred training rows, and from as many as there is time for."""
+    slow, rows = replace(TWO_CORES, gemm_gflops=1.0), quote.Rows([60] * 4000, 4000, [60] * 1000)
+    made = quoted(its, rows, reach=slow, max_steps=4, task=task)
+    assert 50 < made.held_out < made.held_out_of == 1000 and made.held_out % 10 == 0 and made.held_out_by == "time" and made.afterwards_s == 0
+    report = quote._LabellingReport.of(Recipe(task=task), its, rows, made.plan, made.held_out, slow)
+    assert report.is_full(60.0) and not report.times(1 + 10 / made.held_out).is_full(60.0)
+    assert made.time["before and after"] == pytest.approx(60.0) and report._lines(200) < 60 - report.both - report.asked < report._lines(4000)
+    assert quote.settled(Recipe(task=task), made).held_out_rows == made.held_out
+    fast = quoted(its, rows, max_steps=4, task=task)
+    assert fast.held_out == 1000 and not fast.held_out_by and 0 < fast.time["before and after"] < 30, "all of it, in less than the time"
+    assert made.held_out < quoted(its, rows, reach=slow, max_steps=2000, task=task).held_out <= 1000
+    fewest = quoted(its, rows, reach=replace(slow, gemm_gflops=0.01), max_steps=4, task=task)
+    assert (fewest.held_out, fewest.held_out_by) == (quote.FEWEST_HELD_OUT, "fewest")
+    asked = quoted(its, rows, reach=replace(slow, gemm_gflops=0.5), max_steps=4, task=task, held_out_rows=990)
+    assert asked.held_out == 990 and not asked.held_out_by and asked.time["before and after"] > 60
+
+
+def test_a_classifier_s_report_is_quoted_as_it_keeps_to_its_time():
+    """Half of what is left goes to the probe, a quarter of it at least; the baseline has the rest, and two hundred rows always."""
+    work = quote._LabellingReport(100, 20.0, 10.0, 0.01, 5000, 0)
+    assert work.seconds(1000.0) == pytest.approx(20 + 10 + 50) and work.seconds(60.0) == pytest.approx(60.0)
+    assert replace(work, asked=30.0).seconds(60.0) == pytest.approx(60.0), "20 s of the probe, 20 s of the baseline"
+    assert replace(work, both=70.0).seconds(60.0) == pytest.approx(70 + 2.5 + 2) and replace(work, lines=100).seconds(60.0) == pytest.approx(20 + 10 + 1)
+    assert work.is_full(60.0) and not replace(work, both=44.0).is_full(60.0) and replace(work, both=43.0).is_full(60.0)
+    slow = replace(work, asked=100.0)
+    assert replace(slow, both=18.0).is_full(60.0) and not replace(slow, both=19.0).is_full(60.0), "a third of the time where the probe takes too long"
 
 
 def test_a_report_on_all_rows_is_quoted_for_itself(its):
@@ -468,7 +509,7 @@ def test_a_report_on_all_rows_is_quoted_for_itself(its):
     def whole(count):
         return quote.whole_report_s(Recipe(), its, of(count), quoted(its, of(count)).plan, TWO_CORES)
 
-    answered = quote._ReportWork.of(Recipe(), its, of(100), quoted(its).plan, 100, TWO_CORES)
+    answered = quote._AnsweringReport.of(Recipe(), its, of(100), quoted(its).plan, 100, TWO_CORES)
     assert whole(200) - whole(100) == pytest.approx(answered.both + answered.short.seconds() + answered.others.seconds(), rel=0.15)
     assert whole(100) > answered.whole > answered.seconds(answered.whole / 2)
     assert whole(MOST_HELD_OUT) == whole(2 * MOST_HELD_OUT) > whole(MOST_HELD_OUT - 100), "no more than so many are held out"

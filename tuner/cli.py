@@ -160,9 +160,9 @@ def _train(asked) -> int:
 
 def _settled(recipe, dataset):
     """The recipe with as many held-out rows as its report has the time for here; as it is where they all are, or nobody can say."""
-    from tuner import check, quote, tasks
+    from tuner import check, quote
 
-    if recipe.held_out_rows or not tasks.get(recipe.task).ANSWERS or (to_quote := _to_quote(recipe, dataset)) is None:
+    if recipe.held_out_rows or (to_quote := _to_quote(recipe, dataset)) is None:
         return recipe
     sizes, worked_on = to_quote
     if worked_on.held_rows > quote.FEWEST_HELD_OUT:

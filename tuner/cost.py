@@ -244,16 +244,17 @@ def answer_s(its: Sizes, tokens: float, reach) -> float:
     return tokens * once * (ANSWER_FP32 if reach.precision == "float32" else 1.0)
 
 
-# Training rows that a classifier's report fits its baseline to, at most: more change its figures little and take minutes.
-LINE_ROWS = 10_000
+# Training rows that a classifier's report fits its baseline to, at most: more change its figures little and take minutes. At
+# least, where the report has not the time for more.
+LINE_ROWS, LINE_FEWEST = 10_000, 200
 # A classifier's report fits its baseline so often to choose its strength, to at most so many numbers (rows x features x
 # classes), and once to all rows; seconds for each number, and the classes that are reckoned with before they are known.
 LINE_FITS, LINE_TRIED, LINE_S, LINE_CLASSES = 50, 14e6, 7.5e-8, 9
 
 
-def line_s(its: Sizes, rows: float) -> float:
-    """Seconds to fit a logistic regression to the features of so many rows, its strength chosen by cross-validation."""
-    numbers = its.hidden * rows * LINE_CLASSES
+def line_s(hidden: int, rows: float, classes: int = LINE_CLASSES) -> float:
+    """Seconds to fit a logistic regression to the features (rows, hidden) of so many classes, its strength chosen by cross-validation."""
+    numbers = hidden * rows * classes
     return LINE_S * (numbers + LINE_FITS * min(numbers, LINE_TRIED))
 
 

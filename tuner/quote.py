@@ -16,8 +16,6 @@ from tuner.sizes import Sizes
 # A step of the three fixed prompts' answers costs so many steps of one. While a model learns, the longest of three gets so many
 # times as long as the rows' own on average.
 THREE_AT_ONCE, LONGEST_OF_THREE = 1.15, 2.4
-# The probe in SmolLM2's tokens: all, those that are judged, the squares of its rows', and its rows.
-PROBE = {"tokens": 6_693, "learned": 2_871, "squares": 185_887, "rows": 490}
 # A step of a report's answers costs so many steps of one, and so much more for each answer; base and tuned model together take so
 # many times the longest. As those that are left end, such a share of them is there on average.
 STEP_OF_ANSWERS, STEP_OF_ANSWER, BOTH_ANSWERS, ENDING = 0.95, 0.09, 1.6, 0.6
@@ -135,7 +133,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     """About what a run will need on one machine.
 
     Where the recipe leaves open how many rows are held out, they are as many as the report at its end has the time for there;
-    see `_ReportWork.is_full`.
+    see `_ReportWork.fitting`.
 
     Args:
         free_gib: memory that the run may use there.
@@ -163,15 +161,19 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     # Passes are as fast or slow as training's, which is products too; answers, a token after the other, wait for memory.
     passes, words = reach.ratio("train"), reach.ratio("answers")
 
+    answers = tasks.get(recipe.task).ANSWERS
+    # The training rows go once through the untouched base.
+    distilled = cost.forward_s(recipe, its, plan, _once(rows), reach) * passes if recipe.feature_distillation and not answers else 0.0
+
     def without_report(held_count: float) -> tuple[int, dict[str, float]]:
         """Evaluations after the first, and the seconds before the report, with so many held-out sequences."""
         often, held_rows = plans.how_often(steps, work.tokens, round(held_count), max(1.0, per_row * held_count), recipe.evaluations, recipe.patience)
         return often, {
-            "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start"),
+            "getting ready": cost.start_s(recipe, its, encoded + held_count, reach) * reach.ratio("start") + distilled,
             "rehearsal": cost.training_s(recipe, its, plan, rehearsed, reach) * passes,
             "training": cost.training_s(recipe, its, plan, work, reach) * passes,
             "measuring": cost.forward_s(recipe, its, plan, one_held.times(held_rows * (often + 1)), reach) * passes,
-            "answers": (
+            "answers": 0.0 if not answers else (
                 cost.answer_s(its, plans.SAMPLE_TOKENS + often * answered, reach) * THREE_AT_ONCE
                 + cost.forward_s(recipe, its, plan, _prompts(prompt, plans.SAMPLES).times(often + 1), reach)
             ) * words,
@@ -182,26 +184,19 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
         before = time["getting ready"] + time["rehearsal"]
         return plans.report_budget_s(min(most_s, before + share * (sum(time.values()) - before)))
 
-    answers, afterwards_s, held_out, held_out_by = tasks.get(recipe.task).ANSWERS, 0.0, min(rows.held_rows, recipe.most_held_out), ""
-    if answers:
-        report = _ReportWork.of(recipe, its, rows, plan, held_out, reach)
-        if not (recipe.held_out_rows or rows.chosen):
-            often, time = without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))
-            has_s = budget(time, min(1.0, recipe.patience / often) if recipe.patience else 1.0)  # also where patience ends it as soon as can be
-            fitting = report.fitting(has_s)
-            report = report.times(fitting / held_out)
-            if fitting < held_out:
-                held_out, held_out_by = fitting, "time" if report.is_full(has_s) else "fewest"
+    held_out, held_out_by = min(rows.held_rows, recipe.most_held_out), ""
+    report = (_AnsweringReport if answers else _LabellingReport).of(recipe, its, rows, plan, held_out, reach)
+    if not (recipe.held_out_rows or rows.chosen):
+        often, time = without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))
+        has_s = budget(time, min(1.0, recipe.patience / often) if recipe.patience else 1.0)  # also where patience ends it as soon as can be
+        fitting = report.fitting(has_s)
+        report = report.times(fitting / held_out)
+        if fitting < held_out:
+            held_out, held_out_by = fitting, "time" if report.is_full(has_s) else "fewest"
     held_count = _sequences(rows, held_out)
     often, time = without_report(held_count)
-    if answers:
-        time["before and after"] = report.seconds(has_s := budget(time))
-        if report.leaves_out(has_s):
-            afterwards_s = report.alone_s(recipe, its, reach)
-    else:
-        if recipe.feature_distillation:  # the training rows go once through the untouched base
-            time["getting ready"] += cost.forward_s(recipe, its, plan, _once(rows), reach) * passes
-        time["answers"], time["before and after"] = 0.0, _classifier_report_s(recipe, its, rows, plan, one_held.times(2 * held_count), reach) * passes
+    time["before and after"] = report.seconds(has_s := budget(time))
+    afterwards_s = report.alone_s(recipe, its, reach) if report.leaves_out(has_s) else 0.0
     memory = cost.memory(recipe, its, plan, heaviest, reach.device, reach.precision, reach.import_gib)
     # A run that trains one short row at a time needs most when it measures; measured on processors, where that was seen.
     if reach.device == "cpu":
@@ -232,7 +227,7 @@ def held_out_words(made: Quote) -> str:
 
 def may_be_fewer(recipe, held_out: int) -> str:
     """What to say of rows kept aside where nothing is known of the run's time; "" where that does not matter."""
-    if recipe.held_out_rows or held_out <= FEWEST_HELD_OUT or not tasks.get(recipe.task).ANSWERS:
+    if recipe.held_out_rows or held_out <= FEWEST_HELD_OUT:
         return ""
     return "Of the rows held out a run takes as many as its report has the time for; its quote says where they are fewer."
 
@@ -247,6 +242,14 @@ def _one_held(rows: Rows) -> Work:
     count, share = max(1, len(rows.held)), rows.learned / max(1.0, rows.lengths.total)
     per_row = rows.held.total / count
     return Work(per_row, share * per_row, rows.held.squares / count, 1, per_row / cost.MEASURED_AT_ONCE, 0)
+
+
+def _probe(recipe, one_held: Work) -> Work:
+    """The whole probe in a pass forward."""
+    probed = tasks.get(recipe.task).PROBED
+    if "tokens" not in probed:
+        return one_held.times(probed["rows"])
+    return Work(**probed, batches=probed["tokens"] / cost.MEASURED_AT_ONCE, steps=0)
 
 
 def _prompts(tokens: float, count: int) -> Work:
@@ -308,26 +311,98 @@ def _surely(fits: float) -> float:
 
 @dataclass(frozen=True)
 class _ReportWork:
-    """What a report of a model that answers does, in seconds.
+    """What a report does, in seconds.
 
     Args:
-        rows: held-out rows; `both`: to measure all of them before and after; `asked`: to ask all questions of the probe.
-        short, others: the answers to rows whose own is short, and to the others.
+        rows: held-out rows; `both`: to measure all of them before and after; `asked`: to ask all of the probe.
     """
 
     rows: float
     both: float
     asked: float
+
+    def _probed(self, left: float) -> float:
+        """The seconds of what of the probe is asked, where so many are left: half of them at most, but the least of it always."""
+        return self.asked * min(1.0, max(plans.LEAST_PROBE, left / 2 / self.asked))
+
+    def times(self, share: float) -> "_ReportWork":
+        """The same on so many times its held-out rows."""
+        return replace(self, rows=self.rows * share, both=self.both * share)
+
+    def fitting(self, budget: float) -> int:
+        """On how many of these rows a report can be full in that time, or else FEWEST_HELD_OUT."""
+        if self.rows <= FEWEST_HELD_OUT or self.is_full(budget):
+            return round(self.rows)
+        is_too_many = lambda tens: not self.times(10 * (tens + 1) / self.rows).is_full(budget)  # noqa: E731
+        return max(FEWEST_HELD_OUT, 10 * bisect_left(range(round(self.rows) // 10), True, key=is_too_many))
+
+
+@dataclass(frozen=True)
+class _LabellingReport(_ReportWork):
+    """Of a classifier: it also fits a baseline to the training rows' features, to as many as there is time for.
+
+    Args:
+        line: seconds of a training row in the untouched base; lines: rows that the baseline is fitted to at most; hidden: numbers
+            of a row's features.
+    """
+
+    line: float
+    lines: int
+    hidden: int
+
+    @classmethod
+    def of(cls, recipe, its: Sizes, rows: Rows, plan, held_out: float, reach: Reach) -> "_LabellingReport":
+        """Of a run that holds out so many rows."""
+        one_held, passes = _one_held(rows), reach.ratio("train")
+        forward = lambda work: cost.forward_s(recipe, its, plan, work, reach) * passes  # noqa: E731
+        return cls(
+            held_out, forward(one_held.times(2 * _sequences(rows, held_out))), forward(_probe(recipe, one_held).times(2)),
+            forward(_once(rows)) / rows.count, min(rows.count, cost.LINE_ROWS), its.hidden,
+        )
+
+    def seconds(self, budget: float) -> float:
+        """Of a report that keeps to its time; `label_report.make` decides likewise."""
+        measured = self.both + self._probed(budget - self.both)
+        return measured + min(self._lines(self.lines), max(self._fewest, budget - measured))
+
+    def leaves_out(self, budget: float) -> bool:
+        """Never held-out rows."""
+        return False
+
+    def is_full(self, budget: float) -> bool:
+        """Whether all held-out rows are measured and a baseline is fitted beside the whole probe, or as much of it as half of two
+        thirds of that time lets."""
+        has_s = HELD_OUT_FILL * budget
+        measured = max(has_s - self.asked - self._fewest, has_s / 3)
+        return self.both <= measured and self.both + self._probed(has_s - self.both) + self._fewest <= has_s
+
+    def _lines(self, count: float) -> float:
+        return count * self.line + cost.line_s(self.hidden, count)
+
+    @property
+    def _fewest(self) -> float:
+        """Of a baseline on so few rows that it always has the time for them."""
+        return self._lines(min(self.lines, cost.LINE_FEWEST))
+
+
+@dataclass(frozen=True)
+class _AnsweringReport(_ReportWork):
+    """Of a model that answers.
+
+    Args:
+        short, others: the answers to rows whose own is short, and to the others.
+    """
+
     short: _Answers
     others: _Answers
 
     @classmethod
-    def of(cls, recipe, its: Sizes, rows: Rows, plan, held_out: float, reach: Reach) -> "_ReportWork":
+    def of(cls, recipe, its: Sizes, rows: Rows, plan, held_out: float, reach: Reach) -> "_AnsweringReport":
         """Of a run that holds out so many rows."""
         one_held, held_count = _one_held(rows), _sequences(rows, held_out)
         passes, words = reach.ratio("train"), reach.ratio("answers")
         both = cost.forward_s(recipe, its, plan, one_held.times(2 * held_count), reach) * passes
-        asked = cost.forward_s(recipe, its, plan, Work(**PROBE, batches=PROBE["tokens"] / cost.MEASURED_AT_ONCE, steps=0).times(2), reach) * passes
+        asked = cost.forward_s(recipe, its, plan, _probe(recipe, one_held).times(2), reach) * passes
         prompt, _, usual = rows.lengths.usual_answer(rows.learned, recipe.learn)
         read = cost.forward_s(recipe, its, plan, _prompts(prompt - min(SHARED_TOKENS, prompt / 2), 2), reach) * passes
         once, token = cost.answer_s(its, 1, reach) * words, both / max(1.0, 2 * one_held.tokens * held_count)
@@ -359,14 +434,10 @@ class _ReportWork:
         short = self.short.within(left)
         return measured, probed, short, self.others.cut(left - short).within(left - short)
 
-    def _probed(self, left: float) -> float:
-        """The seconds of what of the probe is asked, where so many are left: half of them at most, but the least of it always."""
-        return self.asked * min(1.0, max(plans.LEAST_PROBE, left / 2 / self.asked))
-
-    def times(self, share: float) -> "_ReportWork":
+    def times(self, share: float) -> "_AnsweringReport":
         """The same on so many times its held-out rows."""
         short, others = (replace(its, count=its.count * share) for its in (self.short, self.others))
-        return replace(self, rows=self.rows * share, both=self.both * share, short=short, others=others)
+        return replace(super().times(share), short=short, others=others)
 
     def is_full(self, budget: float) -> bool:
         """Whether all held-out rows are measured, all short answers and the rows shown side by side are given, and the whole probe
@@ -376,13 +447,6 @@ class _ReportWork:
         answers = (self.short.seconds() + shown.seconds()) / FILLED
         measured = min(max(has_s - 2 * self.asked, has_s / 3), has_s - plans.LEAST_PROBE * self.asked)
         return self.both <= measured and self.both + self._probed(has_s - self.both) + answers <= has_s
-
-    def fitting(self, budget: float) -> int:
-        """On how many of these rows a report can be full in that time, or else FEWEST_HELD_OUT."""
-        if self.rows <= FEWEST_HELD_OUT or self.is_full(budget):
-            return round(self.rows)
-        is_too_many = lambda tens: not self.times(10 * (tens + 1) / self.rows).is_full(budget)  # noqa: E731
-        return max(FEWEST_HELD_OUT, 10 * bisect_left(range(round(self.rows) // 10), True, key=is_too_many))
 
     @property
     def whole(self) -> float:
@@ -401,19 +465,8 @@ def _answers_at_once(its: Sizes, tokens: float, reach: Reach) -> int:
 
 def whole_report_s(recipe, its: Sizes, rows: Rows, plan, reach: Reach) -> float:
     """About how long a report on all held-out rows takes, from its start in a process of its own."""
-    report = _ReportWork.of(recipe, its, rows, plan, min(rows.held_rows, recipe.most_held_out), reach)
+    report = _AnsweringReport.of(recipe, its, rows, plan, min(rows.held_rows, recipe.most_held_out), reach)
     return report.alone_s(recipe, its, reach)
-
-
-def _classifier_report_s(recipe, its: Sizes, rows: Rows, plan, held: Work, reach: Reach) -> float:
-    """Seconds of a report that answers nothing: it labels the held-out rows, and fits a classifier to the training rows' features.
-
-    Args:
-        held: the held-out rows, once for each model that labels them.
-    """
-    once = _once(rows).times(min(1.0, cost.LINE_ROWS / rows.count))
-    passes = cost.forward_s(recipe, its, plan, once, reach) + cost.forward_s(recipe, its, plan, held, reach)
-    return passes + cost.line_s(its, min(rows.count, cost.LINE_ROWS))
 
 
 def here(recipe, its: Sizes, rows: Rows, memory: Memory | None = None) -> Quote:

@@ -221,8 +221,7 @@ class Recipe:
     @property
     def most_held_out(self) -> int:
         """How many rows are held out at most, but for what a report has the time for, which `quote.make` says."""
-        asked = 0 if "held_out_rows" in tasks.get(self.task).UNUSED else self.held_out_rows
-        return asked or MOST_HELD_OUT
+        return self.held_out_rows or MOST_HELD_OUT
 
     def changed(self) -> dict:
         """Only what differs from the defaults."""

@@ -13,7 +13,7 @@ training    begin (what is done before the first step), learning, report, in_sho
 telling     tiles, tiles_of, measures, printed, advice, before_and_after, learned_part, practised, load_it, PIPELINE, TAGS
 publishing  PUBLISHED, keep_files, record, read_record, verify_inputs
 keeping     is_row, PLANNED, EVAL_FIGURES
-cost        ANSWERS, OWN_PARTS, PLAIN, offers (what is offered beside the quote)
+cost        ANSWERS, OWN_PARTS, PLAIN, PROBED (how much the forgetting probe is), offers (what is offered beside the quote)
 trying      STARTER, worker, ask; where labels are given also TRIED, MOST_TRIED, item, thing, occluded, names_in, asked
 page        SHOWS, COUNTED, TITLE, VIEW, TAB, LEAD, DEMO (file, title, what it is), turns_of
 """

@@ -81,7 +81,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a picture.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "max_tokens", "keep_control_tokens", "feature_distillation", "held_out_rows")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "max_tokens", "keep_control_tokens", "feature_distillation")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"pictures": ("Picture and label", ("image", "label"), ("split", "group"))}
@@ -575,6 +575,10 @@ def shown_row(row: dict) -> dict:
 
 # What the probe reads from features, and of what.
 PROBE_WORDS = ("the digit", "handwritten digits (0 to 4)")
+
+
+# The probe's pictures, which take as long as any other.
+PROBED = {"rows": 200}
 
 
 def probe_rows(sight, recipe) -> tuple[list[Encoded], list[str]]:

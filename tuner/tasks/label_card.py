@@ -66,6 +66,8 @@ def verdicts(report: dict) -> list[str]:
         said = [f"Worse than {against}: {moved} ({width})."]
     else:
         said = [f"No clear difference from {against}: {moved} ({width}), which may be chance."]
+    if base.get("rows", report["train_rows"]) < report["train_rows"]:
+        said.append(f"That regression learned from {_baseline_rows(report)}; from all of them it might do better.")
     said.append(f"Always saying the largest class is right in {100 * report['majority']['accuracy']:.1f} % of the rows; the tuned model in {100 * tuned['accuracy']:.1f} %.")
     if 1 < report["held_out_rows"] < figures.FEW_ROWS:
         said.append(f"With {report['held_out_rows']} held-out rows the intervals are rough.")
@@ -136,12 +138,18 @@ def before_and_after(run, report: dict) -> str:
     losses = [event["loss"] for event in run.events()[0] if event["kind"] == "step"]
     lines += ["", (
         "The held-out rows were not trained on. The middle column is a logistic regression on the untouched base's standardised features (of texts the mean over their tokens, of pictures what the head reads), its "
-        f"strength (C = {report['base']['strength']:g}) chosen by cross-validation on the training rows. Changes are against it; intervals are paired bootstraps over rows. "
+        f"strength (C = {report['base']['strength']:g}) chosen by cross-validation on {_baseline_rows(report)}. Changes are against it; intervals are paired bootstraps over rows. "
         "The last share of the first table is how well a linear classifier reads what Tuner's own probe is about from the model's features, before and after: it shows "
         f"what was forgotten. The version of step {report['best_step']} of {run.read('plan')['steps']} is the one published, chosen by macro-F1 on held-out rows. The training loss "
         f"went from {losses[0]:.3f} to {losses[-1]:.3f}."
     )]
     return "\n".join(lines)
+
+
+def _baseline_rows(report: dict) -> str:
+    """What the classifier on the untouched base learned from."""
+    rows, of = report["base"].get("rows", report["train_rows"]), report["train_rows"]
+    return "the training rows" if rows >= of else f"{rows:,} of the {of:,} training rows"
 
 
 def _matrix(report: dict) -> list[str]:

@@ -1,10 +1,14 @@
 """Before and after of a classifier on held-out rows: beside always saying the largest class, and beside a classifier on the untouched base."""
 
+import math
+import time
 import warnings
+from bisect import bisect_right
 
 import numpy as np
 
 from tuner import cost, figures, scores, survey, tasks
+from tuner import plan as plans
 from tuner.errors import shorten
 from tuner.home import system_errors
 from tuner.tasks import label_card
@@ -19,21 +23,27 @@ FEWEST_TRIED = 500
 MOST_SHOWN, MOST_LETTERS = 10, 600
 # The probe's own classifier has one strength: it compares features, not classifiers.
 PROBE_STRENGTH = 0.01
+# Of the time that is left the baseline is given so much: how long it takes is reckoned.
+LINE_SHARE = 0.85
 
 
 def make(
-    run, plan: dict, model, tokenizer, held: tuple, best_step: int, seconds: float = 0.0, repeat: dict | None = None,
+    run, plan: dict, model, tokenizer, held: tuple, best_step: int, seconds: float = math.inf, repeat: dict | None = None,
     on_status=lambda words: None,
 ) -> dict:
     """The report of a tuned classifier, on all held-out rows.
 
     Args:
         held: the held-out rows, and these encoded.
-        seconds, repeat: as `report.make` takes them; all of this is always done, since it takes as long as two epochs at most.
+        seconds: see `plan.report_budget_s`; where they do not suffice, less of the probe is asked, never less than a share of
+            plan.LEAST_PROBE, and the baseline learns from fewer training rows, never fewer than cost.LINE_FEWEST.
+        repeat: a report whose numbers of these are taken again.
 
     Returns:
         What report.json holds; `label_card.measures` reads it. No times are in it: made again it is the same, bit for bit.
     """
+    began = time.monotonic()
+    left = lambda: seconds - (time.monotonic() - began)  # noqa: E731
     recipe, (held_rows, held_set) = run.recipe, held
     task = tasks.get(recipe.task)
     path = task.path(model, tokenizer, recipe, plan)
@@ -42,16 +52,22 @@ def make(
     truth = truths(path, held_set.encoded)
     on_status("Labelling all held-out rows")
     tuned = path.judge(held_set.encoded)
+    with model.disable_adapter():
+        held_features = path.features(held_set.encoded)
+    row_s = (time.monotonic() - began) / 2 / len(rows)
+    token_s = row_s * len(rows) / sum(len(its.ids) for its in held_set.encoded)
+    on_status("Looking for what was forgotten")
+    probe = _probe(path, model, tokenizer, recipe, left() / 2 / token_s, repeat)
     on_status("Comparing with a classifier on the untouched base")
     train_rows = run.rows("train")
-    train_set = survey.of(_some(train_rows, recipe.seed), tokenizer, recipe)
+    count = repeat["base"]["rows"] if repeat else _lines(len(train_rows), LINE_SHARE * left(), row_s, held_features.shape[1], len(path.names))
+    train_set = survey.of(_some(train_rows, recipe.seed, count), tokenizer, recipe)
     with model.disable_adapter():
-        features, held_features = path.features(train_set.encoded), path.features(held_set.encoded)
+        features = path.features(train_set.encoded)
     line = Line.fit(features, truths(path, train_set.encoded), path.several, recipe)
     line.save(run.folder / "baseline.safetensors")
     base = line.probabilities(held_features)
     most = _majority(truths(path, train_set.encoded), len(rows))
-    on_status("Looking for what was forgotten")
     made = {
         "held_out_rows": len(rows), "train_rows": len(train_rows), "best_step": best_step, "classes": path.names, "several": path.several, "class_weights": recipe.class_weights,
         "majority": _scored(truth, most, recipe.seed),
@@ -69,7 +85,7 @@ def make(
         for name in ("base", "tuned"):
             made["confusion"][name] = _square(made["confusion"][name], len(path.names))
     made["rows"] = _shown(rows, truth, base, tuned, path, task)
-    made["probe"] = _probe(path, model, tokenizer, recipe)
+    made["probe"] = probe
     evals = run.events(kind="eval")[0]
     # What nobody chose by these rows: the figure that the kept version's choice flatters.
     made["last"] = {"step": evals[-1]["step"], "macro_f1": evals[-1]["macro_f1"]} if evals else {"step": best_step, "macro_f1": made["tuned"]["macro_f1"]}
@@ -77,10 +93,17 @@ def make(
     return made
 
 
-def _some(rows: list[dict], seed: int) -> list[dict]:
-    if len(rows) <= cost.LINE_ROWS:
+def _lines(rows: int, left: float, row_s: float, hidden: int, classes: int) -> int:
+    """How many training rows a baseline can learn from in so many seconds."""
+    most = min(rows, cost.LINE_ROWS)
+    its_s = lambda count: count * row_s + cost.line_s(hidden, count, classes)  # noqa: E731
+    return max(min(most, cost.LINE_FEWEST), bisect_right(range(1, most + 1), left, key=its_s))
+
+
+def _some(rows: list[dict], seed: int, count: int) -> list[dict]:
+    if len(rows) <= count:
         return rows
-    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), cost.LINE_ROWS, replace=False))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
     return [rows[index] for index in chosen]
 
 
@@ -280,18 +303,26 @@ def _shown(rows: list[dict], truth: np.ndarray, base: np.ndarray, tuned: np.ndar
 # Forgetting -------------------------------------------------------------------------------------------------------
 
 
-def _probe(path, model, tokenizer, recipe) -> dict:
+def _probe(path, model, tokenizer, recipe, tokens: float, repeat: dict | None) -> dict:
     """How well what the shipped probe's rows are about can be read from the model's own features, before and after.
 
     What they are is the task's to say (`probe_rows`); no run learns from them. A linear classifier of a fixed strength is fitted
     to the features of four fifths of them and asked about the rest, five times: if tuning bends the features to one purpose
     alone, other things are read from them less well.
 
+    Args:
+        tokens: that there is time for, base and tuned model together; so many of its rows are asked, evenly chosen, see `make`.
+        repeat: a report whose number of these is taken again.
+
     Returns:
         items, of, subjects: {"items", "base", "tuned", "difference"}; fell, says: see `label_card.forgetting`.
     """
     task = tasks.get(recipe.task)
     rows, about = task.probe_rows(tokenizer, recipe)
+    of, wanted = len(rows), 2 * sum(len(row.ids) for row in rows)
+    count = repeat["probe"]["items"] if repeat else round(of * min(1.0, max(plans.LEAST_PROBE, tokens / wanted)))
+    places = np.linspace(0, of - 1, count).round().astype(int)
+    rows, about = [rows[place] for place in places], [about[place] for place in places]
     subjects, which = np.unique(about, return_inverse=True)
     for row in rows:
         row.label, row.labels = path.names[0], None
@@ -302,14 +333,14 @@ def _probe(path, model, tokenizer, recipe) -> dict:
     parts = _parts(truth, False, 0)
     if not parts:
         fell, says = label_card.forgetting(None, task.PROBE_WORDS)
-        return {"items": len(rows), "of": len(rows), "subjects": None, "fell": fell, "says": says}
+        return {"items": len(rows), "of": of, "subjects": None, "fell": fell, "says": says}
     right = [_right(features, truth, parts, recipe) for features in (before, after)]
     found = {
         "items": len(rows), "classes": len(subjects), "base": float(right[0].mean()), "tuned": float(right[1].mean()),
         "difference": figures.interval(right[1].astype(float) - right[0], seed=recipe.seed), "about": task.PROBE_WORDS[0], "of": task.PROBE_WORDS[1],
     }
     fell, says = label_card.forgetting(found, task.PROBE_WORDS)
-    return {"items": len(rows), "of": len(rows), "subjects": found, "fell": fell, "says": says}
+    return {"items": len(rows), "of": of, "subjects": found, "fell": fell, "says": says}
 
 
 def _right(features: np.ndarray, truth: np.ndarray, parts, recipe) -> np.ndarray:

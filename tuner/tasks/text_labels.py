@@ -69,7 +69,7 @@ OTHERWISE = {
     ),
 }
 # Settings that mean nothing to a classifier.
-UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "augmentation", "held_out_rows")
+UNUSED = ("system_prompt", "sample_prompt", "learn", "template_date", "augmentation")
 
 # format -> (its name in words, the roles a mapping must fill, the roles it may fill)
 FORMATS = {"labelled": ("Text and label", ("text", "label"), ("text_b", "split", "group"))}
@@ -582,6 +582,10 @@ def shown_row(row: dict) -> dict:
 
 # What the probe reads from features, and of what.
 PROBE_WORDS = ("the subject", "general texts")
+
+
+# The probe in BERT's tokens: all, those that are judged, the squares of its rows', and its rows.
+PROBED = {"tokens": 1_338, "learned": 0, "squares": 16_926, "rows": 114}
 
 
 def probe_rows(tokenizer, recipe) -> tuple[list[Encoded], list[str]]:

@@ -120,7 +120,7 @@ def _shown(page, run: runs.Run, its_state: dict, request: gr.Request | None) -> 
     """What the publishing part shows of a run: the words, the buttons, whether to look again, and what was seen."""
     what, live = its_state["state"], its_state["state"] in publish.LIVE
     link = page.link(its_state["repo_id"], request) if its_state.get("repo_id") else ""
-    label = "Publishing …" if live else "Push again" if what not in ("none", "intended") else "Push"
+    label = "Publishing …" if live else "Push again" if what not in ("none", "intended", "taken") else "Push"
     return [
         state(its_state, link), gr.update(interactive=not live, value=label), gr.update(visible=what == "taken"),
         gr.update(visible=what in ("verified", "unverified") and its_state.get("private", False)), gr.Timer(active=live),
