@@ -263,8 +263,10 @@ def test_push_publishes_and_verifies(tuner, trained, hub):
     held = hub.repos["model", "alice/animals"].files
     hub.add_repo("alice/animals", files={**held, "tuner.json": held["tuner.json"].replace(trained["run"].encode(), b"20260101-120000-0a1b2c3d")})
     code, out, err = tuner("push", trained["run"], "animals")
-    assert code == 1 and "holds the adapter of another run of yours" in err and "To replace it, add --replace." in err
-    code, out, _ = tuner("push", trained["run"], "animals", "--replace")
+    assert code == 1 and "holds the adapter of another run of yours" in err and "To replace it, add --replace --public." in err
+    code, out, err = tuner("push", trained["run"], "animals", "--replace")
+    assert code == 1 and "It is public: everybody sees at once" in err and len(hub.repos["model", "alice/animals"].commits) == 1
+    code, out, _ = tuner("push", trained["run"], "animals", "--replace", "--public")
     assert code == 0 and out.startswith("Published for everybody and verified:") and len(hub.repos["model", "alice/animals"].commits) == 2
     code, _, err = tuner("push", trained["run"], "bob/animals")
     assert code == 1 and "'bob' is not the account you are logged in with (alice)" in err

@@ -16,7 +16,7 @@ from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import read_json, write_json
 from tuner.recipe import Recipe
-from tuner.tasks import distillation, label_learning, label_model, label_report
+from tuner.tasks import distillation, label_card, label_learning, label_model, label_report
 
 ENCODERS = ("bert", "roberta", "deberta-v2", "modernbert")
 FAMILIES = (*ENCODERS, "llama", "qwen2")
@@ -477,6 +477,8 @@ def test_a_report_that_has_not_the_time_asks_less_and_says_so(done, tmp_path, mo
     assert short["probe"]["subjects"]["classes"] == whole["probe"]["subjects"]["classes"], "some of every subject"
     told = f"learned from 20 of the {rows} training rows; from all of them it might do better."
     assert any(told in words for words in short["says"]) and not any("might do better" in words for words in whole["says"])
+    assert any("of 28 of 114 " in words for words in short["says"]) and label_card.is_short(short) and not label_card.is_short(whole)
+    assert any("report RUN --all takes it" in words for words in TASK.advice(short)) and not any("--all" in words for words in TASK.advice(whole))
     assert f"cross-validation on 20 of the {rows} training rows." in card.build(run, "alice/animals", "https://example.org")
     assert report.remake(run) == short and report.remake(run, seconds=math.inf) == whole
 
@@ -484,10 +486,34 @@ def test_a_report_that_has_not_the_time_asks_less_and_says_so(done, tmp_path, mo
 def test_a_baseline_learns_from_as_many_rows_as_there_is_time_for():
     """By how long a held-out row took and how long a fit is reckoned to take; from two hundred at least."""
     of = lambda left: label_report._lines(50_000, left, 0.01, 64, 3)  # noqa: E731
+    assert label_report._lines(50_000, 0.0, 0.01, 64, 77) == 5 * 77, "some of every class"
     assert of(math.inf) == cost.LINE_ROWS and label_report._lines(900, math.inf, 0.01, 64, 3) == 900
     assert of(-1.0) == of(0.0) == cost.LINE_FEWEST and label_report._lines(90, 0.0, 0.01, 64, 3) == 90
     some = of(30.0)
     assert 200 < some < 3000 and some * 0.01 + cost.line_s(64, some, 3) <= 30.0 < (some + 1) * 0.01 + cost.line_s(64, some + 1, 3)
+
+
+def test_a_baseline_of_few_rows_knows_every_class():
+    """Of classes as rare as can be some rows are among the few; the same for the same seed, and all where there is time for all."""
+    rows = [{"label": "usual" if n % 500 else "rare" if n else "once", "n": n} for n in range(3000)] + [{"labels": ["usual", "other"], "n": 3000}]
+    for seed in range(20):
+        some = label_report._some(rows, seed, 200)
+        had = [name for row in some for name in label_report.names_in(row)]
+        assert len(some) == 200 and [row["n"] for row in some] == sorted({row["n"] for row in some})
+        assert (had.count("rare"), had.count("once"), had.count("other")) == (5, 1, 1) and some == label_report._some(rows, seed, 200)
+    assert label_report._some(rows, 0, 200) != some and label_report._some(rows, 0, 3001) is rows
+
+
+def test_the_largest_class_is_that_of_all_training_rows():
+    names = ["a", "b", "c"]
+    truth = label_report._given([{"label": "b"}] * 51 + [{"label": "a"}] * 49 + [{"labels": ["a", "c", "gone"]}], names)
+    assert truth.sum(0).tolist() == [50, 51, 1] and label_report._majority(truth, 2).tolist() == [[False, True, False]] * 2
+
+
+def test_rows_of_one_class_alone_make_a_baseline_too():
+    features, recipe = np.random.default_rng(0).standard_normal((40, 3)), Recipe(task="text_labels")
+    line = label_report.Line.fit(features, np.eye(3, dtype=bool)[[1] * 40], False, recipe)
+    assert line.probabilities(features).argmax(1).tolist() == [1] * 40
 
 
 def test_several_labels_and_two_texts_go_through_a_whole_run(bases_of, home, quick):

@@ -27,7 +27,7 @@ def report(**changes) -> dict:
         "base": {**side, "macro_f1": 0.4, "strength": 0.01, "rows": 90}, "tuned": side, "change": 0.1,
         "difference": {"loss": {"mean": -0.2, "low": -0.3, "high": -0.1, "rows": 10}, "accuracy": change, "macro_f1": change}, "over_majority": {},
         "confusion": {"base": [[3, 1, 0], [3, 0, 0], [0, 0, 3]], "tuned": [[3, 1, 0], [3, 0, 0], [0, 0, 3]], "rows": [[[1, 2, 3], [4], []], [[5, 6, 7], [], []], [[], [], [8, 9, 10]]]},
-        "rows": {"surest": [shown], "most_wrong": []}, "probe": {"subjects": None, "fell": False, "says": "What was forgotten was not measured."}, "says": ["It is better."],
+        "rows": {"surest": [shown], "most_wrong": []}, "probe": {"items": 114, "of": 114, "subjects": None, "fell": False, "says": "What was forgotten was not measured."}, "says": ["It is better."],
     } | changes
 
 

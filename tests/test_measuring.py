@@ -13,7 +13,7 @@ import pytest
 
 from tests import clicks
 from tests.small_run import small_run
-from tuner import clearing, cli, lease, machine, measuring, places, report, room, survey
+from tuner import clearing, cli, lease, machine, measuring, places, publish, report, room, survey
 from tuner import run as runs
 from tuner.errors import UserError
 from tuner.home import write_json
@@ -475,7 +475,11 @@ def test_what_stands_there_is_true(run, finished, handlers, monkeypatch):
     its = copied(run)
     write_json(its.folder / "limit.json", {"seconds": 600.0})
     write_json(its.folder / "done", {"state": "done"})
-    write_json(run.folder / "publish.json", {"state": "verified"})
+    pushed = {"state": "verified", "repo_id": "alice/a", "url": "https://hub/alice/a", "commit": "0" * 40, "weights": publish._weights_stamp(run)}
+    write_json(run.folder / "publish.json", pushed | {"replaced_by": "Another"})
+    os.utime(run.folder / "report.json", (time.time() + 60,) * 2)
+    assert "publish it again" not in show()[0], "its place is taken"
+    write_json(run.folder / "publish.json", pushed)
     os.utime(run.folder / "report.json", (time.time() + 60,) * 2)
     assert "of as many held-out rows as there was time for" in show()[0] and "publish it again" in show()[0] and show()[1]["visible"]
     os.utime(run.folder / "publish.json", (time.time() + 120,) * 2)

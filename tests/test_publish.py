@@ -415,6 +415,120 @@ def test_another_run_s_place_is_taken_only_by_a_word(hub, client):
     assert push(client)[0]["state"] == "verified", "its own by now"
 
 
+def test_what_is_published_for_everybody_is_never_by_accident(hub, client):
+    """A public repository shows at once what takes its place: that is said, and a word about whichever run there is does not suffice."""
+    repo = hub.add_repo("alice/animals", files=OTHERS)
+    assert before(client).endswith("It is public: everybody sees at once what takes its place.")
+    last, _ = push(client, replace="*")
+    assert last["state"] == "taken" and "It is public: everybody sees at once" in last["reason"] and len(repo.commits) == 1
+    hub.repos.clear()
+    hub.add_repo("alice/animals", files={"README.md": "# Soon\n"})
+    last, _ = push(client)
+    assert last["state"] == "failed" and "is there already, empty, and everybody can see it" in last["reason"] and {its.method for its in hub.requests} <= {"GET", "HEAD"}
+    hub.repos["model", "alice/animals"].private = True
+    assert push(client)[0]["state"] == "verified"
+
+
+def test_what_was_put_there_by_hand_is_never_written_over(hub, client):
+    """Also a file of a name that some run may have; what a record says it published is deleted only where it did."""
+    (client.adapter / "config.json").write_text("{}")
+    labels = f"""
+        from tuner import tasks
+        tasks.get("chat").PUBLISHED = ("config.json",)
+        result = push({ALICE!r}, replace={OTHER!r})[0]
+        tasks.get("chat").PUBLISHED = ()
+    """
+    record = {"run": OTHER, "base_model": "test/small", "files": ["README.md", "adapter_config.json", "adapter_model.safetensors", "tuner.json"]}
+    repo = hub.add_repo("alice/animals", files={**OTHERS, "tuner.json": json.dumps(record)}, private=True)
+    last = client(labels)
+    assert last["state"] == "failed" and "alice/animals holds config.json, put there by hand" in last["reason"] and len(repo.commits) == 1
+    assert push(client, replace=OTHER)[0]["state"] == "verified" and set(repo.files) >= STALE
+    assert json.loads(repo.files["tuner.json"])["files"] == sorted(record["files"])
+
+
+@pytest.mark.parametrize("record, words", [
+    (b'{"run": "%s", "base_model": "x\\ud800y<b>"}' % OTHER.encode(), "(on an unknown base, published on"),
+    (b"[" * 100_000, "holds something else"), (b'{"run": "%s"}' % OTHER.encode() + b" " * 2**20, "holds something else"), (b"[]", "holds something else"),
+], ids=["no text", "deep", "large", "a list"])
+def test_a_hostile_record_on_the_hub_does_no_harm(hub, client, record, words):
+    """It is one's own repository, but anybody's Space: no traceback, no push that is shown as going on, nothing large is fetched."""
+    hub.add_repo("alice/animals", files={**OTHERS, "tuner.json": record}, private=True)
+    last, seen = push(client)
+    assert last["state"] in ("taken", "failed") and words in last["reason"] and seen[-1]["raised"].startswith(("Taken", "UserError"))
+    if len(record) > 2**20:
+        assert not [its for its in hub.requests if "resolve" in its.path]
+    if last["state"] == "taken":
+        assert words in before(client)
+    else:
+        with pytest.raises(UserError, match=words):
+            before(client)
+
+
+def test_what_comes_there_while_it_is_pushed_is_not_written_over(hub, client):
+    """Between the look and the commit: another run's push is asked about, a file by hand is refused, and the Hub itself says what came last."""
+    def commit(**files):
+        return lambda server: server.repos["model", "alice/animals"].commit(files)
+
+    hub.faults[:] = [Fault(commit(**OTHERS), path="/preupload/")]
+    last, _ = push(client)
+    assert last["state"] == "taken" and hub.repos["model", "alice/animals"].files["adapter_model.safetensors"] == b"old"
+    hub.repos.clear()
+    hub.faults[:] = [Fault(commit(**{"model.safetensors": b"mine"}), path="/preupload/")]
+    last, _ = push(client)
+    assert last["state"] == "failed" and "holds something else" in last["reason"] and len(hub.repos["model", "alice/animals"].commits) == 2
+
+
+def test_the_other_run_is_told_also_where_nobody_saw_the_end_of_the_push(hub, client):
+    """The commit was made and every answer was lost: the next push finds its own, and tells whose place it took."""
+    push(client)
+    first, told, again = client(f"""
+        first, _ = run, finished_run(Path({str(client.home.parent / "base")!r}), weights=500)
+        run = next(its for its in runs.mine("local") if its.id != first.id)
+        looked, kept = [], publish._look
+        def look(*asked):
+            found = kept(*asked)
+            looked.append(found)
+            if found["run"] == run.id:  # from its own commit on nothing comes through
+                raise transfer.Unreachable("gone")
+            return found
+        publish._look, list_tree = look, None
+        from huggingface_hub import HfApi
+        tree, HfApi.list_repo_tree = HfApi.list_repo_tree, lambda *a, **k: (_ for _ in ()).throw(ConnectionError())
+        failed = push({ALICE!r}, replace=first.id)[0]["state"]
+        publish._look, HfApi.list_repo_tree = kept, tree
+        before = publish.state(first)["state"]
+        push({ALICE!r})
+        result = [failed, before, [publish.state(run)["state"], publish.state(first)["state"]]]
+    """)
+    assert (first, told, again) == ("failed", "verified", ["verified", "replaced"])
+
+
+def test_an_earlier_publication_counts_while_another_name_is_taken(hub, client):
+    """It is on the Hub still, so its run is not cleared away; and it is told where its place was taken meanwhile."""
+    first, _ = push(client)
+    hub.add_repo("alice/other", files=OTHERS, private=True)
+    last, _ = push(client, name="other")
+    assert last["state"] == "taken" and last["before"]["url"] == first["url"]
+    published, url = client(f"""
+        from tuner import clearing
+        first, _ = run, finished_run(Path({str(client.home.parent / "base")!r}), weights=500)
+        published = clearing.is_published(first)
+        run = next(its for its in runs.mine("local") if its.id != first.id)
+        push({ALICE!r}, replace=first.id)
+        result = [published, publish.state(first)["before"]["url"]]
+    """)
+    assert published and url == f"{first['url']}/tree/{first['commit']}"
+
+
+def test_a_run_is_not_opened_up_where_another_lies_by_now(hub, client):
+    """Whoever put it there, from whichever machine."""
+    push(client)
+    hub.repos["model", "alice/animals"].commit({"tuner.json": json.dumps({"run": OTHER})})
+    with pytest.raises(UserError, match="does not hold this run's adapter any more, so it was not opened"):
+        client(f"publish.open_up(run, {ALICE!r})")
+    assert hub.repos["model", "alice/animals"].private
+
+
 def test_a_run_whose_place_was_taken_says_so(hub, client):
     """It is not shown as published any more, nor opened up in the other's stead; publishing it again asks in its turn."""
     first, _ = push(client)
@@ -438,7 +552,7 @@ def test_a_run_whose_place_was_taken_says_so(hub, client):
     """)
     assert taken == "taken" and replaced["state"] == "replaced" and replaced["commit"] == first["commit"]
     assert replaced["url"] == f"{hub.url}/alice/animals/tree/{first['commit']}"
-    assert "“Better <animals>”, was published under this name since" in replaced["reason"] and "another one in its place since" in opened
+    assert "“Better <animals>”, was published under this name since" in replaced["reason"] and "does not hold this run's adapter any more, so it was not opened" in opened
     assert again["state"] == "taken" and again["before"]["url"] == replaced["url"] and hub.repos["model", "alice/animals"].private
     assert client(f"result = [push({ALICE!r}, replace=publish.ANY_RUN)[0]['state'], publish.state(run)['state']]") == ["verified", "verified"]
 

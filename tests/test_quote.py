@@ -486,13 +486,16 @@ def test_a_classifier_holds_out_as_many_rows_as_its_report_has_the_time_for(its,
     assert made.held_out < quoted(its, rows, reach=slow, max_steps=2000, task=task).held_out <= 1000
     fewest = quoted(its, rows, reach=replace(slow, gemm_gflops=0.01), max_steps=4, task=task)
     assert (fewest.held_out, fewest.held_out_by) == (quote.FEWEST_HELD_OUT, "fewest")
+    many = quote.Rows(**json.loads(json.dumps(quote.summed_up(quote.Rows([60] * 4000, 4000, [60] * 1000, classes=77)))))
+    assert many.classes == 77 and quoted(its, many, reach=replace(slow, gemm_gflops=0.01), max_steps=4, task=task).held_out == 3 * 77
     asked = quoted(its, rows, reach=replace(slow, gemm_gflops=0.5), max_steps=4, task=task, held_out_rows=990)
     assert asked.held_out == 990 and not asked.held_out_by and asked.time["before and after"] > 60
 
 
-def test_a_classifier_s_report_is_quoted_as_it_keeps_to_its_time():
+def test_a_classifier_s_report_is_quoted_as_it_keeps_to_its_time(monkeypatch):
     """Half of what is left goes to the probe, a quarter of it at least; the baseline has the rest, and two hundred rows always."""
-    work = quote._LabellingReport(100, 20.0, 10.0, 0.01, 5000, 0)
+    monkeypatch.setattr(cost, "LINE_TRIED_S", 0.0)
+    work = quote._LabellingReport(100, 20.0, 10.0, 0.01, 5000, 0, 0)
     assert work.seconds(1000.0) == pytest.approx(20 + 10 + 50) and work.seconds(60.0) == pytest.approx(60.0)
     assert replace(work, asked=30.0).seconds(60.0) == pytest.approx(60.0), "20 s of the probe, 20 s of the baseline"
     assert replace(work, both=70.0).seconds(60.0) == pytest.approx(70 + 2.5 + 2) and replace(work, lines=100).seconds(60.0) == pytest.approx(20 + 10 + 1)

@@ -199,7 +199,7 @@ def test_a_name_that_another_run_has_is_taken_by_a_second_click(space, hub):
     assert frida.call(frida.event("push"), values={**chosen, frida.id_of("repo-name"): "animals"})["success"]
     assert wait_for_publishing(run)["state"] == "taken" and repo.files == there
     frida.run(frida.event("subject", "change"), values=chosen)
-    assert "test/&lt;small&gt;" in frida.values[frida.id_of("pushed")] and frida.values[frida.id_of("replace")]
+    assert "(on an unknown base, published on" in frida.values[frida.id_of("pushed")] and frida.values[frida.id_of("replace")]
     assert frida.call(frida.event("replace"), values=chosen)["success"]
     assert wait_for_publishing(run, "commit")["commit"] == repo.sha and len(repo.commits) == 2
     assert repo.files["adapter_model.safetensors"] == (run.adapter_dir / "adapter_model.safetensors").read_bytes()

@@ -86,7 +86,8 @@ def ended_at(run: runs.Run) -> float:
 
 def is_published(run: runs.Run) -> bool:
     """Whether its adapter is on the Hub, so that nothing would be lost."""
-    return _read(run.folder / "publish.json").get("state") in ("verified", "unverified")
+    its = _read(run.folder / "publish.json")
+    return its.get("state") in ("verified", "unverified") or bool(its.get("before"))
 
 
 def removed_at(run: runs.Run) -> float | None:

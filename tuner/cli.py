@@ -83,11 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     its.add_argument("settings", nargs="*", metavar="field=value")
     its = verb("report", _report, "measure a finished run again")
     its.add_argument("what", metavar="RUN")
-    its.add_argument("--all", action="store_true", help="all held-out rows, where the report had time for some; whatever time it takes")
+    its.add_argument("--all", action="store_true", help="all held-out rows, where the report had time for some, and of a classifier all else; whatever time it takes")
     its = verb("push", _push, "publish a finished run's adapter, download it again and verify it")
     its.add_argument("what", metavar="RUN")
     its.add_argument("repo", metavar="REPO_ID", help="name, or user/name of your own account")
-    its.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
+    its.add_argument("--public", action="store_true", help="for everybody to see; a new repository is private otherwise")
     its.add_argument("--replace", action="store_true", help="in the place of another run of yours, where that is published under this name")
     verb("runs", _runs, "list the runs on this machine")
     return parser
@@ -596,7 +596,7 @@ def _push(asked) -> int:
     try:
         done = publish.publish(_run(asked.what), name, not asked.public, token, hub.page_url, tell, replace=publish.ANY_RUN if asked.replace else "")
     except publish.Taken as error:
-        raise UserError(f"{error} To replace it, add --replace.") from None
+        raise UserError(f"{error} To replace it, add --replace{'' if error.there['private'] or asked.public else ' --public'}.") from None
     if done["state"] != "verified":
         raise UserError(f"Published at {done['url']}, but NOT verified: {done['reason']}")
     told = {name: done[name] for name in ("state", "repo_id", "url", "private", "commit", "sha256")}

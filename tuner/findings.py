@@ -112,6 +112,7 @@ class Figures:
         learned: tokens with a loss among them.
         held_lengths: (H,) tokens of each held-out sequence that teaches something, after the cut.
         uncut: tokens of every sequence before any cut.
+        classes: different labels, or sets of labels; 0 where nothing is labelled.
     """
 
     train_rows: int
@@ -121,6 +122,7 @@ class Figures:
     learned: int
     held_lengths: np.ndarray
     uncut: np.ndarray
+    classes: int = 0
 
     @property
     def tokens(self) -> int:
@@ -256,8 +258,12 @@ class Rows:
         in_train = teaches & ~is_held
         return Figures(
             int(np.count_nonzero(~held)), int(np.count_nonzero(held)), words, lengths[in_train], int(learned[in_train].sum()),
-            lengths[teaches & is_held], self.tokens.length,
+            lengths[teaches & is_held], self.tokens.length, self._classes,
         )
+
+    @cached_property
+    def _classes(self) -> int:
+        return 0 if self.labels is None else len(np.unique(self.labels[self.labels != 0]))
 
     @cached_property
     def _first_learned(self) -> np.ndarray:

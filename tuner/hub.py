@@ -71,6 +71,8 @@ def in_words(what: str, signed_in: bool) -> Iterator[None]:
             raise UserError("The Hub does not know this token any more. Sign in again, then try again; nothing was lost.") from None
         if code == 403:
             raise UserError(f"The Hub does not let this account do that with {what}. {said} Choose a name in your own account.") from None
+        if code == 412:  # what was looked at is not what is there any more
+            raise Transient(f"{what} was changed at this very moment. Try again; nothing was lost.") from None
         if code == 429:
             wait_s = transfer.asked_pause_s(error.response.headers)
             raise Transient("The Hub asks for a pause (too many requests). Wait a minute, then try again; nothing was lost.", wait_s=wait_s) from None

@@ -29,23 +29,26 @@ def files_of(run) -> tuple[str, ...]:
 
 
 def names_of(record: dict) -> set[str]:
-    """The names of what a run may have published, by the record that it published (`card.record`)."""
-    task = record.get("task")
+    """The names of what a run published, by its own record (see `collect`); by its task where that is of an earlier version."""
+    task, named = record.get("task"), record.get("files")
+    known = {*FILES, *(name for task in tasks.TASKS for name in tasks.get(task).PUBLISHED)}
+    if isinstance(named, list):
+        return {name for name in known if name in named}
     return {*FILES, *tasks.get(task if task in tasks.TASKS else tasks.DEFAULT).PUBLISHED}
 
 
 def collect(run, card: str, record: dict) -> dict[str, bytes | Path]:
-    """name -> content or path of every file that a finished run publishes.
+    """name -> content or path of every file that a finished run publishes; the record also tells their names.
 
     Raises:
         UserError: the adapter is not whole, or is not what its name says.
     """
+    allowed = files_of(run)
     files = {
         "README.md": card.encode(), "adapter_config.json": (run.adapter_dir / "adapter_config.json").read_bytes(),
         "adapter_model.safetensors": run.adapter_dir / "adapter_model.safetensors",
-        "tuner.json": json.dumps(record, ensure_ascii=False, indent=1).encode(),
+        "tuner.json": json.dumps({**record, "files": sorted(allowed)}, ensure_ascii=False, indent=1).encode(),
     }
-    allowed = files_of(run)
     files |= {name: run.adapter_dir / name for name in allowed if name not in files}
     require_formats(files, allowed)
     return files

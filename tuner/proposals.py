@@ -182,7 +182,7 @@ def shorter(rows: Rows, most: int) -> Rows:
     lengths = np.minimum(rows.lengths.tokens, most)
     share = float(lengths.sum()) / max(1.0, rows.lengths.total)
     return Rows(
-        lengths, round(rows.learned * share), np.minimum(rows.held.tokens, most), rows.scale, rows.held_rows, rows.chosen, rows.held_count,
+        lengths, round(rows.learned * share), np.minimum(rows.held.tokens, most), rows.scale, rows.held_rows, rows.chosen, rows.held_count, rows.classes,
     )
 
 

@@ -1,7 +1,9 @@
 """Publishing a finished run: checked before it starts, pushed with patience, downloaded again and compared; told in its folder."""
 
+import contextlib
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,10 +14,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, tasks, transfer
+from tuner import bases, card, child, hub, lease, licences, machine, outgoing, redaction, repository, tasks, transfer
 from tuner import run as runs
 from tuner.errors import UserError, shorten
 from tuner.home import read_json, write_json
+from tuner.recipe import HUB_ID
 from tuner.transfer import Transient
 
 # checking -> pushing -> verifying -> verified | unverified (it is on the Hub, but not proven) | failed (it is not) | taken (it is
@@ -34,23 +37,25 @@ _OWN_ONLY = "contribute-repos"
 
 
 class Taken(UserError):
-    """The name is ours, and holds the adapter of another run: `there`, as `_lies_there` gives it."""
+    """The name is ours, and holds the adapter of another run: `there` says which, see `_look`."""
 
     def __init__(self, there: dict):
         super().__init__(
-            f"{there['repo_id']} holds the adapter of {in_words(there)}. Nothing was sent. Put this one in its place, or choose "
-            f"another name. {_AFTERWARDS}"
+            f"{there['repo_id']} holds the adapter of {_anothers(there)}. Nothing was sent. Put this one in its place, or choose "
+            f"another name. {_afterwards(there)}"
         )
-        self.there = there
+        self.there = {name: there[name] for name in ("repo_id", "run", "private")}
 
 
-_AFTERWARDS = "The one that is there now stays in the repository's history."
-
-
-def in_words(there: dict) -> str:
-    """What `_lies_there` found, for people."""
+def _anothers(there: dict) -> str:
+    """What `_look` found of another run, for people."""
     seen = "only you can see it" if there["private"] else "everybody can see it"
-    return f"another run of yours ({shorten(there['base_model'], 80)}, published on {there['day']}; {seen})"
+    return f"another run of yours ({there['base_model']}, published on {there['day']}; {seen})"
+
+
+def _afterwards(there: dict) -> str:
+    public = "" if there["private"] else " It is public: everybody sees at once what takes its place."
+    return f"The one that is there now stays in the repository's history.{public}"
 
 
 def check_name(name: str) -> str:
@@ -104,17 +109,16 @@ def check_before(
             "and can be published after a new sign-in."
         )
     repo_id = f"{user}/{name}"
-    there = None
     if not problems:
         try:
-            there = transfer.patiently(lambda: _lies_there(repo_id, "", token))
+            there = transfer.patiently(lambda: _look(repo_id, token))
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(*problems)
     said = f"{repo_id} is free, and this account may create it."
-    if there:
-        said = f"{repo_id} is yours and holds the adapter of {in_words(there)}. When you push, you are asked before this run's takes its place. {_AFTERWARDS}"
+    if there["run"]:
+        said = f"{repo_id} is yours and holds the adapter of {_anothers(there)}. When you push, you are asked before this run's takes its place. {_afterwards(there)}"
         if scopes and _SCOPES & set(scopes.split()) == {_OWN_ONLY}:
             said += " Your sign-in lets this app write only to what it created: if that was published from elsewhere, choose another name."
     if ends:
@@ -177,9 +181,9 @@ def state(run) -> dict:
     if its["state"] in LIVE and not lease.is_alive(its.get("process")):
         there = "It is on the Hub, but was not verified." if its.get("commit") else "It may be on the Hub in part."
         its |= {"state": "interrupted", "reason": f"The app went away in the middle. {there} Push again: what is there already is not sent again."}
-    if its["state"] in ("verified", "unverified") and its.get("replaced_by"):
+    if its["state"] in ("verified", "unverified", "interrupted") and its.get("commit") and its.get("replaced_by"):
         return its | {
-            "state": "replaced", "url": f"{its['url']}/tree/{its['commit']}",
+            "state": "replaced", "url": _in_history(its),
             "reason": f"Another run of yours, “{shorten(its['replaced_by'])}”, was published under this name since. This one's adapter is still in the repository's history.",
         }
     if its["state"] in ("verified", "unverified") and its["weights"] != _weights_stamp(run):
@@ -280,6 +284,8 @@ def _begin(run, name: str, private: bool, token: str | None, on_state, replace: 
         for left in run.folder.glob(".published-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         teller = _Teller(run, token, on_state, replace, name=name, private=private, weights=_weights_stamp(run), process=lease.this_process())
+        if before.get("in_place_of"):  # of a try whose end nobody saw: the other run is still to be told
+            teller.known["in_place_of"] = before["in_place_of"]
         there = before if before.get("commit") else before.get("before", {})
         teller.known["before"] = {name: there[name] for name in ("repo_id", "url", "commit") if name in there}
         teller.say(state="checking", reason="")
@@ -328,9 +334,8 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
 
     user = transfer.patiently(lambda: hub.whoami(token), teller.pausing)
     repo_id = f"{user}/{name}"
-    there = transfer.patiently(lambda: _lies_there(repo_id, run.id, token), teller.pausing)
-    if there and teller.replace not in (there["run"], ANY_RUN):
-        raise Taken(there)
+    there = transfer.patiently(lambda: _look(repo_id, token), teller.pausing)
+    _require_place(there, teller)
     if not base.get("licence"):  # it was fetched while the Hub was out of reach
         try:
             base = {**base, "licence": transfer.patiently(lambda: hub.licence_of(base["id"], base["revision"], token))}
@@ -341,18 +346,24 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
     outgoing.require_card(text)
     files = outgoing.collect(run, text, {"run": run.id, **card.record(run)})
     outgoing.require_clean(files, run, token, user)
+    _require_place(there, teller, files)
     size = files["adapter_model.safetensors"].stat().st_size
+    if there["run"] not in ("", run.id):
+        teller.known["in_place_of"] = {"repo_id": repo_id, "run": there["run"]}
     teller.say(state="pushing", reason="", repo_id=repo_id, url=hub.page_url(repo_id), sent_bytes=0, total_bytes=size)
     patiently(lambda: api.create_repo(repo_id, private=teller.known["private"], exist_ok=True, token=token))
 
     def commit():
+        """On top of what is looked at now: what came there meanwhile is not written over, and the Hub refuses what comes after."""
+        there = _look(repo_id, token)
+        _require_place(there, teller, files)
         operations = [CommitOperationAdd(path, its if isinstance(its, bytes) else str(its)) for path, its in files.items()]
-        if there:  # a file of the other run's that this one has not, a tokenizer for one, would be loaded with this one's
-            held = {its.path for its in api.list_repo_tree(repo_id, token=token)}
-            operations += [CommitOperationDelete(path) for path in sorted(held & set(there["names"]) - set(files))]
+        if there["run"] not in ("", run.id):  # a file of the other's that this one has not, a tokenizer for one, would be loaded with it
+            teller.known["in_place_of"] = {"repo_id": repo_id, "run": there["run"]}
+            operations += [CommitOperationDelete(path) for path in sorted(set(there["names"]) - set(files))]
         with transfer.watching(size, teller.sent):
             try:
-                return api.create_commit(repo_id, operations, commit_message="Adapter tuned with Tuner", token=token)
+                return api.create_commit(repo_id, operations, commit_message="Adapter tuned with Tuner", parent_commit=there["commit"], token=token)
             except (json.JSONDecodeError, HfHubHTTPError):  # ValueErrors too, and told apart by `hub.in_words`
                 raise
             except ValueError as error:
@@ -364,15 +375,16 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
 
     done = patiently(commit)
     teller.say(sent_bytes=size, reason="")
-    if there:
-        _tell_replaced(run, there)
     hashes = {path: _sha256(its) for path, its in files.items()}
     found = {its.path: its for its in patiently(lambda: list(api.list_repo_tree(repo_id, revision=done.oid, token=token)))}
     wrong = [path for path, its in files.items() if path not in found or not _is(found[path], its, hashes[path])]
     if wrong:
         raise UserError(f"{repo_id} does not hold {' and '.join(wrong)} as pushed. Push again; the local adapter is whole.")
     private = transfer.patiently(lambda: hub.is_private(repo_id, token), teller.pausing)
+    in_place_of = teller.known.pop("in_place_of", None)
     teller.say(commit=done.oid, private=private, sha256=hashes)
+    if in_place_of and in_place_of["repo_id"] == repo_id:
+        _tell_replaced(run, in_place_of)
     return files
 
 
@@ -391,14 +403,12 @@ def _sha256(content: bytes | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lies_there(repo_id: str, run_id: str, token: str) -> dict | None:
-    """What a repository of this account holds of another run than this one; None where it is not there, empty, or of this run.
-
-    Args:
-        run_id: "" for a run that is not begun yet.
+def _look(repo_id: str, token: str) -> dict:
+    """What a repository of this account holds now.
 
     Returns:
-        {"repo_id", "run", "base_model", "day": of its last change, "private", "names": of what that run published}.
+        {"repo_id", "commit", "private"}, the last two None where there is no such repository; "run": whose adapter it holds, "" where
+        it is not there or empty; then also "held": its files, "names": those that run published, "base_model", "day" of its last change.
 
     Raises:
         UserError: it holds what was not made by Tuner, which is never written over.
@@ -408,20 +418,20 @@ def _lies_there(repo_id: str, run_id: str, token: str) -> dict | None:
 
     with hub.in_words(repo_id, True):
         try:  # `repo_exists` would wait for ever where no answer comes
-            info = HfApi().model_info(repo_id, token=token, timeout=hub.TIMEOUT_S)
+            info = HfApi().model_info(repo_id, files_metadata=True, token=token, timeout=hub.TIMEOUT_S)
         except RepositoryNotFoundError:
-            return None
-        held = {its.rfilename for its in info.siblings or []}
-        record = _record_in(repo_id, token) if "tuner.json" in held else {}
-    if not held - {".gitattributes", "README.md"}:
-        return None
-    other = record.get("run")
-    if not runs.is_id(other):
+            return {"repo_id": repo_id, "commit": None, "private": None, "run": ""}
+        found = {"repo_id": repo_id, "commit": info.sha, "private": bool(info.private), "run": ""}
+        held = {its.rfilename: its.size or 0 for its in info.siblings or []}
+        if not held.keys() - {".gitattributes", "README.md"}:
+            return found
+        record = _record_in(repo_id, token) if held.get("tuner.json", math.inf) <= repository.ADAPTER_FILES["tuner.json"] else {}
+    if not runs.is_id(record.get("run")):
         raise UserError(f"{repo_id} exists already and holds something else. Choose another name; nothing was changed.")
-    if other == run_id:
-        return None
-    return {
-        "repo_id": repo_id, "run": other, "base_model": str(record.get("base_model", "")), "private": bool(info.private), "names": sorted(held & outgoing.names_of(record)),
+    base = str(record.get("base_model", ""))
+    return found | {
+        "run": record["run"], "held": sorted(held), "names": sorted(held.keys() & outgoing.names_of(record)),
+        "base_model": base if HUB_ID.fullmatch(base) and ".." not in base else "on an unknown base",
         "day": f"{info.last_modified:%Y-%m-%d}" if info.last_modified else "an unknown day",
     }
 
@@ -433,21 +443,45 @@ def _record_in(repo_id: str, token: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         try:
             record = read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token, cache_dir=folder)), {})
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return record if isinstance(record, dict) else {}
 
 
-def _tell_replaced(run, there: dict) -> None:
+def _require_place(there: dict, teller: _Teller, files: dict | None = None) -> None:
+    """Refuse a repository (see `_look`) that this run may not be pushed to as it was asked to.
+
+    Args:
+        files: what would be pushed, once that is known.
+
+    Raises:
+        UserError: why; Taken, where a word suffices.
+    """
+    private = teller.known["private"]
+    if there["run"] in ("", teller.run.id):
+        if private and there["private"] is False and not there["run"]:
+            raise UserError(f"{there['repo_id']} is there already, empty, and everybody can see it. Publish for everybody, or choose another name. Nothing was sent.")
+        return
+    if teller.replace != there["run"] and not (teller.replace == ANY_RUN and (there["private"] or not private)):
+        raise Taken(there)
+    if own := sorted(set(files or ()) & set(there["held"]) - set(there["names"])):
+        raise UserError(f"{there['repo_id']} holds {' and '.join(own)}, put there by hand, which this run's would be written over. Choose another name; nothing was sent.")
+
+
+def _tell_replaced(run, in_place_of: dict) -> None:
     """Note with the run whose place was taken, where it is on this machine, that what was said of it is over."""
-    if runs.is_of(run.owner, there["run"]):
-        path = runs.find(run.owner, there["run"]).folder / "publish.json"
-        try:
-            its = read_json(path, {})
-        except ValueError:
-            return
-        if its.get("repo_id") == there["repo_id"]:
+    with contextlib.suppress(UserError, OSError, ValueError):  # it was removed meanwhile: nobody is left to tell
+        path = runs.find(run.owner, in_place_of["run"]).folder / "publish.json"
+        its = read_json(path, {})
+        if its.get("repo_id") == in_place_of["repo_id"]:
             write_json(path, {**its, "replaced_by": run.title})
+        elif (before := its.get("before", {})).get("repo_id") == in_place_of["repo_id"]:
+            write_json(path, {**its, "before": {**before, "url": _in_history(before)}})
+
+
+def _in_history(its: dict) -> str:
+    """Where a person still sees what was pushed, when something else has its place."""
+    return its["url"] if "/tree/" in its["url"] else f"{its['url']}/tree/{its['commit']}"
 
 
 def open_up(run, token: str | None) -> dict:
@@ -457,8 +491,10 @@ def open_up(run, token: str | None) -> dict:
         UserError: it was not published, or belongs to another account.
     """
     its = state(run)
-    if not its.get("repo_id") or its["state"] == "replaced":
-        raise UserError("This run has not been published yet, or another one in its place since. Push it first.")
+    if not its.get("repo_id"):
+        raise UserError("This run has not been published yet. Push it first.")
+    if transfer.patiently(lambda: _look(its["repo_id"], token))["run"] != run.id:  # from another machine, perhaps
+        raise UserError(f"{its['repo_id']} does not hold this run's adapter any more, so it was not opened. Push it first.")
     transfer.patiently(lambda: hub.make_public(its["repo_id"], token))
     if its["state"] not in LIVE:
         write_json(run.folder / "publish.json", {**read_json(run.folder / "publish.json"), "private": False})

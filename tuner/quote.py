@@ -26,6 +26,8 @@ SHOWN = 20
 # A run holds out as many rows as its report, said to take this share of its time, measures beside the probe and the answers that
 # are scored; in tens, since a quote is no nearer. For want of time it never holds out fewer than so many, which would show little.
 HELD_OUT_FILL, FEWEST_HELD_OUT = 0.92, 50
+# Nor fewer than so many of each class, on average.
+FEWEST_OF_CLASS = 3
 # Answers that have not the time for all use this share of it. How far off it may be whether any fit: between these shares of
 # the time it is likelier and likelier.
 FILLED, FITS = 0.88, (0.75, 1.25)
@@ -41,16 +43,17 @@ class Rows:
         scale: how many rows each of these stands for, where only the first of them are known yet.
         held_rows: rows that all the held-out sequences are of, also those not known yet; one for each where it is not said.
         held_count: all the held-out sequences, where these stand for other than `scale` each.
+        classes: different labels; 0 where nothing is labelled, or nobody knows.
         chosen: whether a run has these rows already, so that none is left out any more.
     """
 
     def __init__(
         self, lengths, learned: int, held_lengths, scale: float = 1.0, held_rows: float | None = None, chosen: bool = False,
-        held_count: float | None = None,
+        held_count: float | None = None, classes: int = 0,
     ):
         self.lengths = plans.Lengths(lengths)
         self.held = plans.Lengths(held_lengths)
-        self.learned, self.scale, self.chosen = learned, scale, chosen
+        self.learned, self.scale, self.chosen, self.classes = learned, scale, chosen, classes
         self.count = max(1, round(len(self.lengths) * scale))
         self.held_count = max(1.0, held_count or len(self.held) * scale)
         self.held_rows = max(1, round(held_rows or self.held_count))
@@ -58,7 +61,7 @@ class Rows:
     @classmethod
     def of(cls, figures, scale: float = 1.0) -> "Rows":
         """Of a check's figures; see `findings.Figures`."""
-        return cls(figures.lengths, figures.learned, figures.held_lengths, scale, figures.held_out_rows * scale)
+        return cls(figures.lengths, figures.learned, figures.held_lengths, scale, figures.held_out_rows * scale, classes=figures.classes)
 
 
 # How many rows stand for all of them in what a run keeps of its quote.
@@ -79,6 +82,7 @@ def summed_up(rows: Rows) -> dict:
     return {
         "lengths": few, "learned": round(rows.learned * len(few) / len(rows.lengths)), "held_lengths": chosen(rows.held, held),
         "scale": scale, "held_rows": rows.held_rows, "chosen": rows.chosen, "held_count": rows.held_count,
+        "classes": rows.classes,
     }
 
 
@@ -187,7 +191,7 @@ def make(recipe, its: Sizes, rows: Rows, free_gib: float, reach: Reach, dollars_
     held_out, held_out_by = min(rows.held_rows, recipe.most_held_out), ""
     report = (_AnsweringReport if answers else _LabellingReport).of(recipe, its, rows, plan, held_out, reach)
     if not (recipe.held_out_rows or rows.chosen):
-        often, time = without_report(_sequences(rows, min(held_out, FEWEST_HELD_OUT)))
+        often, time = without_report(_sequences(rows, min(held_out, report.fewest)))
         has_s = budget(time, min(1.0, recipe.patience / often) if recipe.patience else 1.0)  # also where patience ends it as soon as can be
         fitting = report.fitting(has_s)
         report = report.times(fitting / held_out)
@@ -330,11 +334,16 @@ class _ReportWork:
         return replace(self, rows=self.rows * share, both=self.both * share)
 
     def fitting(self, budget: float) -> int:
-        """On how many of these rows a report can be full in that time, or else FEWEST_HELD_OUT."""
-        if self.rows <= FEWEST_HELD_OUT or self.is_full(budget):
+        """On how many of these rows a report can be full in that time, or else `fewest`."""
+        if self.rows <= self.fewest or self.is_full(budget):
             return round(self.rows)
         is_too_many = lambda tens: not self.times(10 * (tens + 1) / self.rows).is_full(budget)  # noqa: E731
-        return max(FEWEST_HELD_OUT, 10 * bisect_left(range(round(self.rows) // 10), True, key=is_too_many))
+        return max(self.fewest, 10 * bisect_left(range(round(self.rows) // 10), True, key=is_too_many))
+
+    @property
+    def fewest(self) -> int:
+        """Held-out rows that a run always takes, where there are so many."""
+        return FEWEST_HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -343,12 +352,13 @@ class _LabellingReport(_ReportWork):
 
     Args:
         line: seconds of a training row in the untouched base; lines: rows that the baseline is fitted to at most; hidden: numbers
-            of a row's features.
+            of a row's features; classes: 0 where nobody knows.
     """
 
     line: float
     lines: int
     hidden: int
+    classes: int
 
     @classmethod
     def of(cls, recipe, its: Sizes, rows: Rows, plan, held_out: float, reach: Reach) -> "_LabellingReport":
@@ -357,11 +367,11 @@ class _LabellingReport(_ReportWork):
         forward = lambda work: cost.forward_s(recipe, its, plan, work, reach) * passes  # noqa: E731
         return cls(
             held_out, forward(one_held.times(2 * _sequences(rows, held_out))), forward(_probe(recipe, one_held).times(2)),
-            forward(_once(rows)) / rows.count, min(rows.count, cost.LINE_ROWS), its.hidden,
+            forward(_once(rows)) / rows.count, min(rows.count, cost.LINE_ROWS), its.hidden, rows.classes,
         )
 
     def seconds(self, budget: float) -> float:
-        """Of a report that keeps to its time; `label_report.make` decides likewise."""
+        """Of a report that keeps to its time; `label_report.make` decides likewise, by what its passes really took."""
         measured = self.both + self._probed(budget - self.both)
         return measured + min(self._lines(self.lines), max(self._fewest, budget - measured))
 
@@ -377,12 +387,16 @@ class _LabellingReport(_ReportWork):
         return self.both <= measured and self.both + self._probed(has_s - self.both) + self._fewest <= has_s
 
     def _lines(self, count: float) -> float:
-        return count * self.line + cost.line_s(self.hidden, count)
+        return count * self.line + cost.line_s(self.hidden, count, self.classes or cost.LINE_CLASSES)
 
     @property
     def _fewest(self) -> float:
         """Of a baseline on so few rows that it always has the time for them."""
-        return self._lines(min(self.lines, cost.LINE_FEWEST))
+        return self._lines(min(self.lines, cost.fewest_lines(self.classes)))
+
+    @property
+    def fewest(self) -> int:
+        return max(FEWEST_HELD_OUT, FEWEST_OF_CLASS * self.classes)
 
 
 @dataclass(frozen=True)

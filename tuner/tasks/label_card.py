@@ -1,6 +1,6 @@
 """What the figures of a classifier say: measures, sentences, and the card's section."""
 
-from tuner import figures
+from tuner import cost, figures
 from tuner.errors import shorten
 
 # Above this many classes a card shows no confusion matrix: nobody could read it.
@@ -96,15 +96,17 @@ def _confused(report: dict) -> str:
     return f"Most often taken for another: {shorten(names[given], 40)} for {shorten(names[guessed], 40)}, {count} times." if count > 1 else ""
 
 
-def forgetting(subjects: dict | None, words: tuple[str, str]) -> tuple[bool, str]:
+def forgetting(subjects: dict | None, words: tuple[str, str], of: int) -> tuple[bool, str]:
     """Whether the model's own features lost what others might want of them, and that in a sentence.
 
     Args:
         words: what was read from them, and of what; see a task's PROBE_WORDS.
+        of: how many there are, of which perhaps fewer were asked for want of time.
     """
     if not subjects or subjects["difference"]["high"] is None:
         return False, "What was forgotten was not measured."
-    told = f"{words[0]} of {subjects['items']} {words[1]} is read right from its features in {100 * subjects['base']:.0f} % before, {100 * subjects['tuned']:.0f} % after"
+    items = f"{subjects['items']}" if subjects["items"] >= of else f"{subjects['items']} of {of}"
+    told = f"{words[0]} of {items} {words[1]} is read right from its features in {100 * subjects['base']:.0f} % before, {100 * subjects['tuned']:.0f} % after"
     if subjects["difference"]["high"] < 0:
         return True, f"Its features serve this task now, others less: {told}."
     return False, f"No loss in its features was seen: {told}."
@@ -113,6 +115,8 @@ def forgetting(subjects: dict | None, words: tuple[str, str]) -> tuple[bool, str
 def advice(report: dict) -> list[str]:
     """What the author may do about it, in sentences."""
     said, change = [], report["difference"]["macro_f1"]
+    if is_short(report):
+        said.append("Its report had not the time for all training rows and the whole probe: python -m tuner report RUN --all takes it.")
     if change["high"] is not None and change["high"] < 0:
         said.append("Train longer, with a higher learning rate, or take the simpler classifier.")
     weak = [name for name, its in zip(report["classes"], report["tuned"]["by_class"]) if its["rows"] and its["f1"] == 0]
@@ -144,6 +148,11 @@ def before_and_after(run, report: dict) -> str:
         f"went from {losses[0]:.3f} to {losses[-1]:.3f}."
     )]
     return "\n".join(lines)
+
+
+def is_short(report: dict) -> bool:
+    """Whether it was made with fewer training rows or less of the probe than there are."""
+    return report["base"].get("rows", report["train_rows"]) < min(report["train_rows"], cost.LINE_ROWS) or report["probe"]["items"] < report["probe"]["of"]
 
 
 def _baseline_rows(report: dict) -> str:

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from bisect import bisect_right
+from collections import Counter
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from tuner.errors import shorten
 from tuner.home import system_errors
 from tuner.tasks import label_card
 from tuner.tasks.label_learning import guesses, row_losses, truths
-from tuner.tasks.labels import SEPARATOR, shown_label
+from tuner.tasks.labels import SEPARATOR, names_in, shown_label
 
 # What cross-validation chooses from, and with how many parts; on fewer rows where rows x features x classes are many.
 STRENGTHS = tuple(10.0**power for power in (-4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
@@ -36,7 +37,7 @@ def make(
     Args:
         held: the held-out rows, and these encoded.
         seconds: see `plan.report_budget_s`; where they do not suffice, less of the probe is asked, never less than a share of
-            plan.LEAST_PROBE, and the baseline learns from fewer training rows, never fewer than cost.LINE_FEWEST.
+            plan.LEAST_PROBE, and the baseline learns from fewer training rows, never fewer than `cost.fewest_lines`.
         repeat: a report whose numbers of these are taken again.
 
     Returns:
@@ -65,13 +66,12 @@ def make(
     with model.disable_adapter():
         features = path.features(train_set.encoded)
     line = Line.fit(features, truths(path, train_set.encoded), path.several, recipe)
-    line.save(run.folder / "baseline.safetensors")
     base = line.probabilities(held_features)
-    most = _majority(truths(path, train_set.encoded), len(rows))
+    most = _majority(_given(train_rows, path.names), len(rows))
     made = {
         "held_out_rows": len(rows), "train_rows": len(train_rows), "best_step": best_step, "classes": path.names, "several": path.several, "class_weights": recipe.class_weights,
         "majority": _scored(truth, most, recipe.seed),
-        "base": {**_measured(truth, base, path.several, recipe.seed), "strength": line.strength, "rows": len(train_set.encoded)},
+        "base": {**_measured(truth, base, path.several, recipe.seed), "strength": line.strength, "rows": min(count, len(train_rows))},
         "tuned": _measured(truth, tuned, path.several, recipe.seed),
     }
     made["change"] = made["tuned"]["macro_f1"] - made["base"]["macro_f1"]
@@ -90,6 +90,8 @@ def make(
     # What nobody chose by these rows: the figure that the kept version's choice flatters.
     made["last"] = {"step": evals[-1]["step"], "macro_f1": evals[-1]["macro_f1"]} if evals else {"step": best_step, "macro_f1": made["tuned"]["macro_f1"]}
     made["says"] = label_card.verdicts(made)
+    on_status("Writing the report")  # who asks for it may have gone on meanwhile
+    line.save(run.folder / "baseline.safetensors")
     return made
 
 
@@ -97,14 +99,33 @@ def _lines(rows: int, left: float, row_s: float, hidden: int, classes: int) -> i
     """How many training rows a baseline can learn from in so many seconds."""
     most = min(rows, cost.LINE_ROWS)
     its_s = lambda count: count * row_s + cost.line_s(hidden, count, classes)  # noqa: E731
-    return max(min(most, cost.LINE_FEWEST), bisect_right(range(1, most + 1), left, key=its_s))
+    return max(min(most, cost.fewest_lines(classes)), bisect_right(range(1, most + 1), left, key=its_s))
 
 
 def _some(rows: list[dict], seed: int, count: int) -> list[dict]:
+    """So many of the rows, the same for the same seed; where they are few, some of each class among them."""
     if len(rows) <= count:
         return rows
-    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
-    return [rows[index] for index in chosen]
+    rng = np.random.default_rng(seed)
+    if count >= cost.LINE_ROWS:
+        return [rows[index] for index in np.sort(rng.choice(len(rows), count, replace=False))]
+    order, chosen, had = rng.permutation(len(rows)).tolist(), {}, Counter()
+    for each in (1, cost.LINE_OF_CLASS):
+        for index in order:
+            names = names_in(rows[index])
+            if index not in chosen and any(had[name] < each for name in names):
+                chosen[index] = True
+                had.update(names)
+    chosen |= dict.fromkeys(order)
+    return [rows[index] for index in sorted(list(chosen)[:count])]
+
+
+def _given(rows: list[dict], names: list[str]) -> np.ndarray:
+    """(B, C) booleans of rows as they are."""
+    place, found = {name: number for number, name in enumerate(names)}, np.zeros((len(rows), len(names)), bool)
+    for number, row in enumerate(rows):
+        found[number, [place[name] for name in names_in(row) if name in place]] = True
+    return found
 
 
 # The baseline -----------------------------------------------------------------------------------------------------
@@ -180,6 +201,9 @@ def fitted(features: np.ndarray, truth: np.ndarray, several: bool, strength: flo
                     weight[:, number], bias[number] = its.coef_[0], its.intercept_[0]
                 elif truth[:, number].any():
                     bias[number] = 30.0
+            return weight, bias
+        if len(alone := np.unique(truth.argmax(1))) == 1:  # nothing to tell apart
+            bias[alone] = 30.0
             return weight, bias
         its = line(truth.argmax(1))
     if len(its.classes_) == 2:  # one line tells two apart
@@ -332,14 +356,14 @@ def _probe(path, model, tokenizer, recipe, tokens: float, repeat: dict | None) -
     truth = scores.one_hot(which, len(subjects))
     parts = _parts(truth, False, 0)
     if not parts:
-        fell, says = label_card.forgetting(None, task.PROBE_WORDS)
+        fell, says = label_card.forgetting(None, task.PROBE_WORDS, of)
         return {"items": len(rows), "of": of, "subjects": None, "fell": fell, "says": says}
     right = [_right(features, truth, parts, recipe) for features in (before, after)]
     found = {
         "items": len(rows), "classes": len(subjects), "base": float(right[0].mean()), "tuned": float(right[1].mean()),
         "difference": figures.interval(right[1].astype(float) - right[0], seed=recipe.seed), "about": task.PROBE_WORDS[0], "of": task.PROBE_WORDS[1],
     }
-    fell, says = label_card.forgetting(found, task.PROBE_WORDS)
+    fell, says = label_card.forgetting(found, task.PROBE_WORDS, of)
     return {"items": len(rows), "of": of, "subjects": found, "fell": fell, "says": says}
 
 

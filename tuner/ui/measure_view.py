@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from tuner import clearing, identity, limits, measuring
+from tuner import identity, limits, measuring, publish
 from tuner import run as runs
 from tuner.ui import my_runs, run_view
 from tuner.ui.drawing import about, notice, text
@@ -64,7 +64,7 @@ def _ended(run: runs.Run, rows: int, answers: int) -> str:
 def _published_before(run: runs.Run) -> bool:
     """Whether the card that is published was made of an earlier report than that of now."""
     try:
-        return clearing.is_published(run) and (run.folder / "publish.json").stat().st_mtime < (run.folder / "report.json").stat().st_mtime
+        return publish.state(run)["state"] in ("verified", "unverified") and (run.folder / "publish.json").stat().st_mtime < (run.folder / "report.json").stat().st_mtime
     except FileNotFoundError:
         return False
 
