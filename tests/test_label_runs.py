@@ -473,11 +473,12 @@ def test_a_report_that_has_not_the_time_asks_less_and_says_so(done, tmp_path, mo
     short = report.remake(run, seconds=0.0)
     assert short["held_out_rows"] == whole["held_out_rows"] and short["tuned"] == whole["tuned"]
     assert (short["base"]["rows"], whole["base"]["rows"]) == (20, rows) and rows > 20
-    assert (short["probe"]["items"], short["probe"]["of"], whole["probe"]["items"]) == (28, 114, 114)
-    assert short["probe"]["subjects"]["classes"] == whole["probe"]["subjects"]["classes"], "some of every subject"
+    assert (short["probe"]["items"], short["probe"]["of"], whole["probe"]["items"]) == (25, 114, 114)
+    assert short["probe"]["subjects"]["classes"] == 5, "five items of each of five subjects: of one item each nothing could be read"
     told = f"learned from 20 of the {rows} training rows; from all of them it might do better."
     assert any(told in words for words in short["says"]) and not any("might do better" in words for words in whole["says"])
-    assert any("of 28 of 114 " in words for words in short["says"]) and label_card.is_short(short) and not label_card.is_short(whole)
+    assert any("of 25 of 114 " in words for words in short["says"]) and len(label_card.left_out(short)) == 2 and not label_card.left_out(whole)
+    assert "25 of 114 general texts" in label_card.measures(short)[-1]["of"] and label_card.measures(whole)[-1]["of"].startswith("114 ")
     assert any("report RUN --all takes it" in words for words in TASK.advice(short)) and not any("--all" in words for words in TASK.advice(whole))
     assert f"cross-validation on 20 of the {rows} training rows." in card.build(run, "alice/animals", "https://example.org")
     assert report.remake(run) == short and report.remake(run, seconds=math.inf) == whole
@@ -502,12 +503,25 @@ def test_a_baseline_of_few_rows_knows_every_class():
         assert len(some) == 200 and [row["n"] for row in some] == sorted({row["n"] for row in some})
         assert (had.count("rare"), had.count("once"), had.count("other")) == (5, 1, 1) and some == label_report._some(rows, seed, 200)
     assert label_report._some(rows, 0, 200) != some and label_report._some(rows, 0, 3001) is rows
+    plain = np.sort(np.random.default_rng(3).choice(3001, 200, replace=False)).tolist()
+    assert [row["n"] for row in label_report._some(rows, 3, 200, by_class=False)] == plain, "as earlier versions drew"
+
+
+def test_a_part_of_the_probe_is_of_subjects_that_can_be_told_apart():
+    about = [subject for subject in "abcdefghijklmnopqrs" for _ in range(6)]
+    of = lambda count: [about[place] for place in label_report._of_each(about, count)]  # noqa: E731
+    assert of(114) == about and of(28) == [subject for subject in "abcde" for _ in range(5)] and of(1) == ["a"] * 5 + ["b"] * 5
+    assert of(100) == [subject for subject in "abcdefghijklmnopqrs" for _ in range(5)]
+    digits = [digit for digit in "01234" for _ in range(40)]
+    assert [digits[place] for place in label_report._of_each(digits, 50)] == [digit for digit in "01234" for _ in range(10)]
 
 
 def test_the_largest_class_is_that_of_all_training_rows():
     names = ["a", "b", "c"]
-    truth = label_report._given([{"label": "b"}] * 51 + [{"label": "a"}] * 49 + [{"labels": ["a", "c", "gone"]}], names)
-    assert truth.sum(0).tolist() == [50, 51, 1] and label_report._majority(truth, 2).tolist() == [[False, True, False]] * 2
+    rows = [{"label": "b"}] * 51 + [{"label": "a"}] * 49 + [{"labels": ["c", "a"]}]
+    assert label_report._majority(rows, names, 2).tolist() == [[False, True, False]] * 2
+    assert label_report._majority(rows[-1:] * 52 + rows, names, 1).tolist() == [[True, False, True]]
+    assert label_report._majority(rows[1:51] + rows[51:100] + rows[51:52], names, 1).tolist() == [[False, True, False]], "the same of two that are equal, always"
 
 
 def test_rows_of_one_class_alone_make_a_baseline_too():

@@ -33,10 +33,13 @@ card.build = lambda run, repo_id, link: CARD
 publish.compare = lambda run, there, folder: {"tokens": 1, "prompts": 1}
 run = (runs.mine("local") or [None])[0]
 
+def may(replace):
+    return replace and (replace if isinstance(replace, dict) else {"run": replace, "private": replace == publish.ANY_RUN})
+
 def push(token, name="animals", replace=""):
     seen = []
     try:
-        publish.publish(run, name, True, token, lambda repo_id: "http://page.example/?adapter=" + repo_id, seen.append, replace)
+        publish.publish(run, name, True, token, lambda repo_id: "http://page.example/?adapter=" + repo_id, seen.append, may(replace))
     except Exception as error:
         seen.append({"raised": f"{type(error).__name__}: {error}"})
     return [publish.state(run), seen]
@@ -372,7 +375,9 @@ def test_a_taken_name_is_said_and_an_empty_one_of_ours_is_not(hub, client):
     with pytest.raises(UserError, match="alice/animals exists already and holds something else. Choose another name"):
         before(client)
     repo.commit({}, deleted=["model.safetensors"])
-    assert "is free" in before(client)
+    assert before(client) == "alice/animals is yours and empty. Everybody can see it, so this run cannot be published there privately."
+    repo.private = True
+    assert before(client) == "alice/animals is yours and empty."
     hub.requests.clear()
     for run_id in ("../../etc", "", 7, None, "no-run"):  # nothing that Tuner wrote
         hub.add_repo("alice/animals", files={**OTHERS, "tuner.json": json.dumps({"run": run_id})})
@@ -427,6 +432,16 @@ def test_what_is_published_for_everybody_is_never_by_accident(hub, client):
     assert last["state"] == "failed" and "is there already, empty, and everybody can see it" in last["reason"] and {its.method for its in hub.requests} <= {"GET", "HEAD"}
     hub.repos["model", "alice/animals"].private = True
     assert push(client)[0]["state"] == "verified"
+
+
+def test_a_place_that_was_opened_after_it_was_said_to_be_private_is_asked_about_again(hub, client):
+    repo = hub.add_repo("alice/animals", files=OTHERS, private=True)
+    last, _ = push(client)
+    assert last["there"] == {"repo_id": "alice/animals", "run": OTHER, "private": True} and "It is public" not in last["reason"]
+    repo.private = False
+    last, _ = push(client, replace=last["there"])
+    assert last["state"] == "taken" and "It is public: everybody sees at once" in last["reason"] and len(repo.commits) == 1
+    assert push(client, replace=last["there"])[0]["state"] == "verified"
 
 
 def test_what_was_put_there_by_hand_is_never_written_over(hub, client):
@@ -518,6 +533,46 @@ def test_an_earlier_publication_counts_while_another_name_is_taken(hub, client):
         result = [published, publish.state(first)["before"]["url"]]
     """)
     assert published and url == f"{first['url']}/tree/{first['commit']}"
+
+
+def test_what_a_failed_second_push_says_of_the_first_is_true_when_its_place_is_taken(hub, client):
+    first, _ = push(client)
+    hub.faults[:] = [Fault("500", path="/tree/", times=10**6)]
+    last, _ = push(client)
+    assert last["state"] == "failed" and last["repo_id"] == last["before"]["repo_id"]
+    hub.faults.clear()
+    url = client(f"""
+        first, _ = run, finished_run(Path({str(client.home.parent / "base")!r}), weights=500)
+        run = next(its for its in runs.mine("local") if its.id != first.id)
+        push({ALICE!r}, replace=first.id)
+        result = publish.state(first)["before"]["url"]
+    """)
+    assert url == f"{first['url']}/tree/{first['commit']}"
+
+
+def test_a_place_that_was_freed_meanwhile_is_nobody_s(hub, client):
+    """The first try at replacing failed, and the repository was deleted before the second: nobody is told what is not so."""
+    push(client)
+    second = f"""
+        first = max(runs.mine("local"), key=lambda its: (its.adapter_dir / "adapter_model.safetensors").stat().st_size)
+        if len(runs.mine("local")) == 1:
+            finished_run(Path({str(client.home.parent / "base")!r}), weights=500)
+        run = next(its for its in runs.mine("local") if its.id != first.id)
+        push({ALICE!r}, replace=first.id)
+        result = [publish.state(its)["state"] for its in (run, first)]
+    """
+    hub.faults[:] = [Fault("500", path="/commit/", times=10**6)]
+    assert client(second) == ["failed", "verified"]
+    hub.faults.clear(), hub.repos.clear()
+    assert client(second) == ["verified", "verified"]
+
+
+def test_who_may_not_open_it_is_told_why(hub, client):
+    push(client)
+    with pytest.raises(UserError, match=r"alice/animals is not in your account \(bob\)"):
+        client(f"publish.open_up(run, {BOB!r})")
+    with pytest.raises(UserError, match="You are not signed in"):
+        client("publish.open_up(run, None)")
 
 
 def test_a_run_is_not_opened_up_where_another_lies_by_now(hub, client):

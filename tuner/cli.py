@@ -594,7 +594,7 @@ def _push(asked) -> int:
             _say(line)
 
     try:
-        done = publish.publish(_run(asked.what), name, not asked.public, token, hub.page_url, tell, replace=publish.ANY_RUN if asked.replace else "")
+        done = publish.publish(_run(asked.what), name, not asked.public, token, hub.page_url, tell, replace={"run": publish.ANY_RUN, "private": not asked.public} if asked.replace else None)
     except publish.Taken as error:
         raise UserError(f"{error} To replace it, add --replace{'' if error.there['private'] or asked.public else ' --public'}.") from None
     if done["state"] != "verified":

@@ -112,7 +112,7 @@ class Figures:
         learned: tokens with a loss among them.
         held_lengths: (H,) tokens of each held-out sequence that teaches something, after the cut.
         uncut: tokens of every sequence before any cut.
-        classes: different labels, or sets of labels; 0 where nothing is labelled.
+        classes: different labels; 0 where the task has none.
     """
 
     train_rows: int
@@ -263,7 +263,10 @@ class Rows:
 
     @cached_property
     def _classes(self) -> int:
-        return 0 if self.labels is None else len(np.unique(self.labels[self.labels != 0]))
+        if not (its_task := tasks.get(self.task)).LABELLED:
+            return 0
+        first = np.unique(self.labels, return_index=True)[1][:_MOST_KINDS]
+        return len({name for index in first for name in its_task.names_in(self.row(int(index)))})
 
     @cached_property
     def _first_learned(self) -> np.ndarray:

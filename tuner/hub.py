@@ -491,12 +491,21 @@ def is_private(repo_id: str, token: str | None) -> bool:
         return bool(HfApi().model_info(repo_id, token=token or False, timeout=TIMEOUT_S).private)
 
 
+def require_own(repo_id: str, token: str | None) -> None:
+    """Refuse a repository that is not in the account of this token.
+
+    Raises:
+        UserError: it is another's, or nobody is signed in.
+    """
+    user = whoami(token)
+    if repo_id.split("/")[0] != user:
+        raise UserError(f"{repo_id} is not in your account ({user}), so it cannot be changed here.")
+
+
 def make_public(repo_id: str, token: str | None) -> None:
     """Open a repository of this account to everybody."""
     from huggingface_hub import HfApi
 
-    user = whoami(token)
-    if repo_id.split("/")[0] != user:
-        raise UserError(f"{repo_id} is not in your account ({user}), so it cannot be changed here.")
+    require_own(repo_id, token)
     with in_words(repo_id, True):
         HfApi().update_repo_settings(repo_id, private=False, token=token)

@@ -117,6 +117,8 @@ def check_before(
     if problems:
         raise UserError(*problems)
     said = f"{repo_id} is free, and this account may create it."
+    if there["commit"]:
+        said = f"{repo_id} is yours and empty." + ("" if there["private"] else " Everybody can see it, so this run cannot be published there privately.")
     if there["run"]:
         said = f"{repo_id} is yours and holds the adapter of {_anothers(there)}. When you push, you are asked before this run's takes its place. {_afterwards(there)}"
         if scopes and _SCOPES & set(scopes.split()) == {_OWN_ONLY}:
@@ -203,7 +205,7 @@ def _weights_stamp(run) -> list[int]:
 class _Teller:
     """Writes down how far publishing is, and passes it on."""
 
-    def __init__(self, run, token: str | None, on_state: Callable[[dict], None], replace: str, **known):
+    def __init__(self, run, token: str | None, on_state: Callable[[dict], None], replace: dict | None, **known):
         self.run, self.token, self.on_state, self.replace, self.known = run, token, on_state, replace, known
         self.said = 0.0
 
@@ -228,7 +230,7 @@ class _Teller:
 
 
 def publish(
-    run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], on_state=lambda its: None, replace: str = "",
+    run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], on_state=lambda its: None, replace: dict | None = None,
 ) -> dict:
     """Publish a finished run's adapter as user/name, and prove that what lies there is what was trained.
 
@@ -237,7 +239,8 @@ def publish(
         private: only for a repository that is made now.
         share_link: the page's address for a repository id, printed in the card.
         on_state: called with the state as `state` gives it, at each change.
-        replace: the run whose adapter may be replaced where the name holds it; ANY_RUN for whichever it is.
+        replace: {"run", "private"}: the run whose adapter may be replaced where the name holds it, ANY_RUN for whichever it is, and
+            whether only where nobody else sees it.
 
     Returns:
         the last state: "verified", or "unverified" with the reason.
@@ -249,7 +252,7 @@ def publish(
     return _go(_begin(run, name, private, token, on_state, replace), share_link)
 
 
-def begin(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], replace: str = "") -> threading.Thread:
+def begin(run, name: str, private: bool, token: str | None, share_link: Callable[[str], str], replace: dict | None = None) -> threading.Thread:
     """The same in a thread of this process, where the token stays; the run's folder tells how far it is.
 
     Raises:
@@ -271,7 +274,7 @@ def begin(run, name: str, private: bool, token: str | None, share_link: Callable
 _beginning = threading.Lock()
 
 
-def _begin(run, name: str, private: bool, token: str | None, on_state, replace: str) -> _Teller:
+def _begin(run, name: str, private: bool, token: str | None, on_state, replace: dict | None) -> _Teller:
     name = check_name(name)
     if not run.read("done"):
         raise UserError(f"This run is {run.state()}. Publish it once it is done.")
@@ -357,6 +360,8 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
         """On top of what is looked at now: what came there meanwhile is not written over, and the Hub refuses what comes after."""
         there = _look(repo_id, token)
         _require_place(there, teller, files)
+        if not there["run"]:  # it was deleted meanwhile
+            teller.known.pop("in_place_of", None)
         operations = [CommitOperationAdd(path, its if isinstance(its, bytes) else str(its)) for path, its in files.items()]
         if there["run"] not in ("", run.id):  # a file of the other's that this one has not, a tokenizer for one, would be loaded with it
             teller.known["in_place_of"] = {"repo_id": repo_id, "run": there["run"]}
@@ -381,9 +386,11 @@ def _push(teller: _Teller, share_link: Callable[[str], str]) -> dict[str, bytes 
     if wrong:
         raise UserError(f"{repo_id} does not hold {' and '.join(wrong)} as pushed. Push again; the local adapter is whole.")
     private = transfer.patiently(lambda: hub.is_private(repo_id, token), teller.pausing)
-    in_place_of = teller.known.pop("in_place_of", None)
+    in_place_of = teller.known.get("in_place_of", {})
+    if in_place_of.get("repo_id") == repo_id:
+        del teller.known["in_place_of"]
     teller.say(commit=done.oid, private=private, sha256=hashes)
-    if in_place_of and in_place_of["repo_id"] == repo_id:
+    if in_place_of.get("repo_id") == repo_id:
         _tell_replaced(run, in_place_of)
     return files
 
@@ -418,7 +425,7 @@ def _look(repo_id: str, token: str) -> dict:
 
     with hub.in_words(repo_id, True):
         try:  # `repo_exists` would wait for ever where no answer comes
-            info = HfApi().model_info(repo_id, files_metadata=True, token=token, timeout=hub.TIMEOUT_S)
+            info = HfApi().model_info(repo_id, files_metadata=True, token=token or False, timeout=hub.TIMEOUT_S)
         except RepositoryNotFoundError:
             return {"repo_id": repo_id, "commit": None, "private": None, "run": ""}
         found = {"repo_id": repo_id, "commit": info.sha, "private": bool(info.private), "run": ""}
@@ -442,7 +449,7 @@ def _record_in(repo_id: str, token: str) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            record = read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token, cache_dir=folder)), {})
+            record = read_json(Path(hf_hub_download(repo_id, "tuner.json", token=token or False, cache_dir=folder)), {})
         except (ValueError, RecursionError):
             return {}
     return record if isinstance(record, dict) else {}
@@ -457,12 +464,12 @@ def _require_place(there: dict, teller: _Teller, files: dict | None = None) -> N
     Raises:
         UserError: why; Taken, where a word suffices.
     """
-    private = teller.known["private"]
     if there["run"] in ("", teller.run.id):
-        if private and there["private"] is False and not there["run"]:
+        if teller.known["private"] and there["private"] is False and not there["run"]:
             raise UserError(f"{there['repo_id']} is there already, empty, and everybody can see it. Publish for everybody, or choose another name. Nothing was sent.")
         return
-    if teller.replace != there["run"] and not (teller.replace == ANY_RUN and (there["private"] or not private)):
+    may = teller.replace
+    if not may or may["run"] not in (there["run"], ANY_RUN) or (may["private"] and not there["private"]):
         raise Taken(there)
     if own := sorted(set(files or ()) & set(there["held"]) - set(there["names"])):
         raise UserError(f"{there['repo_id']} holds {' and '.join(own)}, put there by hand, which this run's would be written over. Choose another name; nothing was sent.")
@@ -473,10 +480,13 @@ def _tell_replaced(run, in_place_of: dict) -> None:
     with contextlib.suppress(UserError, OSError, ValueError):  # it was removed meanwhile: nobody is left to tell
         path = runs.find(run.owner, in_place_of["run"]).folder / "publish.json"
         its = read_json(path, {})
-        if its.get("repo_id") == in_place_of["repo_id"]:
-            write_json(path, {**its, "replaced_by": run.title})
-        elif (before := its.get("before", {})).get("repo_id") == in_place_of["repo_id"]:
-            write_json(path, {**its, "before": {**before, "url": _in_history(before)}})
+        before = its.get("before", {})
+        if in_place_of["repo_id"] in (its.get("repo_id"), before.get("repo_id")):
+            if its.get("repo_id") == in_place_of["repo_id"]:
+                its |= {"replaced_by": run.title}
+            if before.get("repo_id") == in_place_of["repo_id"]:
+                its |= {"before": {**before, "url": _in_history(before)}}
+            write_json(path, its)
 
 
 def _in_history(its: dict) -> str:
@@ -493,6 +503,7 @@ def open_up(run, token: str | None) -> dict:
     its = state(run)
     if not its.get("repo_id"):
         raise UserError("This run has not been published yet. Push it first.")
+    transfer.patiently(lambda: hub.require_own(its["repo_id"], token))
     if transfer.patiently(lambda: _look(its["repo_id"], token))["run"] != run.id:  # from another machine, perhaps
         raise UserError(f"{its['repo_id']} does not hold this run's adapter any more, so it was not opened. Push it first.")
     transfer.patiently(lambda: hub.make_public(its["repo_id"], token))

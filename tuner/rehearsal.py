@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from tuner import checkpoints, cost, machine, packed, proposals, quote, sizes
+from tuner import checkpoints, cost, machine, packed, proposals, quote, sizes, tasks
 from tuner import plan as plans
 from tuner.home import write_json
 from tuner.quote import Quote, Rows
@@ -33,7 +33,7 @@ def quote_run(run, train_set, held_set, base_dir: Path) -> Quote:
     """
     its = sizes.in_folder(base_dir)
     held_lengths = [len(row.ids) for row in held_set.encoded]
-    rows = Rows([len(row.ids) for row in train_set.encoded], train_set.learned, held_lengths, held_rows=len(set(held_set.owners)), chosen=True)
+    rows = Rows([len(row.ids) for row in train_set.encoded], train_set.learned, held_lengths, held_rows=len(set(held_set.owners)), chosen=True, classes=_classes(run, train_set))
     made = quote.here(run.recipe, its, rows)
     _note(run, made, rows, its)
     if TRUST * made.needed_gib > made.free_gib:
@@ -41,6 +41,12 @@ def quote_run(run, train_set, held_set, base_dir: Path) -> Quote:
             run, f"This run needs about {made.needed_gib:.1f} GiB and {made.free_gib:.1f} GiB is free, so it was not begun."
         )
     return made
+
+
+def _classes(run, train_set) -> int:
+    if not tasks.get(run.recipe.task).LABELLED:
+        return 0
+    return len({name for row in train_set.encoded for name in (row.labels if row.labels is not None else [row.label])})
 
 
 def _note(run, made: Quote, rows: Rows, its) -> None:

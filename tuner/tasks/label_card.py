@@ -26,10 +26,14 @@ def measures(report: dict) -> list[dict]:
     ]
     if its := report["probe"]["subjects"]:
         found.append({
-            "name": f"Probe read from features ({its.get('about', 'the subject').split(' ', 1)[1]})", "of": f"{its['items']} {its.get('of', 'general texts')}", "unit": "share", "per": "row", "better": "higher", "metric": "accuracy",
+            "name": f"Probe read from features ({its.get('about', 'the subject').split(' ', 1)[1]})", "of": f"{_items(its['items'], report['probe']['of'])} {its.get('of', 'general texts')}", "unit": "share", "per": "row", "better": "higher", "metric": "accuracy",
             "base": its["base"], "tuned": its["tuned"], "low": its["difference"]["low"], "high": its["difference"]["high"], "general": True, "majority": None,
         })
     return found
+
+
+def _items(items: int, of: int) -> str:
+    return f"{items}" if items >= of else f"{items} of {of}"
 
 
 def printed(report: dict) -> list[str]:
@@ -105,8 +109,7 @@ def forgetting(subjects: dict | None, words: tuple[str, str], of: int) -> tuple[
     """
     if not subjects or subjects["difference"]["high"] is None:
         return False, "What was forgotten was not measured."
-    items = f"{subjects['items']}" if subjects["items"] >= of else f"{subjects['items']} of {of}"
-    told = f"{words[0]} of {items} {words[1]} is read right from its features in {100 * subjects['base']:.0f} % before, {100 * subjects['tuned']:.0f} % after"
+    told = f"{words[0]} of {_items(subjects['items'], of)} {words[1]} is read right from its features in {100 * subjects['base']:.0f} % before, {100 * subjects['tuned']:.0f} % after"
     if subjects["difference"]["high"] < 0:
         return True, f"Its features serve this task now, others less: {told}."
     return False, f"No loss in its features was seen: {told}."
@@ -115,8 +118,8 @@ def forgetting(subjects: dict | None, words: tuple[str, str], of: int) -> tuple[
 def advice(report: dict) -> list[str]:
     """What the author may do about it, in sentences."""
     said, change = [], report["difference"]["macro_f1"]
-    if is_short(report):
-        said.append("Its report had not the time for all training rows and the whole probe: python -m tuner report RUN --all takes it.")
+    if missing := left_out(report):
+        said.append(f"Its report had not the time for {' and '.join(missing)}: python -m tuner report RUN --all takes it.")
     if change["high"] is not None and change["high"] < 0:
         said.append("Train longer, with a higher learning rate, or take the simpler classifier.")
     weak = [name for name, its in zip(report["classes"], report["tuned"]["by_class"]) if its["rows"] and its["f1"] == 0]
@@ -150,9 +153,11 @@ def before_and_after(run, report: dict) -> str:
     return "\n".join(lines)
 
 
-def is_short(report: dict) -> bool:
-    """Whether it was made with fewer training rows or less of the probe than there are."""
-    return report["base"].get("rows", report["train_rows"]) < min(report["train_rows"], cost.LINE_ROWS) or report["probe"]["items"] < report["probe"]["of"]
+def left_out(report: dict) -> list[str]:
+    """What it was made without for want of time, in words."""
+    most = min(report["train_rows"], cost.LINE_ROWS)
+    rows = [f"a baseline on {most:,} training rows"] if report["base"].get("rows", most) < most else []
+    return rows + (["the whole probe"] if report["probe"]["items"] < report["probe"]["of"] else [])
 
 
 def _baseline_rows(report: dict) -> str:

@@ -62,12 +62,13 @@ def make(
     on_status("Comparing with a classifier on the untouched base")
     train_rows = run.rows("train")
     count = repeat["base"]["rows"] if repeat else _lines(len(train_rows), LINE_SHARE * left(), row_s, held_features.shape[1], len(path.names))
-    train_set = survey.of(_some(train_rows, recipe.seed, count), tokenizer, recipe)
+    by_class = not repeat or "asked" in repeat["probe"]  # as the report that is repeated was made
+    train_set = survey.of(_some(train_rows, recipe.seed, count, by_class), tokenizer, recipe)
     with model.disable_adapter():
         features = path.features(train_set.encoded)
     line = Line.fit(features, truths(path, train_set.encoded), path.several, recipe)
     base = line.probabilities(held_features)
-    most = _majority(_given(train_rows, path.names), len(rows))
+    most = _majority(train_rows, path.names, len(rows))
     made = {
         "held_out_rows": len(rows), "train_rows": len(train_rows), "best_step": best_step, "classes": path.names, "several": path.several, "class_weights": recipe.class_weights,
         "majority": _scored(truth, most, recipe.seed),
@@ -102,12 +103,12 @@ def _lines(rows: int, left: float, row_s: float, hidden: int, classes: int) -> i
     return max(min(most, cost.fewest_lines(classes)), bisect_right(range(1, most + 1), left, key=its_s))
 
 
-def _some(rows: list[dict], seed: int, count: int) -> list[dict]:
-    """So many of the rows, the same for the same seed; where they are few, some of each class among them."""
+def _some(rows: list[dict], seed: int, count: int, by_class: bool = True) -> list[dict]:
+    """So many of the rows, the same for the same seed; `by_class`: some of each class among them, as far as that goes."""
     if len(rows) <= count:
         return rows
     rng = np.random.default_rng(seed)
-    if count >= cost.LINE_ROWS:
+    if not by_class:
         return [rows[index] for index in np.sort(rng.choice(len(rows), count, replace=False))]
     order, chosen, had = rng.permutation(len(rows)).tolist(), {}, Counter()
     for each in (1, cost.LINE_OF_CLASS):
@@ -118,14 +119,6 @@ def _some(rows: list[dict], seed: int, count: int) -> list[dict]:
                 had.update(names)
     chosen |= dict.fromkeys(order)
     return [rows[index] for index in sorted(list(chosen)[:count])]
-
-
-def _given(rows: list[dict], names: list[str]) -> np.ndarray:
-    """(B, C) booleans of rows as they are."""
-    place, found = {name: number for number, name in enumerate(names)}, np.zeros((len(rows), len(names)), bool)
-    for number, row in enumerate(rows):
-        found[number, [place[name] for name in names_in(row) if name in place]] = True
-    return found
 
 
 # The baseline -----------------------------------------------------------------------------------------------------
@@ -239,10 +232,11 @@ def _tried(features, truth, several: bool, recipe, parts) -> dict[float, float]:
     return {strength: scores.macro_f1(truth, its) for strength, its in guess.items()}
 
 
-def _majority(train_truth: np.ndarray, rows: int) -> np.ndarray:
-    """(rows, C): the most frequent label, or set of labels, again and again."""
-    kinds, counts = np.unique(train_truth, axis=0, return_counts=True)
-    return np.repeat(kinds[counts.argmax()][None], rows, axis=0)
+def _majority(train_rows: list[dict], names: list[str], rows: int) -> np.ndarray:
+    """(rows, C): the most frequent label, or set of labels, of all training rows, again and again."""
+    counts = Counter(frozenset(names_in(row)) for row in train_rows)
+    kinds = ([name in kind for name in names] for kind, count in counts.items() if count == max(counts.values()))
+    return np.repeat(np.array(min(kinds))[None], rows, axis=0)
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
@@ -339,13 +333,13 @@ def _probe(path, model, tokenizer, recipe, tokens: float, repeat: dict | None) -
         repeat: a report whose number of these is taken again.
 
     Returns:
-        items, of, subjects: {"items", "base", "tuned", "difference"}; fell, says: see `label_card.forgetting`.
+        items, of, asked (about how many there was time for), subjects: {"items", "base", "tuned", "difference"}; fell, says: see `label_card.forgetting`.
     """
     task = tasks.get(recipe.task)
     rows, about = task.probe_rows(tokenizer, recipe)
     of, wanted = len(rows), 2 * sum(len(row.ids) for row in rows)
-    count = repeat["probe"]["items"] if repeat else round(of * min(1.0, max(plans.LEAST_PROBE, tokens / wanted)))
-    places = np.linspace(0, of - 1, count).round().astype(int)
+    count = repeat["probe"].get("asked", of) if repeat else round(of * min(1.0, max(plans.LEAST_PROBE, tokens / wanted)))
+    places = _of_each(about, count)
     rows, about = [rows[place] for place in places], [about[place] for place in places]
     subjects, which = np.unique(about, return_inverse=True)
     for row in rows:
@@ -357,14 +351,30 @@ def _probe(path, model, tokenizer, recipe, tokens: float, repeat: dict | None) -
     parts = _parts(truth, False, 0)
     if not parts:
         fell, says = label_card.forgetting(None, task.PROBE_WORDS, of)
-        return {"items": len(rows), "of": of, "subjects": None, "fell": fell, "says": says}
+        return {"items": len(rows), "of": of, "asked": count, "subjects": None, "fell": fell, "says": says}
     right = [_right(features, truth, parts, recipe) for features in (before, after)]
     found = {
         "items": len(rows), "classes": len(subjects), "base": float(right[0].mean()), "tuned": float(right[1].mean()),
         "difference": figures.interval(right[1].astype(float) - right[0], seed=recipe.seed), "about": task.PROBE_WORDS[0], "of": task.PROBE_WORDS[1],
     }
     fell, says = label_card.forgetting(found, task.PROBE_WORDS, of)
-    return {"items": len(rows), "of": of, "subjects": found, "fell": fell, "says": says}
+    return {"items": len(rows), "of": of, "asked": count, "subjects": found, "fell": fell, "says": says}
+
+
+def _of_each(about: list[str], count: int) -> list[int]:
+    """About so many places: equally many of each subject, and where those were fewer than can be told apart, of fewer subjects."""
+    if count >= len(about):
+        return list(range(len(about)))
+    subjects = list(dict.fromkeys(about))
+    each = max(FOLDS, count // len(subjects))
+    asked = set(subjects[: max(2, count // each)])
+    had = Counter()
+    places = []
+    for place, subject in enumerate(about):
+        if subject in asked and had[subject] < each:
+            had[subject] += 1
+            places.append(place)
+    return places
 
 
 def _right(features: np.ndarray, truth: np.ndarray, parts, recipe) -> np.ndarray:

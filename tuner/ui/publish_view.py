@@ -80,7 +80,7 @@ def wire(its) -> None:
         its_state, start = publish.state(run), page.link("", request)
         if its_state["state"] == "taken":  # a second click finds it going
             its_name, private, there = its_state["name"], its_state["private"], its_state["there"]
-            publish.begin(run, its_name, private, visitor.token, lambda repo_id: start + repo_id, replace=there["run"])
+            publish.begin(run, its_name, private, visitor.token, lambda repo_id: start + repo_id, replace=there)
         return _shown(page, run, publish.state(run), request)
 
     @in_words
