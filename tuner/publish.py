@@ -29,6 +29,7 @@ SPARE_S = 900
 MOST_CHECK_S = 1800
 _SAY_EVERY_S = 0.5
 _REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}[A-Za-z0-9_]")
+# In place of a run's id: whichever it is.
 ANY_RUN = "*"
 # Any of these lets an app create a repository: docs/hub/oauth.md of huggingface/hub-docs.
 _SCOPES = {"contribute-repos", "write-repos", "manage-repos"}

@@ -235,7 +235,8 @@ def _tried(features, truth, several: bool, recipe, parts) -> dict[float, float]:
 def _majority(train_rows: list[dict], names: list[str], rows: int) -> np.ndarray:
     """(rows, C): the most frequent label, or set of labels, of all training rows, again and again."""
     counts = Counter(frozenset(names_in(row)) for row in train_rows)
-    kinds = ([name in kind for name in names] for kind, count in counts.items() if count == max(counts.values()))
+    most = max(counts.values())
+    kinds = ([name in kind for name in names] for kind, count in counts.items() if count == most)
     return np.repeat(np.array(min(kinds))[None], rows, axis=0)
 
 
