@@ -14,9 +14,10 @@ from safetensors.numpy import save
 
 from tests.hub_client import ALICE, BOB, Client, assert_no_token_in
 from tests.stand_in_hub import Fault
-from tuner import chat, chat_worker, figures, models
+from tuner import chat, chat_worker, figures, models, provenance
 from tuner import recipe as recipes
 from tuner.errors import UserError
+from tuner.recipe import STARTER_MODEL
 
 PRELUDE = """
 from dataclasses import asdict
@@ -196,6 +197,18 @@ def test_the_card_of_a_run_that_was_trained_longer_says_that_its_command_comes_n
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "longer_from": 8}))
     push(client)
     assert "It was trained longer from step 8 on. This takes all steps on one schedule" in card_of(hub.repos["model", "alice/animals"])[1]
+
+
+@pytest.mark.parametrize("base, source, offline, near", [
+    ({"id": STARTER_MODEL, "revision": ""}, {"kind": "demo"}, True, False), ({"id": STARTER_MODEL, "revision": ""}, {"kind": "file"}, True, False),
+    ({"id": STARTER_MODEL, "revision": ""}, {"kind": "hub", "hub_id": "bob/rows"}, False, True),  # whose rows are on the Hub
+    ({"id": STARTER_MODEL, "revision": "0" * 40}, {"kind": "demo"}, False, False), ({"id": "a/b", "revision": ""}, {"kind": "demo"}, False, False),
+    ({"id": "tuner-presets/digits-resnet", "revision": ""}, {"kind": "demo"}, False, False),  # the Hub has no other
+])
+def test_the_command_of_a_base_out_of_a_package_takes_it_again(base, source, offline, near):
+    how, command = provenance.reproduce(recipes.Recipe(), base, {"source": source, "steps": []})
+    assert command.startswith("HF_HUB_OFFLINE=1 python -m tuner train recipe.toml") == offline and ("comes near" in how) == near
+    assert ("requirements-starter.txt" in how) == (offline or near)
 
 
 def test_the_card_of_a_hub_dataset_names_all_that_reads_it_again(hub, client, tmp_path):

@@ -2,7 +2,7 @@
 
 import tomlkit
 
-from tuner import events, licences, machine, tasks
+from tuner import events, licences, machine, starter, tasks
 from tuner.recipe import HUB_ID, KNOBS
 
 # Names for lists and folders of this machine; they shape nothing.
@@ -40,7 +40,7 @@ def sections(run) -> str:
     learned_from = sum(event["tokens"] for event in events.latest(run.events()[0], "step"))
     results, _ = run.events(kind="result")
     minutes = (results[-1]["elapsed_s"] if results else 0) / 60
-    how, command = reproduce(run.recipe, receipt, plan.get("longer_from"))
+    how, command = reproduce(run.recipe, base, receipt, plan.get("longer_from"))
     return _TEXT.format(
         how=how, command=command, recipe=recipe_text(run.recipe, base, receipt), precision=plan["precision"],
         hardware=hardware(run), minutes=f"{minutes:.1f}", tokens=f"{learned_from:,}", versions=versions(run),
@@ -65,10 +65,11 @@ def recipe_text(recipe, base: dict, receipt: dict) -> str:
     return tomlkit.dumps({name: value for name, value in found.items() if value not in ("", {})})
 
 
-def reproduce(recipe, receipt: dict, longer_from: int | None = None) -> tuple[str, str]:
+def reproduce(recipe, base: dict, receipt: dict, longer_from: int | None = None) -> tuple[str, str]:
     """(what to do first, the command) that trains it again.
 
     Args:
+        base: {"id", "revision"}, without a revision where it did not come from the Hub.
         longer_from: the step from which it was trained longer than it was begun with.
     """
     if _hub_dataset(receipt):
@@ -77,6 +78,12 @@ def reproduce(recipe, receipt: dict, longer_from: int | None = None) -> tuple[st
         how, command = "Save the recipe as `recipe.toml` in Tuner's folder, then:", "python -m tuner train recipe.toml dataset=presets/data/headlines.jsonl"
     else:
         how, command = "The rows are not published; whoever has them saves the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml dataset=FILE"
+    packaged = starter.of(base["id"]) if not base.get("revision") else None
+    if packaged and not packaged.ours and not _hub_dataset(receipt):
+        command = f"HF_HUB_OFFLINE=1 {command}"
+        how = f"The base is the one of `requirements-starter.txt`; offline it is taken where the Hub's own is not on the machine already. {how}"
+    elif packaged and not packaged.ours:
+        how = f"The base was the one of `requirements-starter.txt`; with the Hub's own, which is taken where it can be reached, it comes near. {how}"
     if longer_from is not None:
         how = f"It was trained longer from step {longer_from:,} on. This takes all steps on one schedule: near to it, not the same. {how}"
     if [step for step in receipt["steps"] if "rows_out" in step]:
