@@ -14,9 +14,10 @@ from safetensors.numpy import save
 
 from tests.hub_client import ALICE, BOB, Client, assert_no_token_in
 from tests.stand_in_hub import Fault
-from tuner import chat, chat_worker, figures, models, provenance
+from tuner import chat, chat_worker, data, figures, models, provenance, tasks
 from tuner import recipe as recipes
 from tuner.errors import UserError
+from tuner.home import DEMO_ROOT
 from tuner.recipe import STARTER_MODEL
 
 PRELUDE = """
@@ -125,6 +126,7 @@ def test_the_card_tells_the_truth(hub, client, base):
     ({"kind": "hub", "hub_id": "bob/rows"}, ["bob/rows"], "[bob/rows](https://huggingface.co/datasets/bob/rows)"),
     ({"kind": "hub", "hub_id": "../../etc"}, None, "rows of the author's own, not published"),
     ({"kind": "file", "file": "/home/alice/secret.csv", "name": "secret.csv"}, None, "an uploaded file, not published"),
+    ({"kind": "demo", "file": "library_desk.jsonl"}, None, "Tuner's own “Library desk”"), ({"kind": "demo", "file": "/etc/passwd"}, None, "rows of the author's own, not published"),
 ])
 def test_the_card_names_a_dataset_only_if_the_hub_has_it(hub, client, source, named, said):
     path = next(client.home.glob("runs/local/*/data/receipt.json"))
@@ -200,15 +202,30 @@ def test_the_card_of_a_run_that_was_trained_longer_says_that_its_command_comes_n
 
 
 @pytest.mark.parametrize("base, source, offline, near", [
-    ({"id": STARTER_MODEL, "revision": ""}, {"kind": "demo"}, True, False), ({"id": STARTER_MODEL, "revision": ""}, {"kind": "file"}, True, False),
+    ({"id": STARTER_MODEL, "revision": ""}, {"kind": "demo", "file": "headlines.jsonl"}, True, False), ({"id": STARTER_MODEL, "revision": ""}, {"kind": "file"}, True, False),
     ({"id": STARTER_MODEL, "revision": ""}, {"kind": "hub", "hub_id": "bob/rows"}, False, True),  # whose rows are on the Hub
     ({"id": STARTER_MODEL, "revision": "0" * 40}, {"kind": "demo"}, False, False), ({"id": "a/b", "revision": ""}, {"kind": "demo"}, False, False),
-    ({"id": "tuner-presets/digits-resnet", "revision": ""}, {"kind": "demo"}, False, False),  # the Hub has no other
+    ({"id": "tuner-presets/digits-resnet", "revision": ""}, {"kind": "demo", "file": "digits/digits-5-to-9.zip"}, False, False),  # the Hub has no other
 ])
 def test_the_command_of_a_base_out_of_a_package_takes_it_again(base, source, offline, near):
     how, command = provenance.reproduce(recipes.Recipe(), base, {"source": source, "steps": []})
     assert command.startswith("HF_HUB_OFFLINE=1 python -m tuner train recipe.toml") == offline and ("comes near" in how) == near
     assert ("requirements-starter.txt" in how) == (offline or near)
+    assert command.endswith({"demo": f"dataset=presets/data/{source.get('file')}" if "file" in source else "dataset=FILE", "file": "dataset=FILE", "hub": "recipe.toml"}[source["kind"]])
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_demo_read_as_a_file_is_known_as_what_it_is(home, tmp_path, task):
+    """The card of a run at the terminal names it, and its command finds it again; a file elsewhere of the same name is nobody's."""
+    file, title, _ = tasks.get(task).DEMO
+    path = DEMO_ROOT / "data" / file
+    load = lambda path: data.from_recipe("local", recipes.Recipe(task=task, dataset=path.name), path.parent)  # noqa: E731
+    its = load(path)
+    assert (its.source["kind"], its.source["file"]) == ("demo", file) and tasks.demos()[file] == title
+    assert provenance.reproduce(recipes.Recipe(task=task), {"id": "a/b"}, {"source": its.source, "steps": []})[1].endswith(f"dataset=presets/data/{file}")
+    other = tmp_path / path.name
+    shutil.copyfile(path, other)
+    assert load(other).source["kind"] == "file"
 
 
 def test_the_card_of_a_hub_dataset_names_all_that_reads_it_again(hub, client, tmp_path):

@@ -92,10 +92,11 @@ def torture(kills: int, seed: int, base: Path, folder: Path) -> list[str]:
     """So many times SIGKILL, and SIGTERM beside them; what went wrong, "" each where nothing did."""
     chance = random.Random(seed)
     settings = dict(epochs=4.0, evaluations=5, patience=0)
-    whole = small_run(base, **settings)
-    began = time.monotonic()
-    if code := wait(life(whole, folder / "log.txt"), 300):
-        return [f"The run that nobody killed ended with {code}:\n{(folder / 'log.txt').read_text()[-2000:]}"]
+    for _ in range(2):  # the first of all takes longer than any after it
+        whole = small_run(base, **settings)
+        began = time.monotonic()
+        if code := wait(life(whole, folder / "log.txt"), 300):
+            return [f"The run that nobody killed ended with {code}:\n{(folder / 'log.txt').read_text()[-2000:]}"]
     took, wanted = time.monotonic() - began, result(whole)
     plan = whole.read("plan")
     interval = max(b - a for a, b in zip([0, *plan["evaluate_at"]], plan["evaluate_at"]))
@@ -121,6 +122,8 @@ def torture(kills: int, seed: int, base: Path, folder: Path) -> list[str]:
                     clean = code == 143 or code == -signal.SIGTERM and len(run.events()[0]) == first_event
                     if not clean or time.monotonic() - asked > TERM_S:
                         wrong.append(f"A SIGTERM ended it with {code} after {time.monotonic() - asked:.1f} s")
+                if run.state() == "done":  # between its last word and the end of its process: nothing is left to resume
+                    code = 0
             elif code != 0:
                 wrong.append(f"A resumed run failed with {code}: {run.error() or (folder / 'log.txt').read_text()[-1500:]}")
                 break

@@ -74,8 +74,9 @@ def build(run, repo_id: str, share_link: str) -> str:
     hub_dataset = receipt["source"].get("hub_id", "")
     hub_dataset = hub_dataset if HUB_ID.fullmatch(hub_dataset) else ""
     title = _plain(run.title)
-    kind = {"demo": "Tuner's own clickbait headlines", "paste": "pasted rows, not published",
-            "file": "an uploaded file, not published"}
+    kind = {"paste": "pasted rows, not published", "file": "an uploaded file, not published"}
+    if demo := tasks.demos().get(provenance.demo_of(receipt), ""):
+        kind["demo"] = f"Tuner's own “{demo.removesuffix(' (demo)')}”"
     data = ModelCardData(
         base_model=base["id"], base_model_relation="adapter", library_name="peft", pipeline_tag=task.PIPELINE,
         datasets=[hub_dataset] if hub_dataset else None,

@@ -613,7 +613,9 @@ def from_recipe(owner: str, recipe, beside: Path, token: str | None = None, on_p
     mapping = Mapping(recipe.dataset_format, dict(recipe.columns), "from the recipe") if recipe.dataset_format else None
     if path.is_file():
         files, notes = [(path, path.name)], []
-        dataset = create(owner, path.name, {"kind": "file", "file": path.name}, files, mapping, passing=True)
+        demo = next((file for file in tasks.demos() if (DEMO_ROOT / "data" / file).resolve() == path.resolve()), "")
+        source = {"kind": "demo", "file": demo} if demo else {"kind": "file", "file": path.name}
+        dataset = create(owner, path.name, source, files, mapping, passing=True)
         records = reading.read(files, notes, dataset.folder, on_progress)
     elif HUB_ID.fullmatch(recipe.dataset):
         records, notes = read_hub(

@@ -53,6 +53,12 @@ def _hub_dataset(receipt: dict) -> str:
     return name if HUB_ID.fullmatch(name) and ".." not in name else ""
 
 
+def demo_of(receipt: dict) -> str:
+    """Which of Tuner's own files the rows are, see `tasks.demos`; "" where they are others."""
+    source = receipt["source"]
+    return source.get("file", "") if source.get("kind") == "demo" and source.get("file") in tasks.demos() else ""
+
+
 def recipe_text(recipe, base: dict, receipt: dict) -> str:
     """Every setting that shapes the result, as TOML that `recipe.load` takes; the base pinned to the revision it was.
 
@@ -74,8 +80,8 @@ def reproduce(recipe, base: dict, receipt: dict, longer_from: int | None = None)
     """
     if _hub_dataset(receipt):
         how, command = "Save the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml"
-    elif receipt["source"].get("kind") == "demo":
-        how, command = "Save the recipe as `recipe.toml` in Tuner's folder, then:", "python -m tuner train recipe.toml dataset=presets/data/headlines.jsonl"
+    elif demo := demo_of(receipt):
+        how, command = "Save the recipe as `recipe.toml` in Tuner's folder, then:", f"python -m tuner train recipe.toml dataset=presets/data/{demo}"
     else:
         how, command = "The rows are not published; whoever has them saves the recipe as `recipe.toml`, then:", "python -m tuner train recipe.toml dataset=FILE"
     packaged = starter.of(base["id"]) if not base.get("revision") else None

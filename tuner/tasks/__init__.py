@@ -92,6 +92,11 @@ def of_record(known: dict, peft_task: str | None) -> tuple[str, dict]:
     return task, get(task).read_record(known)
 
 
+def demos() -> dict[str, str]:
+    """Every task's demo: its file under presets/data, and its title."""
+    return {file: title for file, title, _ in (get(name).DEMO for name in TASKS)}
+
+
 def of_format(format: str, otherwise: str = DEFAULT) -> str:
     """The task that has this format; `otherwise` where none has."""
     return next((name for name in TASKS if format in get(name).FORMATS), otherwise)
