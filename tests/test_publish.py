@@ -411,7 +411,7 @@ def test_another_run_s_place_is_taken_only_by_a_word(hub, client):
     for replace in ("", "20260101-120000-ffffffff"):  # neither without a word nor with one about another
         last, seen = push(client, replace=replace)
         assert last["state"] == "taken" and last["there"]["run"] == OTHER and seen[-1]["raised"].startswith("Taken: alice/animals holds")
-        assert "another run of yours (test/labels, published on 20" in last["reason"] and "everybody can see it). Nothing was sent. Put this one in its place" in last["reason"]
+        assert "another run of yours (test/labels, published on 20" in last["reason"] and "everybody can see it). Nothing there was changed. Put this one in its place" in last["reason"]
         assert repo.files == there and {request.method for request in hub.requests} <= {"GET", "HEAD"}
     last, _ = push(client, replace=OTHER)
     assert last["state"] == "verified" and last["private"] is False and is_whole(hub, client.adapter)

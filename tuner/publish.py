@@ -42,7 +42,7 @@ class Taken(UserError):
 
     def __init__(self, there: dict):
         super().__init__(
-            f"{there['repo_id']} holds the adapter of {_anothers(there)}. Nothing was sent. Put this one in its place, or choose "
+            f"{there['repo_id']} holds the adapter of {_anothers(there)}. Nothing there was changed. Put this one in its place, or choose "
             f"another name. {_afterwards(there)}"
         )
         self.there = {name: there[name] for name in ("repo_id", "run", "private")}
@@ -237,7 +237,7 @@ def publish(
 
     Args:
         name: the repository's name; the user comes from the token, never from what was typed.
-        private: only for a repository that is made now.
+        private: for a repository that is made now; an empty one that everybody can see is refused then.
         share_link: the page's address for a repository id, printed in the card.
         on_state: called with the state as `state` gives it, at each change.
         replace: {"run", "private"}: the run whose adapter may be replaced where the name holds it, ANY_RUN for whichever it is, and
@@ -467,13 +467,13 @@ def _require_place(there: dict, teller: _Teller, files: dict | None = None) -> N
     """
     if there["run"] in ("", teller.run.id):
         if teller.known["private"] and there["private"] is False and not there["run"]:
-            raise UserError(f"{there['repo_id']} is there already, empty, and everybody can see it. Publish for everybody, or choose another name. Nothing was sent.")
+            raise UserError(f"{there['repo_id']} is there already, empty, and everybody can see it. Publish for everybody, or choose another name; nothing there was changed.")
         return
     may = teller.replace
     if not may or may["run"] not in (there["run"], ANY_RUN) or (may["private"] and not there["private"]):
         raise Taken(there)
     if own := sorted(set(files or ()) & set(there["held"]) - set(there["names"])):
-        raise UserError(f"{there['repo_id']} holds {' and '.join(own)}, put there by hand, which this run's would be written over. Choose another name; nothing was sent.")
+        raise UserError(f"{there['repo_id']} holds {' and '.join(own)}, put there by hand, which this run's would be written over. Choose another name; nothing there was changed.")
 
 
 def _tell_replaced(run, in_place_of: dict) -> None:
